@@ -5,16 +5,15 @@ rely on it: what is said on the command line, the variables AITBCD_STATE_DIR, AI
 AITBCD_CONFIG, what systemd.exec(5) sets, and then the system's paths for root, those of the XDG
 Base Directory Specification for anyone else.
 
-Standard library only and cheap (pathlib alone costs three milliseconds): the command line imports
-it at each start, to find the daemon's socket.
+Standard library only and cheap, because the command line imports it at each start to find the
+daemon's socket: a dataclass or pathlib would cost it four milliseconds each.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +26,7 @@ SYSTEM_RUNTIME = "/run/aitbcd"
 SYSTEM_CONFIG = "/etc/aitbcd/aitbcd.toml"
 
 
-@dataclass(frozen=True, slots=True)
-class Paths:
+class Paths(NamedTuple):
     """The places of one daemon, all absolute."""
 
     state: Path
