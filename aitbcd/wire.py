@@ -1,0 +1,526 @@
+"""JSON <-> values: job descriptions in, statuses and problem documents out. Pure.
+
+Three forms are fixed, because programs outside rely on them: a job as JSON (the same in ``POST
+/v1/jobs``, in a line of a batch and in a job file), its status, and errors as problem documents
+(RFC 9457). Text that is no UTF-8 travels as ``{"b64": "..."}``. Times are RFC 3339 in UTC with a
+``Z``: whole seconds in a status, microseconds in events and attempts.
+
+A description is read key by key through one table, so that a wrong value is refused by its name
+with what is allowed, and a small job costs what its few keys cost.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from aitbcd import errors
+from aitbcd.errors import AitbcError, BadRequest, InvalidJob, InvalidValue
+from aitbcd.model import Attempt, Event, Job, JobSpec, JobState, Priority, ResultsState
+from aitbcd.units import parse_duration, parse_size
+
+#: A JSON value as Python has it.
+Json = Any
+#: The fields of a ``JobSpec`` that a description sets.
+Given = dict[str, Any]
+
+NAME_LENGTH_MAX = 255
+RETRIES_MAX = 1000
+CPUS_MAX = 65536
+GPUS_MAX = 1024
+
+_decode = msgspec.json.Decoder().decode
+encode = msgspec.json.Encoder().encode
+
+
+def decode(body: bytes | memoryview) -> Json:
+    """Return the JSON value in ``body``.
+
+    Raises:
+        BadRequest: it is no JSON, or no UTF-8.
+    """
+    try:
+        return _decode(body)
+    except UnicodeDecodeError as problem:
+        detail = f"the JSON is not UTF-8: {problem.reason}"
+        hint = 'send text that is no UTF-8 as {"b64": "..."}'
+        raise BadRequest(detail, hint=hint) from None
+    except msgspec.DecodeError as problem:
+        raise BadRequest(f"not valid JSON: {problem}", hint="correct the request") from None
+    except RecursionError:
+        raise BadRequest("the JSON is nested too deeply", hint="correct the request") from None
+
+
+# --- a job description ----------------------------------------------------------------------
+
+
+def job_spec(description: Json, defaults: Given | None = None) -> JobSpec:
+    """Return what a description asks for.
+
+    Args:
+        defaults: what another description gives (see ``given``), where this one is silent.
+
+    Raises:
+        InvalidJob: with the field ``field`` where one is to blame.
+    """
+    fields = given(description)
+    if defaults:
+        fields = defaults | fields
+    if "argv" not in fields:
+        raise InvalidJob(
+            "the job has no command",
+            hint='give "argv": ["program", "argument", ...] or "command": "a shell line"',
+            field="argv",
+        )
+    return JobSpec(**fields)
+
+
+def given(description: Json) -> Given:
+    """Return the fields of ``JobSpec`` that a description gives.
+
+    Raises:
+        InvalidJob: with the field ``field`` where one is to blame.
+    """
+    if not isinstance(description, dict):
+        raise InvalidJob(
+            f"a job is a JSON object, not {_kind(description)}",
+            hint='for example {"argv": ["python", "train.py"]}',
+        )
+    fields: Given = {}
+    for key, value in description.items():
+        reader = _READERS.get(key)
+        if reader is None:
+            raise InvalidJob(
+                f"unknown field '{key}' in the job",
+                hint="known fields: " + ", ".join(_READERS),
+                field=key,
+            )
+        if value is not None:
+            reader(key, value, fields)
+    if "gpus" in fields or "_gpu_wish" in fields:
+        _settle_gpus(fields)
+    return fields
+
+
+def _wrong(key: str, value: Json, allowed: str) -> InvalidJob:
+    shown = value if isinstance(value, str) else encode(value).decode()
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    quoted = f'"{shown}"' if isinstance(value, str) else shown
+    return InvalidJob(f"{key} is {quoted}: expected {allowed}", field=key)
+
+
+def _kind(value: Json) -> str:
+    kinds = {str: "a string", list: "an array", dict: "an object", bool: "true or false"}
+    return kinds.get(type(value), "null" if value is None else "a number")
+
+
+def _bytes(key: str, value: Json) -> bytes:
+    if isinstance(value, str):
+        raw = value.encode()
+    elif isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str):
+        try:
+            raw = base64.b64decode(value["b64"], validate=True)
+        except (binascii.Error, ValueError):
+            raise _wrong(key, value, "base64 in b64") from None
+    else:
+        raise _wrong(key, value, 'a string, or {"b64": "..."} for one that is no UTF-8')
+    if b"\0" in raw:
+        raise _wrong(key, value, "text without NUL characters")
+    return raw
+
+
+def _array(key: str, value: Json) -> tuple[bytes, ...]:
+    if not isinstance(value, list):
+        raise _wrong(key, value, f"an array of strings, not {_kind(value)}")
+    return tuple([_bytes(key, item) for item in value])
+
+
+def _path(key: str, value: Json) -> bytes:
+    path = _bytes(key, value)
+    if not path.startswith(b"/"):
+        raise _wrong(key, value, "an absolute path")
+    return path
+
+
+def _variables(key: str, value: Json) -> tuple[bytes, ...]:
+    if isinstance(value, dict):
+        entries = tuple(_entry(key, name, text) for name, text in value.items())
+    elif isinstance(value, list):
+        entries = tuple([_bytes(key, item) for item in value])
+    else:
+        raise _wrong(key, value, 'an object of names and values, or an array of "NAME=value"')
+    for entry in entries:
+        if entry.find(b"=") < 1:
+            raise _wrong(key, entry.decode(errors="replace"), '"NAME=value", with a name')
+    return entries
+
+
+def _entry(key: str, name: str, value: Json) -> bytes:
+    if "=" in name or "\0" in name or not name:
+        raise _wrong(key, name, 'names of variables without "=", not empty')
+    return b"%s=%s" % (name.encode(), _bytes(f"{key}.{name}", value))
+
+
+def _whole(key: str, value: Json, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise _wrong(key, value, f"a whole number from {least} to {most}")
+    return value
+
+
+def _read_argv(key: str, value: Json, fields: Given) -> None:
+    argv = _array(key, value)
+    if not argv or not argv[0]:
+        raise _wrong(key, value, "a program and its arguments, the program not empty")
+    _set_command(key, fields, argv, is_shell=False)
+
+
+def _read_command(key: str, value: Json, fields: Given) -> None:
+    line = _bytes(key, value)
+    if not line.strip():
+        raise _wrong(key, value, "a shell line that is not empty")
+    _set_command(key, fields, (b"/bin/sh", b"-c", line), is_shell=True)
+
+
+def _set_command(key: str, fields: Given, argv: tuple[bytes, ...], *, is_shell: bool) -> None:
+    if "argv" in fields:
+        raise InvalidJob("argv and command are both given", hint="give one of them", field=key)
+    fields["argv"] = argv
+    fields["is_shell"] = is_shell
+
+
+def _read_name(key: str, value: Json, fields: Given) -> None:
+    is_name = isinstance(value, str) and 1 <= len(value) <= NAME_LENGTH_MAX
+    if not is_name or not value.isprintable():
+        raise _wrong(key, value, f"1 to {NAME_LENGTH_MAX} printable characters")
+    fields["name"] = value
+
+
+def _read_timeout(key: str, value: Json, fields: Given) -> None:
+    try:
+        seconds = parse_duration(value)
+    except ValueError as problem:
+        raise InvalidJob(f"{key}: {problem}", field=key) from None
+    if seconds <= 0:
+        raise _wrong(key, value, "more than 0; leave it out for no limit")
+    if fields.setdefault("timeout_s", seconds) != seconds:
+        detail = "timeout and timeout_seconds differ"
+        raise InvalidJob(detail, hint="give one of them", field=key)
+
+
+def _read_memory(key: str, value: Json, fields: Given) -> None:
+    try:
+        fields["memory"] = parse_size(value)
+    except ValueError as problem:
+        raise InvalidJob(f"{key}: {problem}", field=key) from None
+
+
+def _read_priority(key: str, value: Json, fields: Given) -> None:
+    if not isinstance(value, str) or value.upper() not in Priority.__members__:
+        raise _wrong(key, value, "low, normal or high")
+    fields["priority"] = Priority[value.upper()]
+
+
+def _read_umask(key: str, value: Json, fields: Given) -> None:
+    is_octal = isinstance(value, str) and 1 <= len(value) <= 5 and not value.strip("01234567")
+    if not is_octal or int(value, 8) > 0o777:
+        raise _wrong(key, value, 'a string of octal digits, for example "0022"')
+    fields["umask"] = int(value, 8)
+
+
+def _read_artifacts(key: str, value: Json, fields: Given) -> None:
+    fields["artifacts"] = globs = _array(key, value)
+    if not all(globs):
+        raise _wrong(key, value, "patterns that are not empty")
+
+
+def _read_gpus(key: str, value: Json, fields: Given) -> None:
+    count = _whole(key, value, 0, GPUS_MAX)
+    if fields.setdefault("gpus", count) != count:
+        detail = "gpus and requirements.gpu_count differ"
+        raise InvalidJob(detail, hint="give one of them", field=key)
+
+
+def _read_requirements(key: str, value: Json, fields: Given) -> None:
+    if not isinstance(value, dict):
+        raise _wrong(key, value, "an object with gpu_type, gpu_count, min_vram_gb")
+    for name, wish in value.items():
+        reader = _REQUIREMENTS.get(name)
+        if reader is None:
+            raise InvalidJob(
+                f"unknown field '{name}' in requirements",
+                hint="known fields: " + ", ".join(_REQUIREMENTS),
+                field=f"{key}.{name}",
+            )
+        if wish is not None:
+            reader(f"{key}.{name}", wish, fields)
+
+
+def _read_gpu_type(key: str, value: Json, fields: Given) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise _wrong(key, value, 'the name of a GPU model, for example "h200"')
+    fields["_gpu_wish"] = key
+
+
+def _read_min_vram(key: str, value: Json, fields: Given) -> None:
+    try:
+        parse_size(value)
+    except ValueError as problem:
+        raise InvalidJob(f"{key}: {problem}", field=key) from None
+    fields["_gpu_wish"] = key
+
+
+def _read_min_vram_gb(key: str, value: Json, fields: Given) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        raise _wrong(key, value, "a number of gigabytes")
+    fields["_gpu_wish"] = key
+
+
+def _settle_gpus(fields: Given) -> None:
+    """Make a wish about the kind of GPU ask for one; without GPUs it is a contradiction."""
+    wish = fields.pop("_gpu_wish", None)
+    if wish is not None and fields.setdefault("gpus", 1) == 0:
+        detail = f"{wish} is given, but the job asks for no GPU"
+        raise InvalidJob(detail, hint='leave it out, or ask for "gpus": 1', field=wish)
+
+
+def _reader(field: str, read: Callable[[str, Json], Any]) -> Callable[[str, Json, Given], None]:
+    def store(key: str, value: Json, fields: Given) -> None:
+        fields[field] = read(key, value)
+
+    return store
+
+
+def _number(field: str, least: int, most: int) -> Callable[[str, Json, Given], None]:
+    return _reader(field, lambda key, value: _whole(key, value, least, most))
+
+
+_READERS: dict[str, Callable[[str, Json, Given], None]] = {
+    "argv": _read_argv,
+    "command": _read_command,
+    "name": _read_name,
+    "cwd": _reader("cwd", _path),
+    "env": _reader("env", _variables),
+    "environment": _reader("environment", _variables),
+    "gpus": _read_gpus,
+    "gpu_type": _read_gpu_type,
+    "min_vram": _read_min_vram,
+    "cpus": _number("cpus", 1, CPUS_MAX),
+    "memory": _read_memory,
+    "timeout": _read_timeout,
+    "timeout_seconds": _read_timeout,
+    "priority": _read_priority,
+    "artifacts": _read_artifacts,
+    "retries": _number("retries", 0, RETRIES_MAX),
+    "umask": _read_umask,
+    "stdin": _reader("stdin", _path),
+    "requirements": _read_requirements,
+}
+_REQUIREMENTS: dict[str, Callable[[str, Json, Given], None]] = {
+    "gpu_type": _read_gpu_type,
+    "gpu_count": _read_gpus,
+    "min_vram_gb": _read_min_vram_gb,
+}
+
+
+def text(value: bytes) -> Json:
+    """Return bytes as JSON: a string where they are UTF-8, else ``{"b64": ...}``."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode()}
+
+
+# --- times ----------------------------------------------------------------------------------
+
+
+def rfc3339(at: int | None) -> str | None:
+    """Return microseconds since the epoch as ``2026-02-13T10:00:00Z``."""
+    if at is None:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at // 1_000_000))
+
+
+def rfc3339_exact(at: int | None) -> str | None:
+    """Return microseconds since the epoch as ``2026-02-13T10:00:00.123456Z``."""
+    whole = rfc3339(at)
+    if at is None or whole is None:
+        return None
+    return f"{whole[:-1]}.{at % 1_000_000:06d}Z"
+
+
+def parse_time(key: str, value: str, *, is_end: bool = False) -> int:
+    """Return microseconds since the epoch of a date or an RFC 3339 time.
+
+    Args:
+        is_end: a date alone means the end of that day, so that ``to=2026-01-31`` includes it.
+
+    Raises:
+        InvalidValue: with the field ``field``.
+    """
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        detail = f"{key} is '{value}': expected a date or a time with its zone"
+        hint = "for example 2026-01-31 or 2026-01-31T10:00:00Z"
+        raise InvalidValue(detail, hint=hint, field=key) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    since = moment - datetime.fromtimestamp(0, UTC)
+    if is_end and len(value) <= len("2026-01-31"):
+        since += timedelta(days=1)
+    return since // timedelta(microseconds=1)
+
+
+# --- a job as it is -------------------------------------------------------------------------
+
+
+def status(
+    job: Job,
+    *,
+    miner_id: str,
+    progress: int,
+    waiting: str | None = None,
+    estimated_completion: int | None = None,
+    gpu_uuids: tuple[str, ...] = (),
+    result_path: str | None = None,
+) -> dict[str, Json]:
+    """Return the status of a job; everything that ``job`` does not know is an argument."""
+    shown: dict[str, Json] = {
+        "job_id": job.job_id,
+        "status": job.status.value,
+        "progress": progress,
+        "miner_id": miner_id if job.attempt and job.status is not JobState.PENDING else None,
+        "created_at": rfc3339(job.created_at),
+        "started_at": rfc3339(job.started_at),
+        "estimated_completion": rfc3339(estimated_completion),
+        "number": job.number,
+        "name": job.name,
+        "user": job.owner.name,
+        "attempt": job.attempt,
+        "waiting": waiting,
+        "gpu_uuids": list(gpu_uuids),
+    }
+    if job.ending is not None:
+        ending = job.ending
+        shown |= {
+            "finished_at": rfc3339(ending.finished_at),
+            "exit_code": ending.exit_code,
+            "signal": ending.signal,
+            "reason": ending.reason.value if ending.reason else None,
+            "cause": ending.cause,
+            "message": ending.message,
+            "expires_at": None,
+            "result_path": result_path if ending.results is ResultsState.KEPT else None,
+            "results": ending.results.value,
+        }
+    return shown
+
+
+def details(
+    job: Job, spec: JobSpec, attempts: Iterable[Attempt], events: Iterable[Event]
+) -> dict[str, Json]:
+    """Return what ``?detail=true`` adds to a status. Names of variables, never values."""
+    ending = job.ending
+    return {
+        "command": [text(argument) for argument in spec.argv],
+        "shell": spec.is_shell,
+        "cwd": text(spec.cwd) if spec.cwd is not None else None,
+        "stdin": text(spec.stdin) if spec.stdin is not None else None,
+        "umask": f"{spec.umask:04o}" if spec.umask is not None else None,
+        "env_names": _names((*(spec.environment or ()), *spec.env)),
+        "requested": {
+            "cpus": spec.cpus,
+            "memory": spec.memory,
+            "gpus": spec.gpus,
+            "timeout_s": spec.timeout_s,
+            "priority": spec.priority.name.lower(),
+            "retries": spec.retries,
+            "artifacts": [text(glob) for glob in spec.artifacts],
+        },
+        "attempts": [attempt(one) for one in attempts],
+        "events": [event(one) for one in events],
+        "manifest_sha256": ending.digest if ending else None,
+        "result_bytes": ending.result_bytes if ending else None,
+        "result_files": ending.result_files if ending else None,
+    }
+
+
+def _names(entries: Iterable[bytes]) -> list[Json]:
+    return [text(name) for name in sorted({entry.partition(b"=")[0] for entry in entries})]
+
+
+def attempt(one: Attempt) -> dict[str, Json]:
+    """Return one run of a job."""
+    ending = one.ending
+    return {
+        "attempt": one.attempt,
+        "handle": one.handle,
+        "gpu_uuids": list(one.gpu_uuids),
+        "assigned_at": rfc3339_exact(one.assigned_at),
+        "started_at": rfc3339_exact(one.started_at),
+        "finished_at": rfc3339_exact(ending.finished_at) if ending else None,
+        "exit_code": ending.exit_code if ending else None,
+        "signal": ending.signal if ending else None,
+        "reason": ending.reason.value if ending and ending.reason else None,
+        "cause": ending.cause if ending else None,
+        "message": ending.message if ending else None,
+        "user_s": ending.user_us / 1e6 if ending else None,
+        "system_s": ending.system_us / 1e6 if ending else None,
+        "max_rss": ending.max_rss if ending else None,
+    }
+
+
+def event(one: Event) -> dict[str, Json]:
+    """Return one change of a job's status."""
+    return {
+        "seq": one.seq,
+        "time": rfc3339_exact(one.at),
+        "job_id": one.job_id,
+        "number": one.number,
+        "status": one.status.value,
+        "attempt": one.attempt,
+        "reason": one.reason.value if one.reason else None,
+        "message": one.message,
+    }
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+def problem(error: AitbcError) -> dict[str, Json]:
+    """Return the problem document of an error."""
+    document: dict[str, Json] = {
+        "type": f"urn:aitbc:problem:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "hint": error.hint,
+    }
+    fields = {name: value for name, value in error.fields.items() if name not in document}
+    return document | fields
+
+
+def error_of(document: Mapping[str, Json]) -> AitbcError:
+    """Return the error that a problem document speaks of; ``AitbcError`` for an unknown code."""
+    kind = _ERRORS.get(str(document.get("code")), AitbcError)
+    known = ("type", "title", "status", "detail", "code", "hint")
+    fields = {name: value for name, value in document.items() if name not in known}
+    hint = document.get("hint")
+    detail = str(document.get("detail") or document.get("title") or "unknown error")
+    return kind(detail, hint=str(hint) if hint else None, **fields)
+
+
+def _kinds(base: type[AitbcError]) -> Iterable[type[AitbcError]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _kinds(kind)
+
+
+_ERRORS = {kind.code: kind for kind in _kinds(errors.AitbcError)}
