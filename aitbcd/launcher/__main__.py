@@ -1,0 +1,55 @@
+"""Start the launcher: ``python -I -S .../aitbcd/launcher STATE-DIR [--lasting]``.
+
+Run as a folder, without the site packages, so that nothing but the standard library is loaded.
+``--ready-fd N`` is written to and closed once the launcher listens.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    is_lasting = "--lasting" in arguments
+    if is_lasting:
+        arguments.remove("--lasting")
+    ready_fd = -1
+    if "--ready-fd" in arguments:
+        at = arguments.index("--ready-fd")
+        ready_fd = int(arguments[at + 1])
+        del arguments[at : at + 2]
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: aitbcd launcher STATE-DIR [--lasting]", file=sys.stderr)
+        return 2
+    return _serve(arguments[0], ready_fd, is_lasting=is_lasting)
+
+
+def _serve(state: str, ready_fd: int, *, is_lasting: bool) -> int:
+    from aitbcd.launcher.launcher import Launcher
+
+    state_fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.chdir("/")
+    os.umask(0o027)
+    daemon_uid = os.stat(state_fd).st_uid
+    launcher = Launcher(state_fd, is_lasting=is_lasting, daemon_uid=daemon_uid)
+    try:
+        launcher.open()
+    except BlockingIOError as error:
+        print(f"aitbcd launcher: {error.strerror}: {state}", file=sys.stderr)
+        return 1
+    if ready_fd >= 0:
+        os.write(ready_fd, b"1")
+        os.close(ready_fd)
+    launcher.run()
+    return 0
+
+
+if __name__ == "__main__":
+    # Instead of this folder, the one that holds the package, which -I and -S leave out; last, so
+    # that nothing there stands before the standard library.
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:1] = []
+    sys.path.append(os.path.dirname(os.path.dirname(here)))
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""One attempt of a job, from its first file to the facts of its end. Knows no sockets.
+
+Its caller calls ``reap`` when a child ends and ``tick`` when ``wake_at`` has come. The time limit
+and all durations are on the monotonic clock, so that a clock that jumps ends nobody.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from typing import Any
+
+from aitbcd.launcher import folder as run_folder
+from aitbcd.launcher import package, processes, spawn
+from aitbcd.launcher.identity import of_spec
+from aitbcd.launcher.logs import LogLimit
+from aitbcd.launcher.package import STDERR, STDOUT, Package
+from aitbcd.launcher.protocol import STARTED, Facts
+
+#: Between two SIGKILLs to what still comes up.
+_KILL_AGAIN_S = 0.1
+#: How long after the first SIGKILL we call the rest unkillable (it hangs in the kernel).
+_PATIENCE_S = 15.0
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+class Attempt:
+    """``facts`` is None while anything of the job may run."""
+
+    def __init__(self, spec: dict[str, Any], folder: run_folder.Folder) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.facts: Facts | None = None
+        #: When the program's exec had succeeded, and its pid; None before.
+        self.started_at: int | None = None
+        self.pid: int | None = None
+        self.logs: LogLimit | None = None
+        self._package: Package | None = None
+        self._status: int | None = None
+        self._ended_by: str | None = None
+        self._kill_at: float | None = None
+        self._give_up_at: float | None = None
+        self._time_out_at: float | None = None
+        self._started_mono = 0.0
+        self._user_us = self._system_us = self._max_rss = 0
+
+    @property
+    def may_be_followed(self) -> bool:
+        """True when nothing of this attempt is left, so that its supervisor can take the next."""
+        return self.facts is not None and not self.facts.get("undead")
+
+    # -- start ------------------------------------------------------------------------------
+
+    def begin(self, results_fd: int) -> None:
+        """Make the package and start the program; ``facts`` says it when that failed."""
+        spec, who = self.spec, of_spec(self.spec)
+        try:
+            made = package.create(results_fd, spec["job"], who)
+            self._package = made
+            run_folder.mark(self.folder.fd, STARTED)
+        except OSError as error:
+            self._finish(cannot_start=f"no result folder: {error.strerror}", storage=True)
+            return
+        try:
+            self.pid = spawn.start(spec, made.stdout, made.stderr, who)
+        except spawn.CannotStart as refusal:
+            self._say(f"aitbcd: cannot start {refusal}\n")
+            self._finish(cannot_start=str(refusal))
+            return
+        except OSError as error:
+            # fork(2) itself: no memory, or too many processes of this user.
+            self._finish(cannot_start=f"no new process: {error.strerror}")
+            return
+        self.started_at = _now_us()
+        now = self._started_mono = time.monotonic()
+        if spec["timeout_s"] is not None:
+            self._time_out_at = now + spec["timeout_s"]
+        self.logs = LogLimit({STDOUT: made.stdout, STDERR: made.stderr}, spec["log_limit"], now)
+
+    def _say(self, text: str) -> None:
+        if self._package:
+            try:
+                os.write(self._package.stderr, text.encode("utf-8", "replace"))
+            except OSError:
+                # A full disk: output.json says it too.
+                pass
+
+    # -- end --------------------------------------------------------------------------------
+
+    def reap(self) -> None:
+        """Collect the children that have ended. The main program's end ends all the rest."""
+        is_alone = False
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                is_alone = True
+                break
+            if pid == 0:
+                break
+            self._user_us += int(usage.ru_utime * 1e6)
+            self._system_us += int(usage.ru_stime * 1e6)
+            self._max_rss = max(self._max_rss, usage.ru_maxrss * 1024)
+            if pid == self.pid:
+                self._status = status
+        if self.facts is not None or self._status is None:
+            return
+        if is_alone:
+            self._finish()
+        elif self._kill_at is None:
+            self._end(self.spec["grace_s"])
+
+    def end(self, why: str, grace_s: float) -> None:
+        """End the whole tree: SIGTERM now, SIGKILL after the grace; asked again, maybe sooner."""
+        if self.facts is not None:
+            return
+        if self._status is None and self._ended_by is None:
+            self._ended_by = why
+        self._end(grace_s)
+
+    def _end(self, grace_s: float) -> None:
+        until = time.monotonic() + grace_s
+        if self._kill_at is None:
+            self._kill_at = until
+            if grace_s > 0:
+                processes.terminate(processes.descendants(os.getpid()))
+        elif self._give_up_at is None:
+            self._kill_at = min(self._kill_at, until)
+        if grace_s <= 0:
+            self.tick()
+
+    @property
+    def wake_at(self) -> float | None:
+        """When ``tick`` is to be called (monotonic); None: a child or a write comes first."""
+        times = [self._kill_at]
+        if self._kill_at is None:
+            times.append(self._time_out_at)
+        if self.logs:
+            times.append(self.logs.look_at)
+        return min((when for when in times if when is not None), default=None)
+
+    def tick(self) -> None:
+        if self.facts is not None:
+            return
+        now = time.monotonic()
+        if self._kill_at is None and self._time_out_at is not None and now >= self._time_out_at:
+            self.end("timeout", self.spec["grace_s"])
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill(now)
+        if self.facts is None and self.logs and self.logs.look_at and now >= self.logs.look_at:
+            self.logs.look()
+
+    def _kill(self, now: float) -> None:
+        if self._give_up_at is None:
+            self._give_up_at = now + _PATIENCE_S
+        left = processes.descendants(os.getpid())
+        processes.kill(left)
+        self._kill_at = now + _KILL_AGAIN_S
+        if now >= self._give_up_at:
+            self._finish(undead=[processes.describe(each) for each in left])
+
+    def _finish(
+        self,
+        *,
+        cannot_start: str | None = None,
+        storage: bool = False,
+        undead: list[str] | None = None,
+    ) -> None:
+        elapsed_us = int((time.monotonic() - self._started_mono) * 1e6)
+        status = self._status
+        facts: Facts = {
+            "format": 1,
+            "started_at": self.started_at,
+            "finished_at": self.started_at + elapsed_us if self.started_at else _now_us(),
+            "exit_code": os.WEXITSTATUS(status)
+            if status is not None and os.WIFEXITED(status)
+            else None,
+            "signal": os.WTERMSIG(status)
+            if status is not None and os.WIFSIGNALED(status)
+            else None,
+            "ended_by": self._ended_by,
+            "cannot_start": cannot_start and cannot_start[:1000],
+            "storage": storage,
+            "user_us": self._user_us,
+            "system_us": self._system_us,
+            "max_rss": self._max_rss,
+            "undead": (undead or [])[:20],
+            "kept_whole": self._close_files(),
+        }
+        self.facts = facts
+        run_folder.write_exit(self.folder.fd, facts)
+
+    def _close_files(self) -> list[str]:
+        kept_whole: list[str] = []
+        if self.logs:
+            self.logs.punch()
+            kept_whole = sorted(self.logs.kept_whole)
+            self.logs.close()
+            self.logs = None
+        if self._package:
+            self._package.close()
+            self._package = None
+        return kept_whole

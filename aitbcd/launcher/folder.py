@@ -1,0 +1,183 @@
+"""The run folder of an attempt: born locked, holds the facts of its end, removed when recorded.
+
+Everything is relative to a descriptor of ``run/``. Who holds the write lock of ``lock`` owns the
+folder; only its owner changes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import NamedTuple
+
+from aitbcd.launcher import protocol
+from aitbcd.launcher.protocol import CANCELED, EXIT, EXIT_RESERVED, EXIT_ROOM, LOCK, SOCKET, STARTED
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: A folder under construction; what a killed launcher left is cleared at the next start.
+TEMPORARY = ".new."
+
+
+class Folder(NamedTuple):
+    """An owned folder: its directory and its held lock."""
+
+    name: str
+    fd: int
+    lock: int
+
+    def close(self) -> None:
+        os.close(self.lock)
+        os.close(self.fd)
+
+
+class Taken(Exception):
+    """The folder is there and not free to be made: ``why`` is busy, started or canceled."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+def create(run_fd: int, name: str) -> Folder:
+    """Make the folder, locked, or take over one whose attempt never started.
+
+    A crash leaves a temporary folder, or a folder without ``started``: both mean "never ran".
+
+    Raises:
+        Taken: see there.
+        OSError: the disk refused; nothing is left under ``name``.
+    """
+    folder = _build(run_fd, name)
+    while True:
+        try:
+            os.rename(TEMPORARY + name, name, src_dir_fd=run_fd, dst_dir_fd=run_fd)
+            return folder
+        except OSError as error:
+            # A folder always holds its lock file, so rename(2) never replaces one.
+            if not exists(run_fd, name):
+                remove_content(folder.fd)
+                folder.close()
+                os.rmdir(TEMPORARY + name, dir_fd=run_fd)
+                raise error
+        try:
+            _clear_unstarted(run_fd, name)
+        except BaseException:
+            remove_content(folder.fd)
+            folder.close()
+            os.rmdir(TEMPORARY + name, dir_fd=run_fd)
+            raise
+
+
+def _build(run_fd: int, name: str) -> Folder:
+    temporary = TEMPORARY + name
+    os.mkdir(temporary, 0o750, dir_fd=run_fd)
+    fd = lock = -1
+    try:
+        fd = os.open(temporary, _DIRECTORY, dir_fd=run_fd)
+        lock = os.open(LOCK, _NEW, 0o640, dir_fd=fd)
+        protocol.try_lock(lock)
+        room = os.open(EXIT_RESERVED, _NEW, 0o640, dir_fd=fd)
+        try:
+            os.posix_fallocate(room, 0, EXIT_ROOM)
+        finally:
+            os.close(room)
+    except OSError:
+        if fd >= 0:
+            remove_content(fd)
+            os.close(fd)
+        if lock >= 0:
+            os.close(lock)
+        os.rmdir(temporary, dir_fd=run_fd)
+        raise
+    return Folder(name, fd, lock)
+
+
+def _clear_unstarted(run_fd: int, name: str) -> None:
+    found = take(run_fd, name)
+    if found is None:
+        raise Taken("busy")
+    try:
+        if has(found.fd, STARTED):
+            raise Taken("started")
+        if has(found.fd, CANCELED):
+            raise Taken("canceled")
+        remove_content(found.fd)
+        os.rmdir(name, dir_fd=run_fd)
+    finally:
+        found.close()
+
+
+def take(run_fd: int, name: str) -> Folder | None:
+    """Take an existing folder's lock; None when somebody holds it.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    fd = os.open(name, _DIRECTORY, dir_fd=run_fd)
+    try:
+        lock = os.open(
+            LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640, dir_fd=fd
+        )
+    except OSError:
+        os.close(fd)
+        raise
+    if protocol.try_lock(lock):
+        return Folder(name, fd, lock)
+    os.close(lock)
+    os.close(fd)
+    return None
+
+
+def exists(run_fd: int, name: str) -> bool:
+    return has(run_fd, name)
+
+
+def has(fd: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def mark(fd: int, name: str) -> None:
+    """Create an empty file: ``started`` or ``canceled``."""
+    os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640, dir_fd=fd))
+
+
+def write_exit(fd: int, facts: protocol.Facts) -> None:
+    """Write ``exit.json`` into the room reserved for it; whole or not at all, never ENOSPC."""
+    data = json.dumps(facts).encode()
+    room = os.open(EXIT_RESERVED, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        os.pwrite(room, data, 0)
+        os.ftruncate(room, len(data))
+    finally:
+        os.close(room)
+    os.rename(EXIT_RESERVED, EXIT, src_dir_fd=fd, dst_dir_fd=fd)
+
+
+def remove(run_fd: int, folder: Folder) -> None:
+    """Remove an owned folder and let go of it. The lock goes last."""
+    remove_content(folder.fd)
+    os.rmdir(folder.name, dir_fd=run_fd)
+    folder.close()
+
+
+def remove_content(fd: int) -> None:
+    for name in (EXIT_RESERVED, EXIT, SOCKET, CANCELED, STARTED, LOCK):
+        try:
+            os.unlink(name, dir_fd=fd)
+        except FileNotFoundError:
+            pass
+
+
+def clear_temporary(run_fd: int) -> None:
+    """Remove what a killed launcher had under construction."""
+    for name in os.listdir(run_fd):
+        if name.startswith(TEMPORARY):
+            fd = os.open(name, _DIRECTORY, dir_fd=run_fd)
+            remove_content(fd)
+            os.close(fd)
+            os.rmdir(name, dir_fd=run_fd)

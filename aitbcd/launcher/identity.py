@@ -1,0 +1,99 @@
+"""Become a user: whose rights a job has, and how to do something in that user's name.
+
+A root launcher and its supervisors keep their own ids; whatever happens in a place that a user
+controls happens in a child that has become the user (credentials(7)), with a deadline, because
+the user can stop that child or mount something that never answers.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Identity(NamedTuple):
+    uid: int
+    gid: int
+    name: str
+
+    def become(self) -> None:
+        """Take on the user's groups and ids for good. Only in a child of a root process."""
+        os.initgroups(self.name, self.gid)
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(self.uid, self.uid, self.uid)
+
+
+def of_spec(spec: dict[str, Any]) -> Identity | None:
+    """Return whom to become for a spec or an order, or None when we are that user already."""
+    if spec["uid"] == os.getuid():
+        return None
+    return Identity(spec["uid"], spec["gid"], spec["user"])
+
+
+def do_as(
+    who: Identity | None, action: Callable[[], dict[str, Any]], deadline_s: float
+) -> dict[str, Any]:
+    """Run ``action`` as this user and return its answer (it must be JSON).
+
+    Raises:
+        OSError: what the action raised, or ETIMEDOUT past the deadline (its process is killed).
+    """
+    if who is None:
+        return action()
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _answer(writing, who, action)
+    os.close(writing)
+    try:
+        data, is_whole = _read_all(reading, deadline_s)
+    finally:
+        os.close(reading)
+    if not is_whole:
+        # What hangs in the kernel cannot be waited for; it is reaped when it is some day gone.
+        os.kill(pid, signal.SIGKILL)
+        raise OSError(errno.ETIMEDOUT, "the user's files did not answer in time")
+    os.waitpid(pid, 0)
+    if not data:
+        raise OSError(errno.EIO, "the user's files gave no answer")
+    answer: dict[str, Any] = json.loads(data)
+    if "errno" in answer:
+        raise OSError(answer["errno"], answer["error"])
+    return answer
+
+
+def _answer(writing: int, who: Identity, action: Callable[[], dict[str, Any]]) -> None:
+    """The child's whole life."""
+    try:
+        signal.set_wakeup_fd(-1)
+        who.become()
+        answer = action()
+    except OSError as error:
+        answer = {"errno": error.errno or errno.EIO, "error": str(error)}
+    except BaseException as error:
+        answer = {"errno": errno.EIO, "error": f"{type(error).__name__}: {error}"}
+    data = json.dumps(answer).encode()
+    while data:
+        data = data[os.write(writing, data) :]
+    os._exit(0)
+
+
+def _read_all(fd: int, deadline_s: float) -> tuple[bytes, bool]:
+    """Return what came, and whether its end was seen."""
+    data = bytearray()
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    until = time.monotonic() + deadline_s
+    while (left := until - time.monotonic()) > 0 and poller.poll(left * 1000):
+        piece = os.read(fd, 65536)
+        if not piece:
+            return bytes(data), True
+        data += piece
+    return bytes(data), False

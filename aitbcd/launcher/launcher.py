@@ -1,0 +1,421 @@
+"""The launcher: makes run folders, forks supervisors, hands them attempts. It obeys one daemon.
+
+It knows nothing of HTTP, SQL or scheduling, and decides nothing. A new daemon is heard only when
+all that the old one asked has been dealt with: its packets come before its end-of-file (unix(7)),
+and only then is the next connection accepted. So after the answer to ``hello`` no launch is in
+flight, and a scan of ``run/`` is the whole truth.
+
+It is the subreaper of what its supervisors leave: when one is killed, what it had started becomes
+our child, whatever it did to its session or environment, and is ended here.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import select
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from aitbcd.launcher import folder as run_folder
+from aitbcd.launcher import processes, protocol, seal
+from aitbcd.launcher.folder import Folder, Taken
+from aitbcd.launcher.identity import do_as, of_spec
+from aitbcd.launcher.linux import become_subreaper
+from aitbcd.launcher.protocol import CANCELED, LAUNCHER_LOCK, LAUNCHER_SOCKET, Message
+from aitbcd.launcher.supervisor import Supervisor
+
+#: Idle supervisors that are kept; each costs about a megabyte.
+_KEEP_IDLE = 8
+#: How often a leftover is killed before it is reported as unkillable, and the pause between.
+_SWEEPS, _SWEEP_PAUSE_S = 40, 0.05
+
+
+@dataclass(slots=True)
+class Worker:
+    """A supervisor as its launcher sees it."""
+
+    number: int
+    pid: int
+    pidfd: int
+    control: socket.socket
+    #: The daemon connection that holds the other end of its channel; 0: none yet.
+    generation: int = 0
+
+
+@dataclass(slots=True)
+class Task:
+    """A child that seals or sweeps, and what its answer belongs to."""
+
+    pid: int
+    answer: socket.socket
+    rid: int
+    generation: int
+
+
+class Launcher:
+    """``run`` is the whole life of the process."""
+
+    def __init__(self, state_fd: int, *, is_lasting: bool, daemon_uid: int) -> None:
+        self._run_fd = os.open("run", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=state_fd)
+        self._results_fd = os.open(
+            "results", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=state_fd
+        )
+        #: False: end when there is no daemon and no attempt.
+        self._is_lasting = is_lasting
+        self._daemon_uid = daemon_uid
+        self._listener: socket.socket | None = None
+        self._daemon: socket.socket | None = None
+        self._generation = 0
+        self._workers: dict[int, Worker] = {}
+        self._tasks: dict[int, Task] = {}
+        self._idle: list[Worker] = []
+        self._count = 0
+        self._poll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._is_stopping = False
+
+    # -- life -------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Become the one launcher of this state directory and listen.
+
+        Raises:
+            BlockingIOError: there is one already.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._lock = os.open(LAUNCHER_LOCK, flags, 0o640, dir_fd=self._run_fd)
+        if not protocol.try_lock(self._lock):
+            raise BlockingIOError(errno.EAGAIN, "another launcher serves this state directory")
+        become_subreaper()
+        run_folder.clear_temporary(self._run_fd)
+        if run_folder.has(self._run_fd, LAUNCHER_SOCKET):
+            os.unlink(LAUNCHER_SOCKET, dir_fd=self._run_fd)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(protocol.address(self._run_fd, LAUNCHER_SOCKET))
+        os.chmod(LAUNCHER_SOCKET, 0o660, dir_fd=self._run_fd)
+        self._listener.listen(16)
+        self._add(self._listener.fileno(), self._on_connect)
+
+    def run(self) -> None:
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # What is there now is shared with every supervisor; a collection would copy it.
+        gc.collect()
+        gc.disable()
+        gc.freeze()
+        while not self._is_done():
+            for fd, _ in self._poll.poll():
+                if handler := self._handlers.get(fd):
+                    handler()
+                if self._is_stopping:
+                    return
+
+    def _stop(self, *_: object) -> None:
+        """Supervisors go on; a new launcher does without the ones that are busy."""
+        os._exit(0)
+
+    def _is_done(self) -> bool:
+        if self._is_lasting or self._daemon or self._generation == 0:
+            return False
+        return len(self._idle) == len(self._workers) and not self._tasks
+
+    # -- the daemon -------------------------------------------------------------------------
+
+    def _on_connect(self) -> None:
+        """Serve the next daemon. Called only while there is none: see the head of this file."""
+        assert self._listener is not None
+        connection, _ = self._listener.accept()
+        if protocol.peer_uid(connection) not in (self._daemon_uid, 0):
+            connection.close()
+            return
+        self._forget(self._listener.fileno())
+        self._generation += 1
+        self._daemon = connection
+        self._add(connection.fileno(), self._on_daemon)
+
+    def _on_daemon(self) -> None:
+        assert self._daemon is not None
+        assert self._listener is not None
+        try:
+            received = protocol.receive(self._daemon)
+        except (ValueError, OSError):
+            received = None
+        if received is None:
+            self._forget(self._daemon.fileno())
+            self._daemon.close()
+            self._daemon = None
+            self._add(self._listener.fileno(), self._on_connect)
+            return
+        message, fds = received
+        protocol.close_all(fds)
+        self._obey(message)
+
+    def _obey(self, message: Message) -> None:
+        match message["op"]:
+            case "hello":
+                self._reply(message, {"pid": os.getpid(), "version": protocol.VERSION})
+            case "start":
+                self._start(message)
+            case "tombstone":
+                self._reply(message, {"done": self._tombstone(message)})
+            case "remove":
+                self._reply(message, {"done": self._remove(message)})
+            case "seal":
+                self._fork_task(message, lambda: self._seal(message))
+            case "sweep":
+                self._bury()
+                self._fork_task(message, lambda: _sweep(message))
+            case unknown:
+                self._reply(message, {"error": f"unknown request {unknown}"})
+
+    def _reply(self, request: Message, answer: Message, fds: list[int] | None = None) -> None:
+        self._answer(request["rid"], self._generation, answer, fds)
+
+    def _answer(
+        self, rid: int, generation: int, answer: Message, fds: list[int] | None = None
+    ) -> None:
+        if self._daemon is None or generation != self._generation:
+            return
+        try:
+            protocol.send(self._daemon, answer | {"rid": rid}, fds)
+        except OSError:
+            # It is gone: its end-of-file comes next, and a new one scans.
+            pass
+
+    # -- attempts ---------------------------------------------------------------------------
+
+    def _start(self, spec: Message) -> None:
+        name = protocol.folder_name(spec["job"], spec["attempt"])
+        try:
+            folder = run_folder.create(self._run_fd, name)
+        except Taken as taken:
+            self._reply(spec, {"op": "refused", "why": taken.why, "error": str(taken)})
+            return
+        except OSError as error:
+            why = f"no run folder: {error.strerror}"
+            self._reply(spec, {"op": "refused", "why": "storage", "error": why})
+            return
+        try:
+            self._place(spec, folder)
+        except OSError as error:
+            run_folder.remove(self._run_fd, folder)
+            why = f"no supervisor: {error.strerror}"
+            self._reply(spec, {"op": "refused", "why": "storage", "error": why})
+            return
+        folder.close()
+
+    def _place(self, spec: Message, folder: Folder) -> None:
+        """Hand a locked folder to a supervisor; both descriptors carry the lock until we let go."""
+        worker = self._idle.pop() if self._idle else self._fork_worker()
+        fds = [folder.fd, folder.lock]
+        ours: list[int] = []
+        pair: tuple[socket.socket, ...] = ()
+        if worker.generation != self._generation:
+            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            fds.append(pair[0].fileno())
+            ours.append(pair[1].fileno())
+        # The answer goes first: should the supervisor die at once, the daemon knows with what.
+        worker.generation = self._generation
+        self._reply(spec, {"op": "placed", "worker": worker.number}, ours)
+        try:
+            protocol.send(worker.control, spec, fds)
+        except OSError:
+            # It was killed while idle; the end of its channel tells the daemon to look again.
+            pass
+        for each in pair:
+            each.close()
+
+    def _fork_worker(self) -> Worker:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            self._be_supervisor(theirs)
+        theirs.close()
+        self._count += 1
+        worker = Worker(self._count, pid, os.pidfd_open(pid), ours)
+        self._workers[pid] = worker
+        self._add(worker.pidfd, lambda: self._on_death(worker))
+        self._add(ours.fileno(), lambda: self._on_word(worker))
+        return worker
+
+    def _be_supervisor(self, control: socket.socket) -> NoReturn:
+        """Let go of all that is the launcher's, then live as a supervisor."""
+        code = 70
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._let_go_of_all_but(control)
+            Supervisor(control, self._run_fd, self._results_fd, self._daemon_uid).run()
+            code = 0
+        except BaseException:
+            _report_crash()
+        os._exit(code)
+
+    def _let_go_of_all_but(self, sock: socket.socket) -> None:
+        """Close what a child inherited: our lock, and the other ends of others' sockets.
+
+        Their objects live on in our caller's frames, which a child never returns to.
+        """
+        low = 3
+        for fd in sorted((sock.fileno(), self._run_fd, self._results_fd)):
+            os.closerange(low, fd)
+            low = fd + 1
+        os.closerange(low, max(int(name) for name in os.listdir("/proc/self/fd")) + 1)
+
+    def _on_word(self, worker: Worker) -> None:
+        received = protocol.receive(worker.control)
+        if received is None:
+            # Its death is told by its pidfd, after its descriptors are gone.
+            self._forget(worker.control.fileno())
+            return
+        if len(self._idle) >= _KEEP_IDLE:
+            self._forget(worker.control.fileno())
+            worker.control.close()
+            return
+        self._idle.append(worker)
+
+    def _on_death(self, worker: Worker) -> None:
+        """Reap a supervisor, and end what it left: all our children but the ones we forked."""
+        self._forget(worker.pidfd)
+        os.close(worker.pidfd)
+        os.waitpid(worker.pid, 0)
+        del self._workers[worker.pid]
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if worker.control.fileno() >= 0:
+            self._handlers.pop(worker.control.fileno(), None)
+            worker.control.close()
+        self._end_orphans()
+
+    def _bury(self) -> None:
+        """Deal with supervisors that are dead but whose death has not been read yet."""
+        for worker in list(self._workers.values()):
+            if processes.is_zombie(worker.pid):
+                self._on_death(worker)
+
+    def _end_orphans(self) -> None:
+        known = frozenset(self._workers) | frozenset(self._tasks)
+        for _ in range(_SWEEPS):
+            orphans = processes.descendants(os.getpid(), but=known)
+            if not orphans:
+                return
+            processes.kill(orphans)
+            for orphan in orphans:
+                if orphan.ppid == os.getpid():
+                    _reap(orphan.pid)
+            select.select([], [], [], _SWEEP_PAUSE_S)
+
+    def _tombstone(self, message: Message) -> bool:
+        """Mark an attempt that is not placed as canceled, so that it never starts."""
+        name = protocol.folder_name(message["job"], message["attempt"])
+        try:
+            folder = run_folder.create(self._run_fd, name)
+        except Taken as taken:
+            return taken.why == "canceled"
+        run_folder.mark(folder.fd, CANCELED)
+        folder.close()
+        return True
+
+    def _remove(self, message: Message) -> bool:
+        name = protocol.folder_name(message["job"], message["attempt"])
+        try:
+            folder = run_folder.take(self._run_fd, name)
+        except FileNotFoundError:
+            return True
+        if folder is None:
+            return False
+        run_folder.remove(self._run_fd, folder)
+        return True
+
+    # -- children that answer once ------------------------------------------------------------
+
+    def _seal(self, order: Message) -> Message:
+        """Seal without a supervisor, as the owner of the folder's lock."""
+        name = protocol.folder_name(order["job"], order["attempt"])
+        try:
+            folder = run_folder.take(self._run_fd, name)
+        except FileNotFoundError:
+            # After a power cut the folder can be gone; then nobody else can seal either.
+            folder = None
+        else:
+            if folder is None:
+                return {"op": "busy"}
+        try:
+            return {"op": "sealed", **seal.seal(self._results_fd, order)}
+        except OSError as error:
+            return {"op": "seal_failed", "errno": error.errno, "error": str(error)}
+
+    def _fork_task(self, request: Message, action: Callable[[], Message]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            self._be_task(theirs, action)
+        theirs.close()
+        task = Task(pid, ours, request["rid"], self._generation)
+        self._tasks[pid] = task
+        self._add(ours.fileno(), lambda: self._on_task(task))
+
+    def _be_task(self, answer: socket.socket, action: Callable[[], Message]) -> NoReturn:
+        try:
+            self._let_go_of_all_but(answer)
+            protocol.send(answer, action())
+        except BaseException:
+            _report_crash()
+        os._exit(0)
+
+    def _on_task(self, task: Task) -> None:
+        received = protocol.receive(task.answer)
+        answer = received[0] if received else {"op": "failed", "error": "it was killed"}
+        self._forget(task.answer.fileno())
+        task.answer.close()
+        os.waitpid(task.pid, 0)
+        del self._tasks[task.pid]
+        self._answer(task.rid, task.generation, answer)
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def _add(self, fd: int, handler: Callable[[], None]) -> None:
+        self._handlers[fd] = handler
+        self._poll.register(fd, select.EPOLLIN)
+
+    def _forget(self, fd: int) -> None:
+        del self._handlers[fd]
+        self._poll.unregister(fd)
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
+
+
+def _sweep(message: Message) -> Message:
+    """End what an attempt left behind when its supervisor and its launcher were both killed."""
+
+    def action() -> Message:
+        left: list[processes.Process] = []
+        for _ in range(_SWEEPS):
+            left = [
+                each
+                for each in processes.inherited(message["job"], message["attempt"], message["uid"])
+                if not processes.is_zombie(each.pid) and each.pid != os.getpid()
+            ]
+            if not left:
+                break
+            processes.kill(left)
+            select.select([], [], [], _SWEEP_PAUSE_S)
+        return {"left": [processes.describe(each) for each in left]}
+
+    return do_as(of_spec(message), action, 60.0)
+
+
+def _report_crash() -> None:
+    """Say on standard error what was wrong with a child of ours; it is a bug."""
+    traceback.print_exc()

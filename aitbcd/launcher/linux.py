@@ -1,0 +1,57 @@
+"""Kernel calls that ``os`` does not have, over the C library: prctl, fallocate, inotify."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# linux/prctl.h, linux/falloc.h, sys/inotify.h
+_PR_SET_CHILD_SUBREAPER = 36
+_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+_IN_MODIFY, _IN_ONESHOT = 0x2, 0x80000000
+
+_fallocate = _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def become_subreaper() -> None:
+    """Let orphaned descendants become our children (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def punch_hole(fd: int, start: int, length: int) -> None:
+    """Give the blocks of a range back; the file keeps its size (fallocate(2)).
+
+    Raises:
+        OSError: EOPNOTSUPP where the file system cannot.
+    """
+    _check(_fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, start, length))
+
+
+class ModifyWatch:
+    """Wakes on the next write to one of some files, once, until armed again (inotify(7))."""
+
+    def __init__(self) -> None:
+        self.fd = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+
+    def arm(self, fd: int) -> None:
+        path = f"/proc/self/fd/{fd}".encode()
+        _check(_libc.inotify_add_watch(self.fd, path, ctypes.c_uint32(_IN_MODIFY | _IN_ONESHOT)))
+
+    def drain(self) -> None:
+        try:
+            os.read(self.fd, 4096)
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        os.close(self.fd)

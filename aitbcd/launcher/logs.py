@@ -1,0 +1,166 @@
+"""Keep a log within its limit without ever stopping who writes it.
+
+The middle is given back to the file system (fallocate(2), FALLOC_FL_PUNCH_HOLE) while the job
+writes on: the first half and the last half of the limit stay. Sealing closes the hole and says
+what was dropped. Nothing here runs before a job has run for a moment, nor while it is silent.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NamedTuple
+
+from aitbcd.launcher.linux import ModifyWatch, punch_hole
+
+#: Short jobs are not looked at: at 1 GB/s this lets 100 MB pass.
+FIRST_LOOK_S = 0.1
+#: Between a first write and the look at it.
+LOOK_S = 0.2
+_BLOCK = 4096
+#: Names that begin so in a package are unfinished copies of ours.
+TEMPORARY = ".aitbcd."
+
+
+class Dropped(NamedTuple):
+    """Bytes [start, end) of what was written are gone."""
+
+    start: int
+    end: int
+
+
+class LogLimit:
+    """Watches the open logs of one attempt. ``look_at`` is when to call ``look`` (monotonic)."""
+
+    def __init__(self, logs: dict[str, int], limit: int, now: float) -> None:
+        self._logs = logs
+        self._limit = max(limit, 4 * _BLOCK)
+        self._punched = dict.fromkeys(logs, 0)
+        self._watch: ModifyWatch | None = None
+        self.look_at: float | None = now + FIRST_LOOK_S
+        #: Names of logs whose file system cannot punch.
+        self.kept_whole: set[str] = set()
+
+    @property
+    def fd(self) -> int | None:
+        """The descriptor that is readable once somebody writes; None before the first look."""
+        return self._watch.fd if self._watch else None
+
+    def on_write(self, now: float) -> None:
+        if self._watch:
+            self._watch.drain()
+        if self.look_at is None:
+            self.look_at = now + LOOK_S
+
+    def look(self) -> None:
+        """Punch what is over the limit, and wait for the next write."""
+        self.look_at = None
+        if self._watch is None:
+            self._watch = ModifyWatch()
+        for fd in self._logs.values():
+            self._watch.arm(fd)
+        self.punch()
+
+    def punch(self) -> None:
+        for name, fd in self._logs.items():
+            self._punch(name, fd)
+
+    def _punch(self, name: str, fd: int) -> None:
+        size = os.fstat(fd).st_size
+        half = self._limit // 2
+        start = max(self._punched[name], _round_up(half))
+        end = (size - half) // _BLOCK * _BLOCK
+        # In steps, so that a steady writer does not cost a system call a block.
+        if size <= self._limit or end - start < min(self._limit // 8, 1 << 24):
+            return
+        try:
+            punch_hole(fd, start, end - start)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            self.kept_whole.add(name)
+            return
+        self._punched[name] = end
+
+    def close(self) -> None:
+        if self._watch:
+            self._watch.close()
+            self._watch = None
+
+
+def _round_up(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def find_hole(fd: int, limit: int) -> Dropped | None:
+    """Return the hole of a log over its limit (lseek(2), SEEK_HOLE), or None.
+
+    A log is written by appending, so that a hole in it can only be ours.
+    """
+    size = os.fstat(fd).st_size
+    if size <= limit:
+        return None
+    start = os.lseek(fd, 0, os.SEEK_HOLE)
+    if start >= size:
+        return None
+    try:
+        end = os.lseek(fd, start, os.SEEK_DATA)
+    except OSError:
+        end = size
+    return Dropped(start, end)
+
+
+def note(dropped: Dropped) -> bytes:
+    """Return the line that stands where the middle was."""
+    return (
+        f"\n[aitbcd: {dropped.end - dropped.start} bytes dropped here; "
+        f"this log had passed its limit]\n"
+    ).encode()
+
+
+def close_hole(directory_fd: int, name: str, limit: int) -> Dropped | None:
+    """Write a log without its hole under the same name; returns what was dropped.
+
+    Idempotent: a log without a hole is left alone, and a half-written copy is written again.
+    """
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        dropped = find_hole(fd, limit)
+        if dropped is None:
+            return None
+        temporary = f"{TEMPORARY}{name}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        copy = os.open(temporary, flags, 0o640, dir_fd=directory_fd)
+        try:
+            copy_bytes(fd, copy, 0, dropped.start)
+            os.write(copy, note(dropped))
+            copy_bytes(fd, copy, dropped.end, os.fstat(fd).st_size - dropped.end)
+        finally:
+            os.close(copy)
+        os.rename(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+        return dropped
+    finally:
+        os.close(fd)
+
+
+def copy_bytes(source: int, target: int, start: int, length: int) -> None:
+    """Copy a range to the target's position, in the kernel where it can (copy_file_range(2))."""
+    can_in_kernel = True
+    while length > 0:
+        if can_in_kernel:
+            try:
+                done = os.copy_file_range(source, target, min(length, 1 << 30), start)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                can_in_kernel = False
+                continue
+        else:
+            piece = os.pread(source, min(length, 1 << 20), start)
+            done = len(piece)
+            while piece:
+                piece = piece[os.write(target, piece) :]
+        if done == 0:
+            break
+        start += done
+        length -= done

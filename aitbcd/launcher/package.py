@@ -1,0 +1,110 @@
+"""The result package while it is built: ``results/.job_<ID>/``.
+
+Made empty for each attempt. Where the supervisor is root the package belongs to the job's user:
+everything is made below a folder that only root can enter, and given away last.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from aitbcd.launcher.identity import Identity, do_as
+from aitbcd.launcher.protocol import package_name
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Appending, so that two writers do not overwrite each other and a hole can be cut out behind.
+_LOG = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Names of the package that are ours.
+LOGS, ARTIFACTS, RESULT, PROGRESS = "logs", "artifacts", "result.txt", "progress"
+STDOUT, STDERR = "stdout.log", "stderr.log"
+
+#: Seconds that emptying a previous attempt's package as its user may take.
+_REMOVAL_S = 120.0
+
+
+class Package(NamedTuple):
+    stdout: int
+    stderr: int
+
+    def close(self) -> None:
+        os.close(self.stdout)
+        os.close(self.stderr)
+
+
+def create(results_fd: int, job_id: str, who: Identity | None) -> Package:
+    """Make an empty package and open its logs.
+
+    Raises:
+        OSError: the disk refused; a later attempt starts over.
+    """
+    name = package_name(job_id, is_sealed=False)
+    try:
+        os.mkdir(name, 0o700, dir_fd=results_fd)
+    except FileExistsError:
+        remove(results_fd, name, who)
+        os.mkdir(name, 0o700, dir_fd=results_fd)
+    top = os.open(name, DIRECTORY, dir_fd=results_fd)
+    try:
+        return _fill(top, who)
+    finally:
+        os.close(top)
+
+
+def _fill(top: int, who: Identity | None) -> Package:
+    os.mkdir(LOGS, 0o700, dir_fd=top)
+    os.mkdir(ARTIFACTS, 0o700, dir_fd=top)
+    stdout = os.open(f"{LOGS}/{STDOUT}", _LOG, 0o640, dir_fd=top)
+    stderr = os.open(f"{LOGS}/{STDERR}", _LOG, 0o640, dir_fd=top)
+    if who is not None:
+        os.fchown(stdout, who.uid, os.getgid())
+        os.fchown(stderr, who.uid, os.getgid())
+        for directory in (LOGS, ARTIFACTS):
+            fd = os.open(directory, DIRECTORY, dir_fd=top)
+            _give(fd, who)
+            os.close(fd)
+        _give(top, who)
+    return Package(stdout, stderr)
+
+
+def _give(fd: int, who: Identity) -> None:
+    """Hand a directory to its user; set-gid, so that the daemon's group can read what comes."""
+    os.fchmod(fd, 0o2750)
+    os.fchown(fd, who.uid, os.getgid())
+    # chown(2) by root keeps the set-gid bit of directories.
+
+
+def remove(results_fd: int, name: str, who: Identity | None) -> None:
+    """Remove a package: its content as its user, the emptied folder itself as us."""
+
+    def empty() -> dict[str, Any]:
+        fd = os.open(name, DIRECTORY, dir_fd=results_fd)
+        try:
+            empty_directory(fd)
+        finally:
+            os.close(fd)
+        return {}
+
+    try:
+        do_as(who, empty, _REMOVAL_S)
+        os.rmdir(name, dir_fd=results_fd)
+    except FileNotFoundError:
+        pass
+
+
+def empty_directory(fd: int) -> None:
+    """Remove all below an open directory, following no link, however modes were set."""
+    os.fchmod(fd, 0o700)
+    with os.scandir(fd) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_directory in found:
+        if not is_directory:
+            os.unlink(name, dir_fd=fd)
+            continue
+        os.chmod(name, 0o700, dir_fd=fd)
+        below = os.open(name, DIRECTORY, dir_fd=fd)
+        try:
+            empty_directory(below)
+        finally:
+            os.close(below)
+        os.rmdir(name, dir_fd=fd)

@@ -1,0 +1,209 @@
+"""What the daemon, the launcher and the supervisors say to each other, and the names on disk.
+
+One JSON object a packet on SOCK_SEQPACKET sockets (unix(7)): packets keep their borders, and what
+was queued is delivered before end-of-file. A message too large for a packet travels as a sealed
+memfd (memfd_create(2)) whose descriptor is the last one of the packet. Bytes that are no UTF-8
+are carried as lone surrogates (PEP 383), which JSON escapes.
+
+Requests to the launcher carry ``rid`` and are answered with the same, in order of arrival except
+``seal`` and ``sweep``, which a process of their own does:
+
+    hello      {}                  -> {pid}    the old daemon's requests are dealt with
+    start      {job, attempt, ...} -> placed {worker} (+ a channel, if the daemon has none to it)
+                                    | refused {why: busy|started|canceled|storage, error}
+    tombstone  {job, attempt}      -> {done}   false: it is placed, ask its supervisor
+    seal       {...order}          -> sealed | seal_failed | busy
+    sweep      {job, attempt, uid} -> {left: ["pid command", ...]}
+    remove     {job, attempt}      -> {done}   false: it is locked
+
+A supervisor and the daemon, on the channel that came with ``placed`` or, for an adopted attempt,
+on the socket ``SOCKET`` in the run folder:
+
+    <- running      {at, pid}
+    <- exited       {facts}                    nothing of the job runs any more (or see ``undead``)
+    -> cancel       {grace_s}
+    -> seal         {...order}     <- sealed {digest, files, bytes} | seal_failed {errno, error}
+    -> done                        the run folder goes; the supervisor is free
+
+``facts`` are what ``exit.json`` holds, see ``Facts``.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import json
+import os
+import socket
+import struct
+from typing import Any, TypedDict
+
+VERSION = 1
+
+#: Files of a run folder ``run/job_<ID>.<attempt>``.
+LOCK, STARTED, EXIT, CANCELED, SOCKET = "lock", "started", "exit.json", "canceled", "sock"
+#: Room for ``exit.json``, reserved before the job can fill the disk.
+EXIT_RESERVED = "exit.new"
+EXIT_ROOM = 4096
+#: In ``run/`` itself.
+LAUNCHER_SOCKET, LAUNCHER_LOCK = "launcher.sock", "launcher.lock"
+
+#: A larger message goes as a memfd. Linux takes packets up to the send buffer, 208 KiB by default.
+PACKET_BYTES = 64 * 1024
+MAX_FDS = 4
+
+#: ``flock64``: type, whence, start, length, pid; pid must be 0 for OFD locks (fcntl(2)).
+_FLOCK = struct.Struct("@hhqqi0q")
+
+Message = dict[str, Any]
+
+
+class Facts(TypedDict, total=False):
+    """How an attempt ended, as its supervisor saw it. Times: microseconds; sizes: bytes."""
+
+    format: int
+    started_at: int | None
+    finished_at: int
+    exit_code: int | None
+    signal: int | None
+    #: ``cancel``, ``timeout``, ``shutdown``: who ended it; None: itself.
+    ended_by: str | None
+    #: The system's words why the program could not be started.
+    cannot_start: str | None
+    #: ... because of the disk: the job is not to blame.
+    storage: bool
+    user_us: int
+    system_us: int
+    max_rss: int
+    #: ``pid command`` of what SIGKILL did not end.
+    undead: list[str]
+    #: Log name -> True where the file system could not give room back.
+    kept_whole: list[str]
+
+
+def folder_name(job_id: str, attempt: int) -> str:
+    return f"{job_id}.{attempt}"
+
+
+def package_name(job_id: str, *, is_sealed: bool) -> str:
+    return job_id if is_sealed else f".{job_id}"
+
+
+def try_lock(fd: int) -> bool:
+    """Take the write lock of an open ``lock`` file; False when another holds it.
+
+    The lock belongs to the open file description (F_OFD_SETLK): children inherit it, and closing
+    another descriptor of the same file does not drop it.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def is_locked(fd: int) -> bool:
+    """Tell whether somebody else holds a write lock. A read lock does not count."""
+    asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+    found = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+    return bool(found[0] == fcntl.F_WRLCK)
+
+
+def encode(message: Message) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+def send_packet(sock: socket.socket, packet: bytes, fds: list[int] | None = None) -> None:
+    """Send an encoded message with descriptors.
+
+    Raises:
+        BlockingIOError: a non-blocking socket is full; nothing was sent.
+        OSError: the other side is gone.
+    """
+    fds = fds or []
+    if len(packet) <= PACKET_BYTES:
+        if fds:
+            socket.send_fds(sock, [packet], fds, socket.MSG_NOSIGNAL)
+        else:
+            sock.send(packet, socket.MSG_NOSIGNAL)
+        return
+    memory = _sealed_memory(packet)
+    try:
+        socket.send_fds(sock, [b'{"memfd":1}'], [*fds, memory], socket.MSG_NOSIGNAL)
+    finally:
+        os.close(memory)
+
+
+def send(sock: socket.socket, message: Message, fds: list[int] | None = None) -> None:
+    send_packet(sock, encode(message), fds)
+
+
+def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+    """Return the next message and its descriptors (close-on-exec), or None at end-of-file.
+
+    Raises:
+        BlockingIOError: nothing is there on a non-blocking socket.
+        ValueError: not a message; its descriptors are closed.
+    """
+    space = socket.CMSG_SPACE(MAX_FDS * 4)
+    data, ancillary, flags, _ = sock.recvmsg(PACKET_BYTES + 1, space, socket.MSG_CMSG_CLOEXEC)
+    fds = _descriptors(ancillary)
+    if not data:
+        close_all(fds)
+        return None
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ValueError("a packet larger than the protocol allows")
+        message = json.loads(data)
+        if "memfd" in message:
+            message = json.loads(_read_sealed(fds.pop()))
+        if not isinstance(message, dict):
+            raise ValueError("a packet that is no object")
+    except (ValueError, TypeError, IndexError, OSError) as error:
+        close_all(fds)
+        raise ValueError(f"not a message: {error}") from None
+    return message, fds
+
+
+def close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """Return the uid of the process that connected (SO_PEERCRED, unix(7))."""
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
+
+
+def address(directory_fd: int, name: str) -> str:
+    """Return a socket address for a name in an open directory, however long its real path is."""
+    return f"/proc/self/fd/{directory_fd}/{name}"
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
+
+
+def _sealed_memory(data: bytes) -> int:
+    memory = os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(memory, "wb", closefd=False) as file:
+        file.write(data)
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals)
+    return memory
+
+
+def _read_sealed(memory: int) -> bytes:
+    """Read and close a memfd; refuse one that its sender could still change."""
+    try:
+        seals = fcntl.fcntl(memory, fcntl.F_GET_SEALS)
+        if not seals & fcntl.F_SEAL_WRITE or not seals & fcntl.F_SEAL_SHRINK:
+            raise ValueError("a memfd that is not sealed")
+        return os.pread(memory, os.fstat(memory).st_size, 0)
+    finally:
+        os.close(memory)

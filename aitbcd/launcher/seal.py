@@ -1,0 +1,463 @@
+"""Seal a result package: collect, clean, hash, describe, sync, rename. One idempotent function.
+
+A crash at any point leaves either ``.job_<ID>`` to be sealed again or ``job_<ID>`` sealed; the
+rename decides. Nothing is believed of what the job left: only regular files of its own user stay,
+links are not followed, set-id bits go, and a file that has another name elsewhere is copied, so
+that making it read-only changes nothing outside the package. Each file that is not empty is
+synced (fdatasync(2)) and each folder (fsync(2)); never syncfs(2), which waits for everybody.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import fnmatch
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+from aitbcd import manifest
+from aitbcd.launcher import logs, package
+from aitbcd.launcher.identity import do_as, of_spec
+from aitbcd.launcher.package import ARTIFACTS, DIRECTORY, LOGS, PROGRESS, RESULT, STDERR, STDOUT
+from aitbcd.launcher.protocol import package_name
+
+#: CPython's own sha256, without the C library that hashlib loads; its name changed in 3.12.
+_BUILTIN = "_sha2" if sys.version_info >= (3, 12) else "_sha256"
+small_sha256: Callable[[bytes], Any] = import_module(_BUILTIN).sha256
+
+OUTPUT = "output.json"
+_TEMPORARY = os.fsencode(logs.TEMPORARY + "copy")
+_EMPTY: str = small_sha256(b"").hexdigest()
+#: Above this the C library's vectorised sha256 is worth its import (10 ms, 5 MB).
+_LARGE = 1 << 20
+_PIECE = 1 << 20
+#: Deeper folders have paths that no tool opens (PATH_MAX), and would cost a descriptor each.
+_MAX_DEPTH = 200
+#: ioctl_ficlone(2): share the blocks where the file system can.
+_FICLONE = 0x40049409
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: Seconds that a user's own files may take to be collected, hashed and synced.
+DEADLINE_S = 6 * 3600.0
+
+Order = dict[str, Any]
+
+
+def seal(results_fd: int, order: Order) -> dict[str, Any]:
+    """Seal a package as ordered and return ``{digest, files, bytes}``.
+
+    The order has ``job``, ``attempt``, ``uid``, ``gid``, ``user``, ``cwd``, ``artifacts`` (globs),
+    ``log_limit`` and ``output`` (the daemon's part of output.json).
+
+    Raises:
+        OSError: the disk refused (ENOSPC, EDQUOT, ...); sealing again is safe.
+    """
+    building = package_name(order["job"], is_sealed=False)
+    sealed = package_name(order["job"], is_sealed=True)
+    who = of_spec(order)
+    try:
+        report = do_as(who, lambda: _build(results_fd, building, order), DEADLINE_S)
+    except FileNotFoundError:
+        return do_as(who, lambda: _sealed_before(results_fd, sealed, order), DEADLINE_S)
+    os.rename(building, sealed, src_dir_fd=results_fd, dst_dir_fd=results_fd)
+    os.fsync(results_fd)
+    return report
+
+
+def _sealed_before(results_fd: int, sealed: str, order: Order) -> dict[str, Any]:
+    """Read the report of a package whose rename was the last thing that happened."""
+    top = os.open(sealed, DIRECTORY, dir_fd=results_fd)
+    try:
+        output = json.loads(_read(top, OUTPUT))
+        if output["attempt"] != order["attempt"]:
+            raise OSError(errno.EEXIST, f"{sealed} is of attempt {output['attempt']}")
+        text = _read(top, manifest.FILE_NAME)
+    finally:
+        os.close(top)
+    sizes = [entry["size"] for entry in output["files"]]
+    return _report(text, sizes)
+
+
+def _report(text: bytes, sizes: list[int]) -> dict[str, Any]:
+    return {"digest": small_sha256(text).hexdigest(), "files": len(sizes), "bytes": sum(sizes)}
+
+
+def _build(results_fd: int, building: str, order: Order) -> dict[str, Any]:
+    top = os.open(building, DIRECTORY, dir_fd=results_fd)
+    try:
+        os.fchmod(top, 0o700 if order["uid"] == os.getuid() and not _is_shared(top) else 0o2750)
+        return _Sealer(top, order).run()
+    finally:
+        os.close(top)
+
+
+def _is_shared(top: int) -> bool:
+    """Tell whether the folder was given to a user by a root launcher."""
+    return bool(os.fstat(top).st_mode & stat.S_ISGID)
+
+
+class _Sealer:
+    """One sealing of one package; ``top`` is its open folder."""
+
+    def __init__(self, top: int, order: Order) -> None:
+        self._top = top
+        self._order = order
+        self._uid: int = order["uid"]
+        self._setgid = stat.S_ISGID if _is_shared(top) else 0
+        #: (path, size, digest) of each file, and what was left out, for output.json.
+        self._files: list[tuple[bytes, int, str]] = []
+        self._left_out: list[dict[str, Any]] = []
+        self._hashes: dict[int, str] = {}
+
+    def run(self) -> dict[str, Any]:
+        self._make_ours()
+        self._collect()
+        dropped = self._close_logs()
+        self._walk(self._top, b"", 0)
+        output = self._describe(dropped)
+        self._write(OUTPUT, output)
+        lines = [(path, digest) for path, _, digest in self._files]
+        lines.append((OUTPUT.encode(), small_sha256(output).hexdigest()))
+        text = manifest.build(lines)
+        self._write(manifest.FILE_NAME, text)
+        self._close_folder(self._top)
+        return _report(text, [size for _, size, _ in self._files])
+
+    def _make_ours(self) -> None:
+        """Put back what the job may have removed or replaced, and drop what is not kept."""
+        for name in (LOGS, ARTIFACTS):
+            if not _is_directory(self._top, name):
+                self._drop(self._top, name, name.encode(), "replaced by something else")
+                os.mkdir(name, 0o750, dir_fd=self._top)
+        for name in (PROGRESS, OUTPUT, manifest.FILE_NAME):
+            if _kind(self._top, name):
+                self._drop(self._top, name, b"", None)
+
+    def _close_logs(self) -> dict[str, dict[str, int]]:
+        folder = os.open(LOGS, DIRECTORY, dir_fd=self._top)
+        dropped: dict[str, dict[str, int]] = {}
+        try:
+            for name in (STDOUT, STDERR):
+                if _kind(folder, name) != stat.S_IFREG:
+                    self._drop(
+                        folder, name, f"{LOGS}/{name}".encode(), "replaced by something else"
+                    )
+                    os.close(os.open(name, _NEW, 0o640, dir_fd=folder))
+                cut = logs.close_hole(folder, name, self._order["log_limit"])
+                if cut:
+                    dropped[name] = {"at": cut.start, "bytes": cut.end - cut.start}
+        finally:
+            os.close(folder)
+        self._make_result()
+        return dropped
+
+    def _make_result(self) -> None:
+        """Let result.txt be the job's, or the same file as stdout.log where it wrote nothing."""
+        if _kind(self._top, RESULT) == stat.S_IFREG:
+            if os.stat(RESULT, dir_fd=self._top, follow_symlinks=False).st_size:
+                return
+            os.unlink(RESULT, dir_fd=self._top)
+        elif _kind(self._top, RESULT):
+            self._drop(self._top, RESULT, RESULT.encode(), "not a regular file")
+        os.link(
+            f"{LOGS}/{STDOUT}",
+            RESULT,
+            src_dir_fd=self._top,
+            dst_dir_fd=self._top,
+            follow_symlinks=False,
+        )
+
+    # -- what is in the package -------------------------------------------------------------
+
+    def _walk(self, fd: int, prefix: bytes, depth: int) -> None:
+        with os.scandir(fd) as entries:
+            names = sorted(os.fsencode(entry.name) for entry in entries)
+        for name in names:
+            path = prefix + name
+            kind = _kind(fd, name)
+            if name.startswith(os.fsencode(logs.TEMPORARY)):
+                self._drop(fd, name, path, None)
+            elif kind == stat.S_IFREG:
+                self._take_file(fd, name, path)
+            elif kind != stat.S_IFDIR:
+                self._drop(fd, name, path, "not a regular file")
+            elif depth >= _MAX_DEPTH:
+                self._drop(fd, name, path, "too deep")
+            else:
+                os.chmod(name, 0o700 | self._setgid, dir_fd=fd)
+                below = os.open(name, DIRECTORY, dir_fd=fd)
+                try:
+                    self._walk(below, path + b"/", depth + 1)
+                    self._close_folder(below)
+                finally:
+                    os.close(below)
+
+    def _take_file(self, folder: int, name: bytes, path: bytes) -> None:
+        fd = self._open_own(folder, name)
+        if fd is None:
+            self._drop(folder, name, path, "belongs to another user")
+            return
+        try:
+            about = os.fstat(fd)
+            digest = self._hashes.get(about.st_ino)
+            if digest is None:
+                digest = _hash(fd, about.st_size)
+                if about.st_nlink > 1:
+                    self._hashes[about.st_ino] = digest
+                if about.st_size:
+                    os.fdatasync(fd)
+                os.fchmod(fd, 0o440 | (about.st_mode & 0o110))
+            self._files.append((path, about.st_size, digest))
+        finally:
+            os.close(fd)
+
+    def _open_own(self, folder: int, name: bytes) -> int | None:
+        """Open a file of the user; one that has a name elsewhere too is replaced by a copy."""
+        about = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if about.st_uid != self._uid:
+            return None
+        if not about.st_mode & stat.S_IRUSR and (about.st_nlink == 1):
+            os.chmod(name, 0o600, dir_fd=folder)
+        fd = os.open(name, _FILE, dir_fd=folder)
+        if about.st_nlink == 1 or self._is_the_log(about):
+            return fd
+        try:
+            copy = os.open(_TEMPORARY, _NEW, 0o600, dir_fd=folder)
+            _copy(fd, copy)
+            os.fchmod(copy, about.st_mode & 0o777)
+            os.rename(_TEMPORARY, name, src_dir_fd=folder, dst_dir_fd=folder)
+            return copy
+        finally:
+            os.close(fd)
+
+    def _is_the_log(self, about: os.stat_result) -> bool:
+        """result.txt and stdout.log are two names of one file, and there is no third."""
+        if about.st_nlink != 2:
+            return False
+        both = [
+            os.stat(path, dir_fd=self._top, follow_symlinks=False)
+            for path in (RESULT, f"{LOGS}/{STDOUT}")
+        ]
+        return all(os.path.samestat(about, each) for each in both)
+
+    def _drop(self, folder: int, name: bytes | str, path: bytes, why: str | None) -> None:
+        """Remove what a package does not hold; ``why`` goes into output.json."""
+        kind = _kind(folder, name)
+        if kind == 0:
+            return
+        if kind == stat.S_IFDIR:
+            os.chmod(name, 0o700, dir_fd=folder)
+            fd = os.open(name, DIRECTORY, dir_fd=folder)
+            try:
+                package.empty_directory(fd)
+            finally:
+                os.close(fd)
+            os.rmdir(name, dir_fd=folder)
+        else:
+            os.unlink(name, dir_fd=folder)
+        if why:
+            self._left_out.append({"path": shown(path), "why": why})
+
+    # -- what the job asked to be collected ---------------------------------------------------
+
+    def _collect(self) -> None:
+        if not self._order["artifacts"]:
+            return
+        try:
+            cwd = os.open(self._order["cwd"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            self._left_out.append({"path": self._order["cwd"], "why": str(error.strerror)})
+            return
+        target = os.open(ARTIFACTS, DIRECTORY, dir_fd=self._top)
+        try:
+            os.fchmod(target, 0o700 | self._setgid)
+            for glob in self._order["artifacts"]:
+                parts = [part for part in os.fsencode(glob).split(b"/") if part not in (b"", b".")]
+                if glob.startswith("/") or b".." in parts or not parts:
+                    continue
+                for path in _matches(cwd, parts, b"", 0):
+                    self._collect_file(cwd, target, path)
+        finally:
+            os.close(target)
+            os.close(cwd)
+
+    def _collect_file(self, cwd: int, target: int, path: bytes) -> None:
+        """Copy one file, whole or not at all; what the job itself put there stays."""
+        *folders, name = path.split(b"/")
+        source = into = -1
+        try:
+            source = _open_below(cwd, folders, name)
+            if not stat.S_ISREG(os.fstat(source).st_mode):
+                return
+            into = _make_below(target, folders)
+            if _kind(into, name):
+                return
+            copy = os.open(_TEMPORARY, _NEW, 0o600, dir_fd=into)
+            try:
+                _copy(source, copy)
+                os.fchmod(copy, os.fstat(source).st_mode & 0o777)
+            finally:
+                os.close(copy)
+            os.rename(_TEMPORARY, name, src_dir_fd=into, dst_dir_fd=into)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+                raise
+            self._left_out.append({"path": shown(path), "why": str(error.strerror)})
+        finally:
+            for fd in (source, into):
+                if fd >= 0:
+                    os.close(fd)
+
+    # -- what we write ------------------------------------------------------------------------
+
+    def _describe(self, dropped: dict[str, dict[str, int]]) -> bytes:
+        output = dict(self._order["output"])
+        output["files"] = [{"path": shown(path), "size": size} for path, size, _ in self._files]
+        output["logs_dropped"] = dropped
+        output["left_out"] = self._left_out
+        # A line a key: indent= would take the slow encoder.
+        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in output.items())
+        return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+    def _write(self, name: str, data: bytes) -> None:
+        fd = os.open(name, _NEW, 0o640, dir_fd=self._top)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fdatasync(fd)
+            os.fchmod(fd, 0o440)
+        finally:
+            os.close(fd)
+
+    def _close_folder(self, fd: int) -> None:
+        os.fchmod(fd, 0o550 | self._setgid)
+        os.fsync(fd)
+
+
+def shown(path: bytes) -> Any:
+    """Return a path for JSON: text, or ``{"b64": ...}`` where it is no UTF-8."""
+    try:
+        return path.decode()
+    except UnicodeDecodeError:
+        import base64
+
+        return {"b64": base64.b64encode(path).decode()}
+
+
+def _kind(folder: int, name: bytes | str) -> int:
+    """Return the S_IFMT of a name, 0 where there is nothing."""
+    try:
+        return stat.S_IFMT(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return 0
+
+
+def _is_directory(folder: int, name: str) -> bool:
+    return _kind(folder, name) == stat.S_IFDIR
+
+
+def _read(folder: int, name: str) -> bytes:
+    fd = os.open(name, _FILE, dir_fd=folder)
+    with open(fd, "rb") as file:
+        return file.read()
+
+
+def _hash(fd: int, size: int) -> str:
+    if size == 0:
+        return _EMPTY
+    found = _large_sha256() if size > _LARGE else small_sha256(b"")
+    offset = 0
+    while piece := os.pread(fd, _PIECE, offset):
+        found.update(piece)
+        offset += len(piece)
+    return str(found.hexdigest())
+
+
+def _large_sha256() -> Any:
+    try:
+        from hashlib import sha256
+    except ImportError:
+        # Replaced by an upgrade under our feet: slower, and as right.
+        return small_sha256(b"")
+    return sha256()
+
+
+def _copy(source: int, target: int) -> None:
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        logs.copy_bytes(source, target, 0, os.fstat(source).st_size)
+
+
+def _matches(fd: int, parts: list[bytes], prefix: bytes, depth: int) -> Iterator[bytes]:
+    """Yield the files below an open folder that a split glob names; ``**`` is any depth.
+
+    No symbolic link is followed. A folder that is named as a whole yields all its files.
+    """
+    if depth > _MAX_DEPTH:
+        return
+    part, rest = parts[0], parts[1:]
+    if part == b"**" and rest:
+        yield from _matches(fd, rest, prefix, depth)
+    with os.scandir(fd) as entries:
+        found = [(os.fsencode(e.name), e.is_dir(follow_symlinks=False)) for e in entries]
+    for name, is_directory in sorted(found):
+        if part == b"**":
+            following = parts
+        elif fnmatch.fnmatchcase(name, part) and _is_meant(name, part):
+            following = rest or [b"**"]
+        else:
+            continue
+        if is_directory:
+            yield from _enter(fd, name, following, prefix, depth)
+        elif (part == b"**" and not rest) or (part != b"**" and not rest):
+            yield prefix + name
+
+
+def _is_meant(name: bytes, part: bytes) -> bool:
+    """A wildcard does not name hidden files, as in the shell."""
+    return not name.startswith(b".") or part.startswith(b".")
+
+
+def _enter(fd: int, name: bytes, parts: list[bytes], prefix: bytes, depth: int) -> Iterator[bytes]:
+    try:
+        below = os.open(name, DIRECTORY, dir_fd=fd)
+    except OSError:
+        return
+    try:
+        yield from _matches(below, parts, prefix + name + b"/", depth + 1)
+    finally:
+        os.close(below)
+
+
+def _open_below(root: int, folders: list[bytes], name: bytes) -> int:
+    fd = _descend(root, folders, make=False)
+    try:
+        return os.open(name, _FILE, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _make_below(root: int, folders: list[bytes]) -> int:
+    return _descend(root, folders, make=True)
+
+
+def _descend(root: int, folders: list[bytes], *, make: bool) -> int:
+    """Open a folder below ``root`` a component at a time, so that no link leads out of it."""
+    fd = os.dup(root)
+    for folder in folders:
+        try:
+            if make and not _kind(fd, folder):
+                os.mkdir(folder, 0o750, dir_fd=fd)
+            below = os.open(folder, DIRECTORY, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd

@@ -1,0 +1,177 @@
+"""Start a job's program: as whom, where, with which environment and standard streams.
+
+For the supervisor's own user with posix_spawn(3), which costs half of a fork from Python; for
+another user with a fork that becomes that user. Either way the program gets a session of its
+own, default signals, none blocked, and no descriptor but 0, 1 and 2.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import json
+import os
+import select
+import signal
+from typing import Any
+
+from aitbcd.launcher.identity import Identity
+
+#: Seconds for a user's own file systems to answer before the program runs.
+_START_S = 60.0
+_DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+_OUR_UMASK = 0o027
+
+
+class CannotStart(Exception):
+    """The program could not be started; the text is the system's own words."""
+
+
+def start(spec: dict[str, Any], stdout: int, stderr: int, who: Identity | None) -> int:
+    """Start the program and return its pid, once its exec has succeeded.
+
+    Raises:
+        CannotStart: with what was wrong; nothing runs.
+    """
+    if who is None:
+        return _spawn(spec, stdout, stderr)
+    return _fork(spec, stdout, stderr, who)
+
+
+def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
+    stdin = -1
+    try:
+        _enter(spec)
+        stdin = _open_stdin(spec)
+        streams = [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate((stdin, stdout, stderr))]
+        environment = spec["env"]
+        for program in _programs(spec):
+            try:
+                return os.posix_spawn(
+                    program,
+                    spec["argv"],
+                    environment,
+                    file_actions=streams,
+                    setsid=True,
+                    setsigmask=(),
+                    setsigdef=_not_default(),
+                )
+            except OSError as error:
+                _explain(program, error)
+        raise AssertionError("unreachable: _programs yields at least one, or _explain raises")
+    finally:
+        if stdin >= 0:
+            os.close(stdin)
+        os.chdir("/")
+        os.umask(_OUR_UMASK)
+
+
+def _fork(spec: dict[str, Any], stdout: int, stderr: int, who: Identity) -> int:
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _become_program(spec, (stdout, stderr), who, writing)
+    os.close(writing)
+    try:
+        poller = select.poll()
+        poller.register(reading, select.POLLIN)
+        if not poller.poll(_START_S * 1000):
+            os.kill(pid, signal.SIGKILL)
+            raise CannotStart(f"{_shown(spec['cwd'])}: no answer from its file system")
+        words = os.read(reading, 65536)
+    finally:
+        os.close(reading)
+    if words:
+        os.waitpid(pid, 0)
+        raise CannotStart(json.loads(words))
+    return pid
+
+
+def _become_program(
+    spec: dict[str, Any], streams: tuple[int, int], who: Identity, writing: int
+) -> None:
+    """The child's life between fork and exec."""
+    try:
+        signal.set_wakeup_fd(-1)
+        os.setsid()
+        for number in _not_default():
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        who.become()
+        _enter(spec)
+        for to, fd in enumerate((_open_stdin(spec), *streams)):
+            os.dup2(fd, to)
+        for program in _programs(spec):
+            try:
+                os.execve(program, spec["argv"], spec["env"])
+            except OSError as error:
+                _explain(program, error)
+    except CannotStart as refusal:
+        words = str(refusal)
+    except BaseException as error:
+        words = f"{type(error).__name__}: {error}"
+    os.write(writing, json.dumps(words).encode()[:65536])
+    os._exit(127)
+
+
+def _enter(spec: dict[str, Any]) -> None:
+    try:
+        os.chdir(spec["cwd"])
+    except OSError as error:
+        raise CannotStart(f"{_shown(spec['cwd'])}: {os.strerror(error.errno or 0)}") from None
+    os.umask(spec["umask"])
+
+
+def _open_stdin(spec: dict[str, Any]) -> int:
+    path = spec["stdin"] or "/dev/null"
+    try:
+        # A FIFO without a writer would block the open, and the job is not there to be canceled.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        fd = os.open(path, flags)
+    except OSError as error:
+        raise CannotStart(f"{_shown(path)}: {os.strerror(error.errno or 0)}") from None
+    fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+    return fd
+
+
+def _programs(spec: dict[str, Any]) -> list[str]:
+    """Return the file to execute, found as execvp(3) does with the job's own PATH."""
+    name: str = spec["argv"][0]
+    if "/" in name:
+        return [name]
+    refused = errno.ENOENT
+    for folder in spec["env"].get("PATH", _DEFAULT_PATH).split(":"):
+        candidate = f"{folder or '.'}/{name}"
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+            return [candidate]
+        if os.path.isfile(candidate):
+            refused = errno.EACCES
+    where = "" if refused == errno.EACCES else " (looked for in PATH)"
+    raise CannotStart(f"{_shown(name)}: {os.strerror(refused)}{where}")
+
+
+def _explain(program: str, error: OSError) -> None:
+    """Raise ``CannotStart`` in the system's words, and say what they leave out."""
+    more = ""
+    if error.errno == errno.ENOENT and os.path.exists(program):
+        more = " (its interpreter, named in its first line, is missing)"
+    elif error.errno == errno.ENOEXEC:
+        more = " (a script needs a first line such as #!/bin/sh)"
+    elif error.errno == errno.EACCES and os.path.isfile(program):
+        more = " (is it executable? chmod +x)"
+    raise CannotStart(f"{_shown(program)}: {os.strerror(error.errno or 0)}{more}") from None
+
+
+@functools.cache
+def _not_default() -> list[signal.Signals]:
+    """Signals that exec would leave ignored: Python's SIGPIPE, a nohup's SIGHUP."""
+    return [
+        number
+        for number in signal.valid_signals()
+        if isinstance(number, signal.Signals) and signal.getsignal(number) is signal.SIG_IGN
+    ]
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

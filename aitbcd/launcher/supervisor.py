@@ -1,0 +1,257 @@
+"""A supervisor: owns one attempt at a time, outlives the daemon and the launcher.
+
+Its sockets: ``control`` to the launcher that forked it, which hands it attempts; and a connection
+to the daemon, which came with an attempt. When the daemon goes, the supervisor listens in its
+run folder, where the next daemon finds it. When the launcher goes, it ends after its attempt.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aitbcd.launcher import folder as run_folder
+from aitbcd.launcher import protocol, seal
+from aitbcd.launcher.attempt import Attempt
+from aitbcd.launcher.linux import become_subreaper
+from aitbcd.launcher.protocol import SOCKET, Message
+
+
+class Supervisor:
+    """``run`` is the whole life of the process."""
+
+    def __init__(
+        self, control: socket.socket, run_fd: int, results_fd: int, daemon_uid: int
+    ) -> None:
+        self._control: socket.socket | None = control
+        self._run_fd = run_fd
+        self._results_fd = results_fd
+        self._daemon_uid = daemon_uid
+        self._daemon: socket.socket | None = None
+        self._listener: socket.socket | None = None
+        self._attempt: Attempt | None = None
+        self._log_fd: int | None = None
+        self._was_reported = False
+        self._is_worn = False
+        self._poller = select.poll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+
+    def run(self) -> None:
+        become_subreaper()
+        self._listen_to_signals()
+        if self._control:
+            self._add(self._control.fileno(), self._on_control)
+        while self._has_work():
+            for fd, _ in self._poller.poll(self._timeout_ms()):
+                # An earlier handler of this turn may have closed it.
+                if handler := self._handlers.get(fd):
+                    handler()
+            self._look_after_attempt()
+
+    def _has_work(self) -> bool:
+        return self._control is not None or self._attempt is not None
+
+    def _listen_to_signals(self) -> None:
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._on_shutdown)
+        self._add(reading, lambda: self._on_wakeup(reading))
+
+    def _on_wakeup(self, fd: int) -> None:
+        os.read(fd, 4096)
+        if self._attempt:
+            self._attempt.reap()
+
+    def _on_shutdown(self, *_: object) -> None:
+        """The machine or the whole service stops in order: what ends now is not the job's fault."""
+        if self._attempt:
+            self._attempt.end("shutdown", self._attempt.spec["grace_s"])
+
+    def _timeout_ms(self) -> int | None:
+        wake_at = self._attempt.wake_at if self._attempt and not self._attempt.facts else None
+        if wake_at is None:
+            return None
+        return max(0, int((wake_at - time.monotonic()) * 1000) + 1)
+
+    def _look_after_attempt(self) -> None:
+        attempt = self._attempt
+        if attempt is None:
+            return
+        attempt.tick()
+        self._follow_log_watch(attempt)
+        if attempt.facts is not None and not self._was_reported:
+            self._was_reported = True
+            self._tell_exited(attempt)
+
+    def _follow_log_watch(self, attempt: Attempt) -> None:
+        fd = attempt.logs.fd if attempt.logs else None
+        if fd == self._log_fd:
+            return
+        if self._log_fd is not None:
+            self._forget(self._log_fd)
+        self._log_fd = fd
+        if fd is not None:
+            self._add(fd, self._on_log)
+
+    def _on_log(self) -> None:
+        if self._attempt and self._attempt.logs:
+            self._attempt.logs.on_write(time.monotonic())
+
+    # -- the launcher -----------------------------------------------------------------------
+
+    def _on_control(self) -> None:
+        assert self._control is not None
+        received = protocol.receive(self._control)
+        if received is None:
+            self._forget(self._control.fileno())
+            self._control.close()
+            self._control = None
+            return
+        spec, fds = received
+        name = protocol.folder_name(spec["job"], spec["attempt"])
+        folder = run_folder.Folder(name, fds[0], fds[1])
+        if len(fds) > 2:
+            self._use_daemon(socket.socket(fileno=fds[2]))
+        self._begin(Attempt(spec, folder))
+
+    def _begin(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._was_reported = False
+        attempt.begin(self._results_fd)
+        if attempt.started_at is not None:
+            self._tell_running(attempt)
+            # Its SIGCHLD may have come before its pid was known.
+            attempt.reap()
+
+    # -- the daemon -------------------------------------------------------------------------
+
+    def _use_daemon(self, connection: socket.socket) -> None:
+        self._drop_daemon()
+        self._daemon = connection
+        self._add(connection.fileno(), self._on_daemon)
+
+    def _drop_daemon(self) -> None:
+        if self._daemon:
+            self._forget(self._daemon.fileno())
+            self._daemon.close()
+            self._daemon = None
+
+    def _on_daemon(self) -> None:
+        assert self._daemon is not None
+        try:
+            received = protocol.receive(self._daemon)
+        except (ValueError, OSError):
+            received = None
+        if received is None:
+            self._drop_daemon()
+            if self._attempt:
+                self._listen()
+            return
+        message, fds = received
+        protocol.close_all(fds)
+        self._obey(message)
+
+    def _obey(self, message: Message) -> None:
+        attempt = self._attempt
+        if attempt is None or (message["job"], message["attempt"]) != (
+            attempt.spec["job"],
+            attempt.spec["attempt"],
+        ):
+            return
+        match message["op"]:
+            case "cancel":
+                attempt.end("cancel", message["grace_s"])
+            case "seal" if attempt.facts:
+                self._seal(message)
+            case "done" if attempt.facts:
+                self._done(attempt)
+
+    def _seal(self, order: Message) -> None:
+        try:
+            report = {"op": "sealed", **seal.seal(self._results_fd, order)}
+        except OSError as error:
+            report = {"op": "seal_failed", "errno": error.errno, "error": str(error)}
+        self._tell(report)
+
+    def _done(self, attempt: Attempt) -> None:
+        """The end is recorded: give the folder back, and be free if nothing of it is left."""
+        self._stop_listening()
+        run_folder.remove(self._run_fd, attempt.folder)
+        self._attempt = None
+        if not attempt.may_be_followed:
+            # What would not die is the launcher's to reap now.
+            os._exit(0)
+        if self._control:
+            self._control.send(b'{"op":"idle"}', socket.MSG_NOSIGNAL)
+
+    def _tell_running(self, attempt: Attempt) -> None:
+        self._tell({"op": "running", "at": attempt.started_at, "pid": attempt.pid})
+
+    def _tell_exited(self, attempt: Attempt) -> None:
+        self._tell({"op": "exited", "facts": attempt.facts})
+
+    def _tell(self, message: Message) -> None:
+        """Say it if somebody listens; if not, the next daemon asks, or reads the files."""
+        attempt = self._attempt
+        if self._daemon is None or attempt is None:
+            return
+        about: dict[str, Any] = {"job": attempt.spec["job"], "attempt": attempt.spec["attempt"]}
+        try:
+            protocol.send(self._daemon, message | about)
+        except OSError:
+            # Its end-of-file is next in the queue.
+            pass
+
+    # -- the next daemon ----------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Be found: a socket in the run folder, for the daemon's user alone."""
+        assert self._attempt is not None
+        if self._listener:
+            return
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            listener.bind(protocol.address(self._attempt.folder.fd, SOCKET))
+            os.chmod(SOCKET, 0o660, dir_fd=self._attempt.folder.fd)
+            listener.listen(4)
+        except OSError:
+            # A full disk: the daemon will look at the lock and at exit.json instead.
+            listener.close()
+            return
+        self._listener = listener
+        self._add(listener.fileno(), self._on_connect)
+
+    def _stop_listening(self) -> None:
+        if self._listener:
+            self._forget(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+
+    def _on_connect(self) -> None:
+        assert self._listener is not None
+        connection, _ = self._listener.accept()
+        attempt = self._attempt
+        if attempt is None or protocol.peer_uid(connection) not in (self._daemon_uid, 0):
+            connection.close()
+            return
+        self._use_daemon(connection)
+        if attempt.started_at is not None:
+            self._tell_running(attempt)
+        if attempt.facts is not None:
+            self._tell_exited(attempt)
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def _add(self, fd: int, handler: Callable[[], None]) -> None:
+        self._handlers[fd] = handler
+        self._poller.register(fd, select.POLLIN)
+
+    def _forget(self, fd: int) -> None:
+        del self._handlers[fd]
+        self._poller.unregister(fd)
