@@ -1,0 +1,298 @@
+"""What a transaction does: submit, submit many, move. It runs in the writer's thread.
+
+Each function is one all-or-nothing change for ``writer.Writer``: it either refuses before it has
+written anything, or runs in a savepoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aitbcd import lifecycle
+from aitbcd.errors import IllegalTransition, NoSuchJob, WrongState
+from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Owner
+from aitbcd.store.rows import pack
+from aitbcd.store.sql import QUERIES
+from aitbcd.store.writer import Transaction
+
+Pieces = Callable[[], Iterable[Sequence[JobSpec]]]
+
+#: Shorter runs are not remembered: nobody waits for them, and they come by the thousand.
+WORTH_KNOWING_US = 100_000
+
+_INSERT_JOB = QUERIES["insert_job"]
+_INSERT_SPEC = QUERIES["insert_spec"]
+_INSERT_EVENT = QUERIES["insert_event"]
+_INSERT_FIRST_EVENTS = QUERIES["insert_first_events"]
+_INSERT_ATTEMPT = QUERIES["insert_attempt"]
+_START_ATTEMPT = QUERIES["start_attempt"]
+_FINISH_ATTEMPT = QUERIES["finish_attempt"]
+_JOB_TO_MOVE = QUERIES["job_to_move"]
+_ASSIGN_JOB = QUERIES["assign_job"]
+_ADVANCE_JOB = QUERIES["advance_job"]
+_REQUEUE_JOB = QUERIES["requeue_job"]
+_FINISH_JOB = QUERIES["finish_job"]
+_ENVIRONMENTS_KEPT_IN_MIND = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One change of a job's status, asked for on the ground of what is expected of it."""
+
+    number: int
+    #: The attempt it belongs to; for ASSIGN the new one, for a job in the queue the last one.
+    attempt: int
+    expected: JobState
+    trigger: lifecycle.Trigger
+    at: int
+    #: ASSIGN: the boot in which the attempt is going to run.
+    boot_id: str | None = None
+    #: RUN: the word by which its supervisor knows it.
+    handle: str | None = None
+    #: COMPLETE, FAIL, CANCELED: how it ended. REQUEUE: how the attempt ended, if it had begun.
+    ending: Ending | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What ``submit_many`` made: (number, job_id) in order, and the seqs of their events."""
+
+    ids: list[tuple[int, str]]
+    events: range
+
+
+def typical_key(name: str | None, command_digest: bytes) -> bytes:
+    """Return what names the same work: a job's name, or its command where it has none."""
+    if name is None:
+        return command_digest[:16]
+    return hashlib.sha256(b"name\0" + name.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def digest_of_command(argv: Iterable[bytes]) -> bytes:
+    """Return the sha256 of a command, as ``Store.typical_us`` takes it."""
+    return hashlib.sha256(pack(argv)).digest()
+
+
+class Changes:
+    """The changes of one store; what they keep in mind belongs to the writer's thread."""
+
+    def __init__(self, job_id: Callable[[int], str]) -> None:
+        self._job_id = job_id
+
+    # Submitting
+
+    def submit(
+        self, transaction: Transaction, work: tuple[Owner, JobSpec, int]
+    ) -> tuple[Job, Event]:
+        """Store one job in the queue."""
+        owner, spec, at = work
+        environment = self._environment(transaction, spec.environment)
+        transaction.number = number = transaction.number + 1
+        job_id = self._job_id(number)
+        transaction.execute(_INSERT_JOB, _job_row(number, job_id, owner, spec, at))
+        transaction.execute(_INSERT_SPEC, _spec_row(number, spec, environment))
+        job = Job(
+            number, job_id, owner, JobState.PENDING, spec.name, spec.cpus, spec.memory, spec.gpus,
+            spec.timeout_s, spec.priority, spec.retries, 0, at,
+        )  # fmt: skip
+        transaction.pending += 1
+        return job, self._event(transaction, (number, owner.uid, at, JobState.PENDING, 0, None))
+
+    def submit_many(self, transaction: Transaction, work: tuple[Owner, Pieces, int]) -> Batch:
+        """Store jobs piece by piece, all or none."""
+        return transaction.atomically(self._submit_pieces, work)
+
+    def _submit_pieces(self, transaction: Transaction, work: tuple[Owner, Pieces, int]) -> Batch:
+        owner, pieces, at = work
+        first, seq = transaction.number + 1, transaction.seq + 1
+        ids: list[tuple[int, str]] = []
+        for piece in pieces():
+            self._submit_piece(transaction, owner, piece, at, ids)
+        last = transaction.number
+        transaction.execute(_INSERT_FIRST_EVENTS, (seq - first, first, last))
+        transaction.seq += len(ids)
+        transaction.pending += len(ids)
+        return Batch(ids, range(seq, seq + len(ids)))
+
+    def _submit_piece(
+        self,
+        transaction: Transaction,
+        owner: Owner,
+        piece: Sequence[JobSpec],
+        at: int,
+        ids: list[tuple[int, str]],
+    ) -> None:
+        job_id, begin = self._job_id, transaction.number + 1
+        named = [(number, job_id(number)) for number in range(begin, begin + len(piece))]
+        transaction.executemany(
+            _INSERT_JOB,
+            [_job_row(*name, owner, spec, at) for name, spec in zip(named, piece, strict=True)],
+        )
+        environment: tuple[bytes, ...] | None = None
+        environment_id: int | None = None
+        rows = []
+        for (number, _), spec in zip(named, piece, strict=True):
+            if spec.environment is not environment:
+                environment = spec.environment
+                environment_id = self._environment(transaction, environment)
+            rows.append(_spec_row(number, spec, environment_id))
+        transaction.executemany(_INSERT_SPEC, rows)
+        transaction.number += len(piece)
+        ids += named
+
+    def _environment(
+        self, transaction: Transaction, environment: tuple[bytes, ...] | None
+    ) -> int | None:
+        """Return the id of a base environment, stored now if it is new."""
+        if environment is None:
+            return None
+        known = transaction.environments
+        if environment in known:
+            return known[environment]
+        entries = pack(environment)
+        digest = hashlib.sha256(entries).digest()
+        row = transaction.execute(QUERIES["environment_by_digest"], (digest,)).fetchone()
+        if row is None:
+            stored = transaction.execute(QUERIES["insert_environment"], (digest, entries)).lastrowid
+            assert stored is not None
+        else:
+            stored = row[0]
+        if len(known) >= _ENVIRONMENTS_KEPT_IN_MIND:
+            known.clear()
+        known[environment] = stored
+        return stored
+
+    # Moving
+
+    def move(self, transaction: Transaction, moves: tuple[Move, ...]) -> list[Event]:
+        """Change statuses, all of them or none."""
+        if len(moves) == 1:
+            return [self._move(transaction, moves[0])]
+        return transaction.atomically(self._move_each, moves)
+
+    def _move_each(self, transaction: Transaction, moves: tuple[Move, ...]) -> list[Event]:
+        return [self._move(transaction, move) for move in moves]
+
+    def _move(self, transaction: Transaction, move: Move) -> Event:
+        target = lifecycle.after(move.expected, move.trigger, job=move.number)
+        _require_parts(move, target)
+        row = transaction.execute(_JOB_TO_MOVE, (move.number,)).fetchone()
+        if row is None:
+            raise NoSuchJob(f"there is no job {move.number}", job=move.number)
+        status, attempt, uid, started_at = row
+        is_assigned = move.trigger is lifecycle.Trigger.ASSIGN
+        held = move.attempt - 1 if is_assigned else move.attempt
+        if status != move.expected.value or attempt != held:
+            raise _wrong_state(move, status, attempt)
+        self._write(transaction, move, target, (move.number, status, attempt))
+        if target is JobState.COMPLETED and started_at is not None:
+            self._learn(transaction, move, uid, started_at)
+        if move.expected is JobState.PENDING:
+            transaction.pending -= 1
+        elif target is JobState.PENDING:
+            transaction.pending += 1
+        return self._event(
+            transaction, (move.number, uid, move.at, target, move.attempt, move.ending)
+        )
+
+    def _write(
+        self, transaction: Transaction, move: Move, target: JobState, held: tuple[int, str, int]
+    ) -> None:
+        """Write the job's row, compared with what is expected, and its attempt's."""
+        execute, ending, key = transaction.execute, move.ending, (move.number, move.attempt)
+        if target.is_final and ending is not None:
+            changed = execute(_FINISH_JOB, (target.value, *_package(ending), *held))
+        elif target is JobState.PENDING:
+            changed = execute(_REQUEUE_JOB, (target.value, *held))
+        elif target is JobState.ASSIGNED:
+            changed = execute(_ASSIGN_JOB, (target.value, move.attempt, move.attempt, *held))
+        else:
+            changed = execute(_ADVANCE_JOB, (target.value, *held))
+        if changed.rowcount != 1:
+            raise WrongState(f"job {move.number} changed while it was moved", job=move.number)
+        if target is JobState.ASSIGNED:
+            execute(_INSERT_ATTEMPT, (*key, move.boot_id, move.at))
+        elif target is JobState.RUNNING:
+            execute(_START_ATTEMPT, (move.at, move.handle, *key))
+        elif ending is not None and move.expected is not JobState.PENDING:
+            execute(_FINISH_ATTEMPT, (*_facts(ending), *key))
+
+    def _learn(self, transaction: Transaction, move: Move, uid: int, started_at: int) -> None:
+        """Remember how long this work took."""
+        assert move.ending is not None
+        took = move.ending.finished_at - started_at
+        if took < WORTH_KNOWING_US:
+            return
+        name, argv = transaction.execute(QUERIES["command_of_job"], (move.number,)).fetchone()
+        if name is not None or argv is not None:
+            key = typical_key(name, hashlib.sha256(argv or b"").digest())
+            transaction.execute(QUERIES["learn_typical"], (uid, key, took, move.at))
+
+    def _event(
+        self,
+        transaction: Transaction,
+        change: tuple[int, int, int, JobState, int, Ending | None],
+    ) -> Event:
+        number, uid, at, status, attempt, ending = change
+        reason, message = (ending.reason, ending.message) if ending is not None else (None, None)
+        transaction.seq = seq = transaction.seq + 1
+        transaction.execute(
+            _INSERT_EVENT,
+            (seq, number, uid, at, status.value, attempt, reason and reason.value, message),
+        )
+        return Event(seq, number, self._job_id(number), uid, at, status, attempt, reason, message)
+
+
+def _require_parts(move: Move, target: JobState) -> None:
+    """Refuse a move without what its target needs: a mistake of ours, found before it is stored."""
+    if target is JobState.ASSIGNED and move.boot_id is None:
+        raise IllegalTransition(f"job {move.number}: an attempt needs the id of its boot")
+    if target.is_final:
+        if move.ending is None:
+            raise IllegalTransition(f"job {move.number}: {target.value} needs an ending")
+        if (move.ending.reason is None) != (target is JobState.COMPLETED):
+            raise IllegalTransition(
+                f"job {move.number}: {target.value} with reason {move.ending.reason}"
+            )
+
+
+def _wrong_state(move: Move, status: str, attempt: int) -> WrongState:
+    if status != move.expected.value:
+        detail = f"job {move.number} is {status}, not {move.expected.value}"
+    else:
+        detail = f"job {move.number} is at attempt {attempt}; this came from {move.attempt}"
+    return WrongState(detail, job=move.number, state=status, attempt=attempt)
+
+
+def _job_row(number: int, job_id: str, owner: Owner, spec: JobSpec, at: int) -> tuple[Any, ...]:
+    return (
+        number, job_id, owner.uid, owner.name, spec.name, spec.cpus, spec.memory, spec.gpus,
+        spec.timeout_s, spec.priority, spec.retries, at,
+    )  # fmt: skip
+
+
+def _spec_row(number: int, spec: JobSpec, environment: int | None) -> tuple[Any, ...]:
+    return (
+        number, pack(spec.argv), spec.is_shell, spec.cwd, environment,
+        pack(spec.env) if spec.env else b"", pack(spec.artifacts) if spec.artifacts else b"",
+        spec.umask, spec.stdin,
+    )  # fmt: skip
+
+
+def _package(ending: Ending) -> tuple[Any, ...]:
+    digest = ending.digest
+    return (
+        ending.finished_at, ending.reason and ending.reason.value, ending.cause, ending.message,
+        ending.results.value, digest and bytes.fromhex(digest), ending.result_bytes,
+        ending.result_files, ending.progress,
+    )  # fmt: skip
+
+
+def _facts(ending: Ending) -> tuple[Any, ...]:
+    return (
+        ending.finished_at, ending.reason and ending.reason.value, ending.cause, ending.message,
+        ending.exit_code, ending.signal, ending.user_us, ending.system_us, ending.max_rss,
+    )  # fmt: skip

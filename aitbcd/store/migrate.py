@@ -1,0 +1,227 @@
+"""Opening the file: refuse what is not ours or damaged, then bring the schema up to date.
+
+A file that cannot be used is never changed: it is looked at through a read-only connection first.
+Migrations are the numbered files of ``migrations/``; those that are missing run in one
+transaction together with the record of it (``user_version``), after a copy was made.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from aitbcd.errors import StartupError
+
+#: "AITB", in the header of the file (``PRAGMA application_id``).
+APPLICATION_ID = 0x41495442
+
+#: Larger files are read through only after a crash: that costs about a second a gigabyte.
+_ALWAYS_CHECKED = 64 << 20
+_BUSY_MS = 10_000
+
+
+def migrations() -> list[tuple[int, str]]:
+    """Return (version, SQL) of every migration, in order."""
+    files = sorted(Path(__file__).with_name("migrations").glob("[0-9]*.sql"))
+    return [(int(file.name.split("_")[0]), file.read_text("utf-8")) for file in files]
+
+
+def open_database(path: Path, *, now: int) -> sqlite3.Connection:
+    """Return the one connection that writes, on a file with the newest schema.
+
+    Raises:
+        StartupError: it cannot be used; the file is as it was.
+    """
+    try:
+        version = _inspect(path)
+        _create(path)
+        connection = _connect(path)
+    except OSError as error:
+        raise _not_writable(path, error.strerror or str(error)) from None
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from None
+    try:
+        _migrate(connection, path, version, now)
+    except sqlite3.Error as error:
+        connection.close()
+        raise _unusable(path, error) from None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+# Looking at it
+
+
+def _inspect(path: Path) -> int:
+    """Return the schema's version, 0 for a file that is not there, or refuse it."""
+    log = path.with_name(path.name + "-wal")
+    size = path.stat().st_size if path.exists() else 0
+    log_size = log.stat().st_size if log.exists() else 0
+    if not size:
+        if log_size:
+            # SQLite would take the file for new and remove the log.
+            raise StartupError(
+                f"{path} is missing or empty, but {log} holds changes of it; nothing was touched",
+                hint=f"put {path.name} back beside it, or move {log.name} away to start anew",
+            )
+        return 0
+    source = f"file:{quote(str(path))}?mode=ro"
+    connection = sqlite3.connect(source, uri=True, isolation_level=None, timeout=_BUSY_MS / 1000)
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        version = _check_header(connection, path)
+        if log_size or size <= _ALWAYS_CHECKED:
+            _check_pages(connection, path)
+        return version
+    finally:
+        connection.close()
+
+
+def _check_header(connection: sqlite3.Connection, path: Path) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    owner: int = connection.execute("PRAGMA application_id").fetchone()[0]
+    tables: int = connection.execute("PRAGMA schema_version").fetchone()[0]
+    if not tables and not version:
+        # Created, and the daemon ended before its first transaction.
+        return 0
+    if owner != APPLICATION_ID:
+        raise StartupError(
+            f"{path} is an SQLite file of another program (application id {owner})",
+            hint="give aitbcd a state directory of its own: --state-dir",
+        )
+    newest = migrations()[-1][0]
+    if version > newest:
+        raise StartupError(
+            f"{path} has schema {version}, made by a newer aitbcd; this one knows up to {newest}",
+            hint="install that version again; the queue was not touched",
+            schema=version,
+            known=newest,
+        )
+    return version
+
+
+def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
+    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise _damaged(path, found)
+
+
+def _damaged(path: Path, words: str) -> StartupError:
+    kept = f"{path.name}.damaged"
+    copies = sorted(file.name for file in path.parent.glob(f"{path.name}.schema-*"))
+    known = f"; older copies: {', '.join(copies)}" if copies else ""
+    return StartupError(
+        f"{path} is damaged ({' '.join(words.split())}); nothing was changed{known}",
+        hint=(
+            f"in {path.parent}: keep it with 'mv {path.name} {kept}' (its -wal and -shm files too),"
+            f" then save what can be read with 'sqlite3 {kept} .recover | sqlite3 {path.name}';"
+            " or start without: results are not touched"
+        ),
+        backup=str(path.with_name(kept)),
+    )
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> StartupError:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return _damaged(path, str(error))
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StartupError(
+            f"{path} is locked by another program ({error})", hint="end it, then start again"
+        )
+    return _not_writable(path, str(error))
+
+
+def _not_writable(path: Path, words: str) -> StartupError:
+    return StartupError(
+        f"{path} cannot be written: {words}",
+        hint=f"see who owns {path.parent} and whether it has room, or give another --state-dir",
+    )
+
+
+# Opening it
+
+
+def _create(path: Path) -> None:
+    """Make the file, so that it never exists with wider permissions; the log inherits them."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_mode & 0o077:
+            os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(0, f"its folder {path.parent} is not writable")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000
+    )
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        connection.close()
+        raise StartupError(
+            f"{path}: its file system does not do SQLite's WAL (journal mode {mode})",
+            hint="put the state directory on a local file system: --state-dir",
+        )
+    for setting in ("synchronous = FULL", "foreign_keys = ON", "temp_store = MEMORY"):
+        connection.execute(f"PRAGMA {setting}")
+    return connection
+
+
+# Bringing it up to date
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, version: int, now: int) -> None:
+    todo = [(number, text) for number, text in migrations() if number > version]
+    if not todo:
+        return
+    if version:
+        _back_up(connection, path, version, now)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # A second process may have been faster.
+        held: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        for number, text in todo:
+            if number > held:
+                for statement in _statements(text):
+                    connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {max(held, todo[-1][0])}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _back_up(connection: sqlite3.Connection, path: Path, version: int, now: int) -> None:
+    """Copy the file to ``queue.db.schema-<version>.<time>``; a copy is never overwritten."""
+    when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now // 1_000_000))
+    target = path.with_name(f"{path.name}.schema-{version}.{when}")
+    os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    copy = sqlite3.connect(target)
+    try:
+        connection.backup(copy)
+    except BaseException:
+        target.unlink()
+        raise
+    finally:
+        copy.close()
+
+
+def _statements(text: str) -> Iterator[str]:
+    """Split a script; ``executescript`` would commit first."""
+    statement = ""
+    for line in text.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

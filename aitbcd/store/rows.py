@@ -1,0 +1,126 @@
+"""Rows of SQLite <-> values of ``model``. Pure; the orders of columns are those of queries.sql."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from aitbcd.model import (
+    Attempt,
+    Ending,
+    Event,
+    Job,
+    JobSpec,
+    JobState,
+    Owner,
+    Priority,
+    Reason,
+    ResultsState,
+)
+
+Row = Sequence[Any]
+
+# A dictionary look-up costs a third of a call of the Enum class.
+STATES = {state.value: state for state in JobState}
+_REASONS: dict[str | None, Reason | None] = {None: None, **{r.value: r for r in Reason}}
+_PRIORITIES = {int(priority): priority for priority in Priority}
+
+
+def pack(items: Iterable[bytes]) -> bytes:
+    """Return byte strings without NUL as one, each ended by NUL."""
+    return b"".join([item + b"\0" for item in items])
+
+
+def unpack(blob: bytes) -> tuple[bytes, ...]:
+    return tuple(blob.split(b"\0")[:-1])
+
+
+def job(row: Row) -> Job:
+    """Return the Job of a row of ``select_job``."""
+    (number, job_id, uid, user, status, name, cpus, memory, gpus, timeout_s) = row[:10]
+    (priority, retries, attempt, created_at, assigned_at, started_at, finished_at) = row[10:17]
+    return Job(
+        number,
+        job_id,
+        Owner(uid, user),
+        STATES[status],
+        name,
+        cpus,
+        memory,
+        gpus,
+        timeout_s,
+        _PRIORITIES[priority],
+        retries,
+        attempt,
+        created_at,
+        assigned_at,
+        started_at,
+        None if finished_at is None else _ending(row[16:25], row[25:30]),
+    )
+
+
+def _ending(facts: Row, package: Row) -> Ending:
+    finished_at, reason, cause, message, exit_code, signal, user_us, system_us, max_rss = facts
+    results, digest, result_bytes, result_files, progress = package
+    return Ending(
+        finished_at,
+        _REASONS[reason],
+        cause,
+        message,
+        exit_code,
+        signal,
+        user_us or 0,
+        system_us or 0,
+        max_rss or 0,
+        ResultsState(results or "none"),
+        digest and digest.hex(),
+        result_bytes or 0,
+        result_files or 0,
+        progress,
+    )
+
+
+def spec(row: Row) -> JobSpec:
+    """Return the JobSpec of a row of ``spec``."""
+    (argv, is_shell, name, cwd, has_base, base, env, cpus) = row[:8]
+    (memory, gpus, timeout_s, priority, artifacts, retries, umask, stdin) = row[8:]
+    return JobSpec(
+        argv=unpack(argv),
+        is_shell=bool(is_shell),
+        name=name,
+        cwd=cwd,
+        environment=unpack(base) if has_base else None,
+        env=unpack(env),
+        cpus=cpus,
+        memory=memory,
+        gpus=gpus,
+        timeout_s=timeout_s,
+        priority=_PRIORITIES[priority],
+        artifacts=unpack(artifacts),
+        retries=retries,
+        umask=umask,
+        stdin=stdin,
+    )
+
+
+def attempt(row: Row) -> Attempt:
+    """Return the Attempt of a row of ``attempts``."""
+    number, boot_id, assigned_at, started_at, handle, gpu_uuids, finished_at = row[:7]
+    return Attempt(
+        number,
+        boot_id,
+        assigned_at,
+        started_at,
+        handle,
+        tuple(gpu_uuids.split()),
+        None if finished_at is None else _ending(row[6:15], row[15:20]),
+    )
+
+
+def event(row: Row, job_id: Callable[[int], str]) -> Event:
+    """Return the Event of a row of ``select_event``."""
+    seq, number, uid, at, status, attempt_number, reason, message = row
+    return Event(
+        seq, number, job_id(number), uid, at, STATES[status], attempt_number,
+        _REASONS[reason], message,
+    )  # fmt: skip

@@ -1,0 +1,259 @@
+"""The writer: one thread, one connection, one transaction for all that waits. It knows no job.
+
+SQLite in WAL mode has one writer at a time, and a commit costs an fsync whatever is in it. So the
+thread takes every change that waits, runs them in one transaction and answers them together, with
+one wake-up of the event loop. A change that is refused undoes only itself: it says so before it
+writes anything, or it asked for a savepoint. Changes that fit neither (a constraint refuses the
+second row of a move) are found by ``total_changes``; then the group is rolled back and run again,
+each change in a savepoint. That keeps savepoints, which copy every page that is touched, out of
+the common path.
+
+FULL, IOERR, NOMEM and any error of COMMIT end the transaction for all (SQLite drops the savepoints
+with it): then nothing of the group is stored, and every caller is told so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from aitbcd.errors import AitbcError, StorageFull, Unavailable
+
+T = TypeVar("T")
+Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+#: What a refused change leaves standing: the statement was undone, the transaction goes on.
+_REFUSALS = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.ProgrammingError,
+    sqlite3.InterfaceError,
+)
+_WORDS = {
+    sqlite3.SQLITE_FULL: "its file system is full",
+    sqlite3.SQLITE_IOERR: "its file system failed",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged",
+    sqlite3.SQLITE_NOTADB: "the file is damaged",
+    sqlite3.SQLITE_READONLY: "it cannot be written",
+    sqlite3.SQLITE_NOMEM: "there is no memory left",
+}
+
+
+def storage_error(path: Path, error: BaseException) -> AitbcError:
+    """Return what to tell every caller of a group that could not be stored."""
+    code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR
+    if isinstance(error, MemoryError):
+        code = sqlite3.SQLITE_NOMEM
+    if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return Unavailable(
+            f"another program holds a lock on {path}: {error}; nothing was changed",
+            hint="end that program, then try again",
+        )
+    words = _WORDS.get(code & 0xFF, "SQLite refused the transaction")
+    return StorageFull(
+        f"could not write {path}: {words} ({error}); nothing was changed",
+        hint=f"see to the file system of {path.parent} (df -h; df -i), then try again",
+        sqlite=getattr(error, "sqlite_errorname", None),
+    )
+
+
+class Transaction:
+    """What a change works with: a cursor and the two counters.
+
+    The counters are read when a transaction begins and go back with what is rolled back: numbers
+    and events have no gaps, and a second process that writes the file does no harm.
+    """
+
+    __slots__ = (
+        "_last", "_undone", "connection",
+        "environments", "execute", "executemany", "number", "pending", "seq",
+    )  # fmt: skip
+
+    def __init__(self, connection: sqlite3.Connection, last_numbers: str) -> None:
+        self.connection = connection
+        cursor = connection.cursor()
+        self.execute = cursor.execute
+        self.executemany = cursor.executemany
+        self._last = last_numbers
+        self._undone = 0
+        #: The highest numbers in use; a change raises them as it uses more.
+        self.number = 0
+        self.seq = 0
+        #: Jobs in the queue.
+        self.pending = 0
+        #: Ids of environments in the file; emptied with every rollback, as they may be gone.
+        self.environments: dict[tuple[bytes, ...], int] = {}
+
+    def begin(self) -> None:
+        self.execute("BEGIN IMMEDIATE")
+        self.number, self.seq = self.execute(self._last).fetchone()
+
+    def mark(self) -> tuple[int, int, int]:
+        return self.number, self.seq, self.pending
+
+    def reset(self, mark: tuple[int, int, int]) -> None:
+        self.number, self.seq, self.pending = mark
+
+    def roll_back(self) -> None:
+        self.environments.clear()
+        # A failed COMMIT or a full disk may have ended the transaction already.
+        if self.connection.in_transaction:
+            self.execute("ROLLBACK")
+
+    @property
+    def written(self) -> int:
+        """Rows written so far, without those that a savepoint took back."""
+        return self.connection.total_changes - self._undone
+
+    def atomically(self, change: Callable[[Transaction, Any], T], argument: Any) -> T:
+        """Run a change in a savepoint: an exception leaves nothing of it."""
+        mark, written = self.mark(), self.written
+        self.execute("SAVEPOINT change")
+        try:
+            result = change(self, argument)
+        except BaseException:
+            self.reset(mark)
+            self.environments.clear()
+            self._undone += self.written - written
+            if self.connection.in_transaction:
+                self.execute("ROLLBACK TO change")
+                self.execute("RELEASE change")
+            raise
+        self.execute("RELEASE change")
+        return result
+
+
+class _WroteBeforeRefusal(Exception):
+    """A change without a savepoint wrote something and then failed."""
+
+
+class Writer:
+    """Runs changes in its own thread; every answer comes after the commit."""
+
+    def __init__(
+        self,
+        path: Path,
+        connect: Callable[[], Transaction],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._path = path
+        self._connect = connect
+        self._loop = loop
+        self._queue: SimpleQueue[tuple[asyncio.Future[Any], Any, Any] | None] = SimpleQueue()
+        self._ended = loop.create_future()
+        self._is_closed = False
+        #: Jobs that wait, as of the last commit.
+        self.pending = 0
+
+    async def start(self) -> None:
+        """Open the connection in the thread; what ``connect`` raises is raised here."""
+        ready: asyncio.Future[None] = self._loop.create_future()
+        thread = threading.Thread(target=self._run, args=(ready,), name="store", daemon=True)
+        thread.start()
+        await ready
+
+    def submit(self, change: Callable[[Transaction, Any], T], argument: Any) -> asyncio.Future[T]:
+        """Queue a change. A caller that goes away does not take it back."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self._is_closed:
+            future.set_exception(Unavailable("the store is closed", hint="start aitbcd again"))
+        else:
+            self._queue.put((future, change, argument))
+        return future
+
+    async def close(self) -> None:
+        """Finish what is queued, close the connection, end the thread."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._queue.put(None)
+        await asyncio.shield(self._ended)
+
+    # Below here: the thread.
+
+    def _run(self, ready: asyncio.Future[None]) -> None:
+        try:
+            transaction = self._connect()
+        except BaseException as error:
+            self._answer([(ready, None, error)])
+            return
+        self.pending = transaction.pending
+        self._answer([(ready, None, None)])
+        is_open = True
+        while is_open:
+            group = [self._queue.get()]
+            group += [self._queue.get() for _ in range(self._queue.qsize())]
+            changes = [change for change in group if change is not None]
+            is_open = len(changes) == len(group)
+            if changes:
+                self._answer(self._commit(transaction, changes))
+        transaction.connection.close()
+        self._answer([(self._ended, None, None)])
+
+    def _answer(self, outcomes: list[Outcome]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(_resolve, outcomes)
+        except RuntimeError:
+            # The loop is closed: nobody waits any more, and what was committed stays.
+            pass
+
+    def _commit(
+        self, transaction: Transaction, group: list[tuple[asyncio.Future[Any], Any, Any]]
+    ) -> list[Outcome]:
+        try:
+            try:
+                outcomes = self._run_group(transaction, group, in_savepoints=False)
+            except _WroteBeforeRefusal:
+                transaction.roll_back()
+                outcomes = self._run_group(transaction, group, in_savepoints=True)
+            transaction.execute("COMMIT")
+        except (sqlite3.Error, MemoryError) as error:
+            transaction.roll_back()
+            failure = storage_error(self._path, error)
+            return [(future, None, failure) for future, _, _ in group]
+        self.pending = transaction.pending
+        return outcomes
+
+    def _run_group(
+        self,
+        transaction: Transaction,
+        group: list[tuple[asyncio.Future[Any], Any, Any]],
+        *,
+        in_savepoints: bool,
+    ) -> list[Outcome]:
+        transaction.pending = self.pending
+        transaction.begin()
+        outcomes: list[Outcome] = []
+        for future, change, argument in group:
+            mark, written = transaction.mark(), transaction.written
+            try:
+                if in_savepoints:
+                    result = transaction.atomically(change, argument)
+                else:
+                    result = change(transaction, argument)
+            except Exception as error:
+                if isinstance(error, (sqlite3.Error, MemoryError)):
+                    if not isinstance(error, _REFUSALS):
+                        raise
+                    error = AitbcError(f"the store refused the change: {error}")
+                if transaction.written != written:
+                    raise _WroteBeforeRefusal from None
+                transaction.reset(mark)
+                outcomes.append((future, None, error))
+            else:
+                outcomes.append((future, result, None))
+        return outcomes
+
+
+def _resolve(outcomes: list[Outcome]) -> None:
+    for future, result, error in outcomes:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
