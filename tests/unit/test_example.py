@@ -20,7 +20,7 @@ from aitbcctl.example import train
 
 SCRIPT = Path(train.__file__)
 #: What this interpreter can train with.
-BACKENDS = ["--plain"] + ([] if find_spec("torch") is None else ["--hidden=64"])
+BACKENDS = [("--plain", "5")] + ([] if find_spec("torch") is None else [("--hidden=64", "20")])
 
 
 def run(
@@ -74,18 +74,20 @@ def test_split_keeps_every_image_on_one_side_only() -> None:
     assert sorted(learned + unseen) == sorted(examples)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_run_leaves_model_metrics_picture_result_and_progress(tmp_path: Path, backend: str) -> None:
-    done = run(tmp_path, backend, "--epochs", "5")
+@pytest.mark.parametrize(("backend", "epochs"), BACKENDS)
+def test_run_leaves_model_metrics_picture_result_and_progress(
+    tmp_path: Path, backend: str, epochs: str
+) -> None:
+    done = run(tmp_path, backend, "--epochs", epochs)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len([line for line in lines if re.match(r"epoch +\d+  loss \d", line)]) == 5
+    assert len([line for line in lines if re.match(r"epoch +\d+  loss \d", line)]) == int(epochs)
     said = re.fullmatch(r"accuracy (0\.\d{4})", lines[-1])
     assert said, lines[-1]
     assert float(said[1]) > 0.9
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["accuracy"] == float(said[1])
-    assert len(metrics["loss"]) == 5
+    assert len(metrics["loss"]) == int(epochs)
     assert sum(map(sum, metrics["confusion"])) == metrics["test_images"] == 450
     assert (tmp_path / "result.txt").read_text().startswith(lines[-1] + "\n")
     width, height, rows = decode_png((tmp_path / "confusion.png").read_bytes())

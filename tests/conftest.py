@@ -1,0 +1,72 @@
+"""What holds for all tests: a clean environment, and no silent skip where none is allowed.
+
+With AITBCD_TEST_STRICT=1 or CI=true a skipped test is a failed one. Tests marked ``gpu`` are left
+out there when the machine has no NVIDIA driver, which the header says; elsewhere they are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+IS_STRICT = os.environ.get("AITBCD_TEST_STRICT") == "1" or os.environ.get("CI") == "true"
+HAS_GPU = Path("/proc/driver/nvidia/version").exists()
+
+#: Where the program under test would otherwise look for the developer's own daemon and folders.
+OURS = ("AITBC", "XDG_", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CONFIGURATION_DIRECTORY")
+
+
+def pytest_report_header() -> list[str]:
+    strictness = "a skip is a failure" if IS_STRICT else "what this machine cannot do is skipped"
+    lines = [f"aitbcd: {strictness}"]
+    if not HAS_GPU:
+        lines.append("aitbcd: no NVIDIA driver here, so no tests marked gpu")
+    return lines
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if HAS_GPU:
+        return
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if IS_STRICT:
+        items[:] = [item for item in items if item not in marked]
+        config.hook.pytest_deselected(items=marked)
+        return
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason="no NVIDIA driver on this machine"))
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if IS_STRICT and report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid}: not to be skipped here: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_environment() -> Iterator[None]:
+    """Take away what would lead tests to another daemon than their own."""
+    patch = pytest.MonkeyPatch()
+    for name in list(os.environ):
+        if name.startswith(OURS):
+            patch.delenv(name)
+    yield
+    patch.undo()
