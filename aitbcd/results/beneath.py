@@ -1,0 +1,106 @@
+"""Open what lies below a folder, and nothing else, although its owner may change it meanwhile.
+
+Every component is opened relative to the one before with O_NOFOLLOW (openat(2)), so that no
+symbolic link leads anywhere; O_NONBLOCK, so that a FIFO in the place of a file holds nobody up;
+and what is no regular file counts as not there.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+#: Folders in folders that a walk follows; each costs it a descriptor.
+DEPTH_MAX = 200
+
+
+class NotThere(Exception):
+    """There is no regular file (or folder) of that name below the folder."""
+
+
+def open_folder(path: Path) -> int:
+    """Return a descriptor of a folder of ours, for the other functions.
+
+    Raises:
+        NotThere: it does not exist, or is a link.
+    """
+    try:
+        return os.open(path, _FOLDER)
+    except OSError:
+        raise NotThere(os.fspath(path)) from None
+
+
+def open_beneath(folder: int, path: bytes) -> int:
+    """Return a descriptor of the regular file ``path`` below an open folder.
+
+    Raises:
+        NotThere: there is none, or ``path`` is not a plain relative one.
+        PermissionError: it is not readable for us.
+    """
+    parts = path.split(b"/")
+    if not all(parts) or b".." in parts or b"." in parts or b"\0" in path:
+        raise NotThere(path)
+    *folders, name = parts
+    at = folder
+    try:
+        for part in folders:
+            below = _open_at(at, part, _FOLDER)
+            if at != folder:
+                os.close(at)
+            at = below
+        return _open_file(at, name)
+    finally:
+        if at != folder:
+            os.close(at)
+
+
+def walk(folder: int, depth: int = 0) -> Iterator[tuple[bytes, bool]]:
+    """Yield the path of everything below an open folder that is no folder, in order.
+
+    Yields:
+        Path and whether it is a regular file; and each empty folder, with a slash at its end.
+    """
+    with os.scandir(folder) as entries:
+        found = sorted((os.fsencode(each.name), each.is_dir(follow_symlinks=False),
+                        each.is_file(follow_symlinks=False)) for each in entries)  # fmt: skip
+    for name, is_folder, is_file in found:
+        if not is_folder or depth >= DEPTH_MAX:
+            yield name, is_file
+            continue
+        try:
+            below = _open_at(folder, name, _FOLDER)
+        except (NotThere, PermissionError):
+            yield name, False
+            continue
+        is_empty = True
+        try:
+            for path, is_regular in walk(below, depth + 1):
+                is_empty = False
+                yield name + b"/" + path, is_regular
+        finally:
+            os.close(below)
+        if is_empty:
+            yield name + b"/", False
+
+
+def _open_file(folder: int, name: bytes) -> int:
+    fd = _open_at(folder, name, _FILE)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NotThere(name)
+    return fd
+
+
+def _open_at(folder: int, name: bytes, flags: int) -> int:
+    try:
+        return os.open(name, flags, dir_fd=folder)
+    except PermissionError:
+        raise
+    except OSError:
+        # ELOOP, ENOTDIR: a link or a file where a folder was; ENXIO: a socket; ENAMETOOLONG.
+        raise NotThere(name) from None
