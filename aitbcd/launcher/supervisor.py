@@ -33,11 +33,11 @@ class Supervisor:
         self._results_fd = results_fd
         self._daemon_uid = daemon_uid
         self._daemon: socket.socket | None = None
+        self._is_adopted = False
         self._listener: socket.socket | None = None
         self._attempt: Attempt | None = None
         self._log_fd: int | None = None
         self._was_reported = False
-        self._is_worn = False
         self._poller = select.poll()
         self._handlers: dict[int, Callable[[], None]] = {}
 
@@ -123,6 +123,8 @@ class Supervisor:
     def _begin(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self._was_reported = False
+        if self._daemon is None:
+            self._listen()
         attempt.begin(self._results_fd)
         if attempt.started_at is not None:
             self._tell_running(attempt)
@@ -141,6 +143,7 @@ class Supervisor:
             self._forget(self._daemon.fileno())
             self._daemon.close()
             self._daemon = None
+            self._is_adopted = False
 
     def _on_daemon(self) -> None:
         assert self._daemon is not None
@@ -184,6 +187,9 @@ class Supervisor:
         self._stop_listening()
         run_folder.remove(self._run_fd, attempt.folder)
         self._attempt = None
+        if self._is_adopted:
+            # The launcher gives the next attempt a channel of its own.
+            self._drop_daemon()
         if not attempt.may_be_followed:
             # What would not die is the launcher's to reap now.
             os._exit(0)
@@ -241,6 +247,7 @@ class Supervisor:
             connection.close()
             return
         self._use_daemon(connection)
+        self._is_adopted = True
         if attempt.started_at is not None:
             self._tell_running(attempt)
         if attempt.facts is not None:
