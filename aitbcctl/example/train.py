@@ -461,11 +461,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     progress(1.0)
     summary = f"accuracy {accuracy:.4f}"
     if result := os.environ.get("AITBC_RESULT"):
-        right = len(test) - len(mistakes)
-        Path(result).write_text(
-            f"{summary}\n{right} of {len(test)} unseen images right, "
-            f"trained with {backend} in {seconds:.1f} s\n"
-        )
+        right = f"{len(test) - len(mistakes)} of {len(test)} unseen images right"
+        Path(result).write_text(f"{right}, trained with {backend} in {seconds:.1f} s\n{summary}\n")
     print(summary)
 
 

@@ -89,7 +89,7 @@ def test_run_leaves_model_metrics_picture_result_and_progress(
     assert metrics["accuracy"] == float(said[1])
     assert len(metrics["loss"]) == int(epochs)
     assert sum(map(sum, metrics["confusion"])) == metrics["test_images"] == 450
-    assert (tmp_path / "result.txt").read_text().startswith(lines[-1] + "\n")
+    assert (tmp_path / "result.txt").read_text().endswith("\n" + lines[-1] + "\n")
     width, height, rows = decode_png((tmp_path / "confusion.png").read_bytes())
     assert len(rows) == height * (1 + 3 * width)
     percents = (tmp_path / "progress").read_text().split()

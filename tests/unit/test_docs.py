@@ -1,0 +1,89 @@
+"""The documents say what the code does: tables in them are compared with those in the code."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from aitbcd import errors, settings
+from aitbcd.lifecycle import diagram
+from aitbcd.model import Reason
+from tests.unit.test_imports import LEVELS
+
+ROOT = Path(__file__).resolve().parents[2]
+VERBS = sorted(path.stem for path in (ROOT / "aitbcctl" / "commands").glob("[!_]*.py"))
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: A link to a file, with or without a place in it.
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+def document(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def test_diagram_is_the_transition_table() -> None:
+    shown = re.search(
+        r"<!-- lifecycle\.diagram\(\) -->\n```\n(.*?)\n```", document("docs/architecture.md"), re.S
+    )
+    assert shown
+    assert shown[1] == diagram()
+
+
+def test_reasons_are_all_named() -> None:
+    text = document("docs/architecture.md")
+    assert [reason.value for reason in Reason if f"`{reason.value}`" not in text] == []
+
+
+def test_layers_are_those_of_the_import_rules() -> None:
+    shown = re.findall(r"^    (\d)  (.*)$", document("docs/architecture.md"), re.M)
+    levels = {int(level): set(words.split()) for level, words in shown}
+    assert len(levels) == len(LEVELS)
+    for level, names in enumerate(LEVELS):
+        assert names <= levels[level]
+
+
+def test_every_configuration_key_is_described_with_its_default() -> None:
+    text = document("docs/configuration.md")
+    described = set(re.findall(r"^\| `(\w+)\.(\w+)` \|", text, re.M))
+    known = {
+        (table.name, key.name.removesuffix("_s"))
+        for table in fields(settings.Settings)
+        for key in fields(getattr(settings.Settings(), table.name))
+    }
+    assert described == known
+
+
+def test_configuration_example_is_one(tmp_path: Path) -> None:
+    example = re.search(r"```toml\n(.*?)```", document("docs/configuration.md"), re.S)
+    assert example
+    loaded = settings.parse(example[1], tmp_path / "aitbcd.toml")
+    assert loaded != settings.Settings()
+
+
+def test_every_error_that_a_client_can_meet_is_described() -> None:
+    described = dict(re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", document("docs/http.md"), re.M))
+    answered = {"internal-error": "500"}
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.AitbcError) and kind.status != 500:
+            answered[kind.code] = str(kind.status)
+    assert described == answered
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_in_the_readme(verb: str) -> None:
+    assert f"aitbcctl {verb}" in document("README.md")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(path: Path) -> None:
+    links = LINK.findall(path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_lines_fit_a_terminal_or_are_tables(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if len(line) > 100 and not line.startswith("|")] == []
