@@ -1,0 +1,82 @@
+"""The live line of ``watch``. Imported only where there is a terminal to draw on: rich is dear."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from aitbcctl.client import Json
+from aitbcctl.render import duration, elapsed, moment, plain
+
+
+class Bar:
+    """Shows one job: name, state, bar, percent, time so far, time left."""
+
+    def __init__(self, status: Json) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.fields[state]}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            _Times(),
+            console=Console(highlight=False),
+            expand=True,
+            refresh_per_second=4,
+            # The final sentence takes the line's place.
+            transient=True,
+        )
+        name = plain(status.get("name") or "")[:24]
+        self._task = self._progress.add_task(
+            f"{status['job_id']} {name}".rstrip(), total=100, state="", times=_NO_TIMES
+        )
+        self.show(status)
+
+    def show(self, status: Json) -> None:
+        """Draw what this status says."""
+        waiting = plain(status.get("waiting") or "")[:40]
+        self._progress.update(
+            self._task,
+            completed=status["progress"],
+            state=f"{status['status']}: {waiting}" if waiting else status["status"],
+            times=_times(status),
+        )
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+#: When the attempt began and when its end is expected, on the monotonic clock.
+_Span = tuple[float | None, float | None]
+_NO_TIMES: _Span = (None, None)
+
+
+def _times(status: Json) -> _Span:
+    now, clock = datetime.now(UTC), time.monotonic()
+    ran = elapsed(status, now)
+    expected = moment(status.get("estimated_completion"))
+    return (
+        None if ran is None else clock - ran,
+        None if expected is None else clock + (expected - now).total_seconds(),
+    )
+
+
+class _Times(ProgressColumn):
+    """Time so far and time left, counted on between two changes."""
+
+    def render(self, task: Task) -> Text:
+        began, expected = task.fields["times"]
+        clock = time.monotonic()
+        if began is None:
+            return Text("")
+        text = duration(int(clock - began))
+        if expected is not None and expected > clock:
+            text += f", {duration(int(expected - clock))} left"
+        return Text(text)

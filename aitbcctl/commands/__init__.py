@@ -1,0 +1,1 @@
+"""One module a verb; each has ``command``, which returns the exit code."""

@@ -1,0 +1,46 @@
+"""``aitbcctl verify``: are a job's stored results byte for byte what was sealed?"""
+
+from __future__ import annotations
+
+import click
+
+from aitbcctl import options, render
+from aitbcctl.client import Json, job_path
+from aitbcctl.terminal import put, put_json, say
+
+_MEANING = {
+    "changed": "its content differs from its checksum",
+    "missing": "it is listed, but not there",
+    "extra": "it is there, but not listed",
+    "manifest": "the list of checksums itself was changed",
+}
+
+
+@click.command("verify")
+@options.job_argument
+@options.json_option("Print the answer as the API gives it.")
+def command(job: str | None, job_id: str | None, as_json: bool) -> int:
+    """Check a job's stored results; names each changed, missing and extra file.
+
+    The exit code is 0 when everything is as it was sealed, 1 otherwise.
+
+    \b
+    Example:
+      aitbcctl verify job_7k3m9q2x
+    """
+    ref = options.named_job(job, job_id)
+    # As long as it takes: a package can have terabytes.
+    answer = options.client().post(job_path(ref, "verify"), timeout_s=None)
+    put_json(answer) if as_json else put(_lines(answer))
+    if not answer["ok"] and not as_json:
+        say(f"verification failed: {len(answer['differences'])} differences")
+    return 0 if answer["ok"] else 1
+
+
+def _lines(answer: Json) -> str:
+    if answer["ok"]:
+        return f"verified: {answer['files']} files, {render.size(answer['bytes'])}, all as sealed"
+    return "\n".join(
+        f"{kind:<8}  {render.plain(render.text_of(path))}  ({_MEANING.get(kind, kind)})"
+        for kind, path in ((one["kind"], one["path"]) for one in answer["differences"])
+    )

@@ -1,0 +1,302 @@
+"""Staying with a job until it ends: its changes, its logs, its exit code.
+
+A daemon may be restarted meanwhile, and the job does not notice; neither do we: the stream is
+opened again from the last thing seen. Only when no daemon comes back for ten minutes is that an
+error, and the job still goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from aitbcctl import terminal
+from aitbcctl.client import Client, Json, Response, job_path
+from aitbcctl.render import LogCleaner, change_line, ending, plain
+from aitbcctl.terminal import say
+from aitbcd.errors import Unavailable, Unreachable
+from aitbcd.model import FINAL
+
+#: How long a daemon may be away before a follower gives up.
+RETURN_S = 600.0
+_FINAL = frozenset(state.value for state in FINAL)
+
+
+class Patience:
+    """Waits for a daemon that went away; says so once, and once that it is back."""
+
+    def __init__(self) -> None:
+        self._lost_at: float | None = None
+        self._open_at = 0.0
+        self._delay_s = 0.05
+        self._has_told = False
+
+    def found(self) -> None:
+        """Note that a stream is open."""
+        if self._has_told:
+            say("the daemon is back")
+        self._has_told = False
+        self._lost_at = None
+        self._open_at = time.monotonic()
+
+    def lost(self, error: Unreachable | Unavailable) -> None:
+        """Wait a little before the next try.
+
+        Raises:
+            Unreachable: ``error`` itself, when the daemon stayed away too long.
+        """
+        now = time.monotonic()
+        if self._lost_at is None:
+            self._lost_at = now
+            # A stream that ends at once, again and again, is not asked for at full speed.
+            if now - self._open_at > 1.0:
+                self._delay_s = 0.05
+        if now - self._lost_at > RETURN_S:
+            raise error
+        if now - self._lost_at > 1.0 and not self._has_told:
+            self._has_told = True
+            say("the daemon is away; the job is not affected; waiting for it to come back")
+        time.sleep(self._delay_s)
+        self._delay_s = min(1.0, self._delay_s * 1.5)
+
+
+def job(client: Client, ref: str) -> Json:
+    """Return a job's status; its ``job_id`` goes on meaning this job, unlike ``@`` or a prefix."""
+    return client.get(job_path(ref))
+
+
+def job_patiently(client: Client, job_id: str) -> Json:
+    """Return a job's status, also when the daemon is just being restarted."""
+    patience = Patience()
+    while True:
+        try:
+            return job(client, job_id)
+        except (Unreachable, Unavailable) as error:
+            patience.lost(error)
+
+
+def changes(
+    client: Client, job_id: str, since: int = 0, *, tick_s: float | None = None
+) -> Iterator[Json]:
+    """Yield each event after ``since`` and each step of progress, until the final event.
+
+    Args:
+        tick_s: yield an empty object after so long a silence, for who has something to redraw.
+    """
+    patience = Patience()
+    while True:
+        try:
+            with client.stream(job_path(job_id, "events"), follow=True, since=since) as stream:
+                patience.found()
+                for line in _lines(stream, tick_s):
+                    change = json.loads(line) if line else {}
+                    since = change.get("seq", since)
+                    yield change
+                    if change.get("status") in _FINAL:
+                        return
+            raise Unavailable("the daemon ended the stream of events before the job's end")
+        except (Unreachable, Unavailable) as error:
+            patience.lost(error)
+
+
+def _lines(stream: Response, tick_s: float | None) -> Iterator[bytes]:
+    """Yield whole lines as they come, and an empty one after each silence of ``tick_s``."""
+    poller = select.poll()
+    poller.register(stream.fileno(), select.POLLIN)
+    rest = b""
+    while not stream.is_done:
+        if tick_s and not stream.has_pending and not poller.poll(tick_s * 1000):
+            yield b""
+            continue
+        *whole, rest = (rest + stream.read_available()).split(b"\n")
+        yield from filter(None, whole)
+
+
+def ended(client: Client, job_id: str) -> Json:
+    """Wait for a job's end, silently, and return its final status."""
+    for _ in changes(client, job_id):
+        pass
+    return job_patiently(client, job_id)
+
+
+def to_its_end(client: Client, submitted: Json, *, with_logs: bool) -> Json:
+    """Stay with a job that was just submitted and return its final status.
+
+    On a terminal its changes are told, and how it ended; elsewhere only an ending that is not
+    ``completed``. ^C detaches: the job goes on.
+    """
+    job_id = submitted["job_id"]
+    is_seen = terminal.is_shown(2)
+    try:
+        if with_logs:
+            say(_introduction(submitted))
+            stream_logs(client, job_id, {"stdout": 1, "stderr": 2})
+            final = ended(client, job_id)
+        else:
+            for change in changes(client, job_id):
+                if is_seen and "seq" in change and change["status"] not in _FINAL:
+                    say(change_line(change))
+            final = job_patiently(client, job_id)
+    except KeyboardInterrupt:
+        detached(job_id)
+        raise
+    if final["status"] != "completed" or is_seen:
+        say(f"{job_id} {ending(final)}")
+    return final
+
+
+def all_to_their_end(client: Client, job_ids: Sequence[str]) -> list[Json]:
+    """Wait for the end of several jobs and return their final statuses."""
+    finals = []
+    try:
+        for job_id in job_ids:
+            final = ended(client, job_id)
+            finals.append(final)
+            if final["status"] != "completed" or terminal.is_shown(2):
+                say(f"{job_id} {ending(final)}")
+    except KeyboardInterrupt:
+        say("\ndetached; the jobs go on: aitbcctl list")
+        raise
+    return finals
+
+
+def exit_code(final: Json) -> int:
+    """Return the exit code that stands for how a job ended: its own where it has one."""
+    if final["status"] == "completed":
+        return 0
+    if final.get("signal") is not None:
+        return 128 + int(final["signal"])
+    # A job that timed out, or whose results could not be stored, can have exited with 0.
+    return int(final.get("exit_code") or 1)
+
+
+def detached(job_id: str) -> None:
+    """Say how to come back to a job that goes on."""
+    say(
+        f"\ndetached; {job_id} goes on. To come back: aitbcctl watch {job_id}\n"
+        f"or, with what it prints: aitbcctl logs -f {job_id}"
+    )
+
+
+def _introduction(submitted: Json) -> str:
+    waiting = submitted.get("waiting")
+    return f"{submitted['job_id']} {submitted['status']}" + (
+        f": {plain(waiting)}" if waiting and terminal.is_shown(2) else ""
+    )
+
+
+#: Takes a piece of a log: the stream's name, the bytes.
+Sink = Callable[[str, bytes], None]
+
+
+class _LogStream:
+    """One log of a job on its way to a sink; opened again where it broke off."""
+
+    def __init__(self, client: Client, job_id: str, name: str, query: Json, sink: Sink) -> None:
+        self._client = client
+        self._path = job_path(job_id, "logs", name)
+        self._name = name
+        #: What the first request asks for; a later one asks for what came after it.
+        self._query = query
+        self._sink = sink
+        self._patience = Patience()
+        self._offset: int | None = None
+        self.response: Response | None = None
+
+    def open(self) -> Response:
+        while self.response is None:
+            try:
+                self.response = self._client.stream(self._path, **self._query)
+                self._patience.found()
+            except (Unreachable, Unavailable) as error:
+                if not self._query["follow"]:
+                    raise
+                self._patience.lost(error)
+        return self.response
+
+    def take(self) -> bool:
+        """Pass on what is there; return whether the stream goes on (the response may be new)."""
+        response = self.open()
+        try:
+            data = response.read_available()
+        except Unreachable as error:
+            if not self._query["follow"]:
+                raise
+            self._break_off(response)
+            self._patience.lost(error)
+            return True
+        if self._offset is None:
+            self._offset = int(response.headers.get("x-offset", "0"))
+        self._offset += len(data)
+        if data:
+            self._sink(self._name, data)
+        return not response.is_done
+
+    def close(self) -> None:
+        if self.response is not None:
+            self.response.close()
+            self.response = None
+
+    def _break_off(self, response: Response) -> None:
+        self._query = {"follow": True, "offset": self._offset or 0}
+        self.close()
+
+
+def stream_logs(
+    client: Client,
+    job_id: str,
+    wanted: dict[str, int],
+    *,
+    follow: bool = True,
+    tail: int | None = None,
+    sink: Sink | None = None,
+) -> None:
+    """Pass logs on until all are whole, followed ones until the job is over.
+
+    Args:
+        wanted: the log (``stdout``, ``stderr``) -> our descriptor for it.
+        tail: only so many last lines of each, and what comes after them.
+        sink: takes the pieces instead of the descriptors.
+    """
+    to_us = _Outputs(wanted)
+    query = {"follow": follow, "tail": tail}
+    logs = [_LogStream(client, job_id, name, query, sink or to_us.put) for name in wanted]
+    try:
+        going = logs if follow else []
+        while going:
+            ready = [log for log in going if log.open().has_pending] or _readable(going)
+            going = [log for log in going if log not in ready or log.take()]
+        for log in [] if follow else logs:  # one after the other: stdout before stderr
+            while log.take():
+                pass
+    finally:
+        for log in logs:
+            log.close()
+        to_us.end()
+
+
+class _Outputs:
+    """Our own descriptors, with what is not for terminals kept from them."""
+
+    def __init__(self, wanted: dict[str, int]) -> None:
+        self._fds = wanted
+        self._cleaners = {name: LogCleaner() for name, fd in wanted.items() if os.isatty(fd)}
+
+    def put(self, name: str, data: bytes) -> None:
+        cleaner = self._cleaners.get(name)
+        terminal.put_bytes(data if cleaner is None else cleaner.feed(data), self._fds[name])
+
+    def end(self) -> None:
+        for name, cleaner in self._cleaners.items():
+            terminal.put_bytes(cleaner.end(), self._fds[name])
+
+
+def _readable(logs: list[_LogStream]) -> list[_LogStream]:
+    poller = select.poll()
+    by_fd = {log.open().fileno(): log for log in logs}
+    for fd in by_fd:
+        poller.register(fd, select.POLLIN)
+    return [by_fd[fd] for fd, _ in poller.poll()]

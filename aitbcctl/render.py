@@ -1,0 +1,368 @@
+"""Values of the API -> text for people. Pure: no I/O, no clock; the width and ``now`` come in.
+
+Whatever a user chose (names, messages, paths) passes ``plain``: a job's name cannot move the
+cursor or set the title of somebody's terminal. Times are shown in the local zone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+Json = dict[str, Any]
+
+_SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+_JOINERS = "\u200c\u200d"
+#: What may pass from a log to a terminal: colours, erasing and moving within what was printed.
+_HARMLESS = rb"\x1b\[[0-9;:]{0,32}[mKABCDGJ]|\x1b\[\?25[hl]"
+#: The beginning of what might become one of these, or a C1 control, in the next piece.
+_BEGUN = rb"(?P<held>\x1b(?:\[[0-9;:?]{0,32})?\Z|\xc2\Z)"
+_CONTROLS = rb"\xc2[\x80-\x9f]|[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]"
+_ESCAPES = re.compile(b"|".join((_HARMLESS, _BEGUN, _CONTROLS)))
+
+
+def plain(text: object) -> str:
+    """Return ``text`` with everything escaped that a terminal might act on."""
+    raw = str(text)
+    if raw.isprintable():
+        return raw
+    return "".join(
+        char if char.isprintable() or char in _JOINERS else ascii(char)[1:-1] for char in raw
+    )
+
+
+class LogCleaner:
+    """Takes a log in pieces and returns what is safe on a terminal: text, colours, line redraws.
+
+    A title, a cursor report or a character set that a job (or what it prints from elsewhere) sends
+    is shown as text instead.
+    """
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        data = self._held + data
+        self._held = b""
+        return _ESCAPES.sub(self._replace, data)
+
+    def end(self) -> bytes:
+        """Return what was held back because more could have followed."""
+        held, self._held = self._held, b""
+        return held.replace(b"\x1b", b"^[")
+
+    def _replace(self, match: re.Match[bytes]) -> bytes:
+        found = match.group()
+        if match.group("held") is not None:
+            self._held = found
+            return b""
+        if found[:2] == b"\x1b[" or found == b"\x08":
+            return found
+        if found[:1] == b"\xc2":
+            return b"\\x%02x" % found[1]
+        return b"^" + bytes([found[0] ^ 0x40])
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its two largest units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds % 1 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in binary units."""
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_SIZES) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{count} {_SIZES[0]}" if unit == 0 else f"{value:.1f} {_SIZES[unit]}"
+
+
+def moment(text: str | None) -> datetime | None:
+    """Return the local time that the API's RFC 3339 text means."""
+    return None if text is None else datetime.fromisoformat(text).astimezone()
+
+
+def when(text: str | None) -> str:
+    """Return a time of the API in the local zone, to the second."""
+    time = moment(text)
+    return "-" if time is None else time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def when_short(text: str | None, now: datetime) -> str:
+    """Return the time of day, or the date where it is not today's."""
+    time = moment(text)
+    if time is None:
+        return "-"
+    today = now.astimezone()
+    if time.date() == today.date():
+        return time.strftime("%H:%M:%S")
+    return time.strftime("%b %d %H:%M" if time.year == today.year else "%Y-%m-%d")
+
+
+def elapsed(job: Json, now: datetime) -> float | None:
+    """Return how long the job's last attempt has run or ran, in seconds; None: not started."""
+    started = moment(job.get("started_at"))
+    if started is None:
+        return None
+    end = moment(job.get("finished_at")) or now.astimezone(UTC)
+    return max(0.0, (end - started).total_seconds())
+
+
+def is_final(job: Json) -> bool:
+    return job["status"] in ("completed", "failed", "canceled")
+
+
+def ending(job: Json, now: datetime | None = None) -> str:
+    """Return how a job ended, as a sentence's predicate."""
+    took = elapsed(job, now or datetime.now(UTC))
+    after = "" if took is None else f" after {duration(took)}"
+    if job["status"] == "completed":
+        return "completed" + after
+    why = plain(job.get("message") or how(job) or job.get("reason") or "")
+    return f"{job['status']}{after}" + (f": {why}" if why else "")
+
+
+def how(job: Json) -> str:
+    """Return the exit code or the signal in words; empty where there is neither."""
+    if job.get("signal") is not None:
+        return f"signal {signal_name(job['signal'])}"
+    if job.get("exit_code") is not None:
+        return f"exit code {job['exit_code']}"
+    return ""
+
+
+def signal_name(number: int) -> str:
+    import signal
+
+    try:
+        return f"{number} ({signal.Signals(number).name})"
+    except ValueError:
+        return str(number)
+
+
+def stands(job: Json) -> str:
+    """Return where a job stands, in a few words."""
+    status = str(job["status"])
+    if status == "running" and job.get("progress"):
+        return f"{status} {job['progress']}%"
+    return status
+
+
+def status_block(job: Json, now: datetime) -> str:
+    """Return what ``status`` shows: one line a fact, only what there is to say."""
+    facts = [("job", _title(job)), ("status", _status_line(job, now))]
+    if job.get("waiting"):
+        facts.append(("waiting", plain(job["waiting"])))
+    facts.append(("submitted", when(job["created_at"])))
+    if job.get("started_at"):
+        facts.append(("started", when(job["started_at"]) + _attempt(job)))
+    if job.get("finished_at"):
+        facts.append(("finished", when(job["finished_at"])))
+    elif job.get("estimated_completion"):
+        facts.append(("expected", when(job["estimated_completion"])))
+    if job.get("gpu_uuids"):
+        facts.append(("gpus", ", ".join(map(plain, job["gpu_uuids"]))))
+    if job.get("result_path"):
+        facts.append(("results", plain(job["result_path"])))
+    elif job.get("results") in ("expired", "none"):
+        facts.append(("results", str(job["results"])))
+    if job.get("expires_at"):
+        facts.append(("expires", when(job["expires_at"])))
+    return _aligned(facts)
+
+
+def _title(job: Json) -> str:
+    name = f"  {plain(job['name'])}" if job.get("name") else ""
+    return f"{job['job_id']}  (number {job['number']}){name}"
+
+
+def _status_line(job: Json, now: datetime) -> str:
+    if is_final(job):
+        return ending(job, now)
+    ran = elapsed(job, now)
+    return stands(job) + ("" if ran is None else f", for {duration(int(ran))}")
+
+
+def _attempt(job: Json) -> str:
+    return f"  (attempt {job['attempt']})" if (job.get("attempt") or 0) > 1 else ""
+
+
+def _aligned(facts: Iterable[tuple[str, str]]) -> str:
+    rows = list(facts)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def detail_block(job: Json, now: datetime) -> str:
+    """Return what ``get`` shows: the status, what was asked for, each attempt, each event."""
+    parts = [status_block(job, now), _aligned(_asked(job)), _attempts(job), _events(job)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _asked(job: Json) -> list[tuple[str, str]]:
+    facts = [("user", plain(job["user"]))]
+    if job.get("command"):
+        facts.append(("command", _command(job)))
+    facts.append(("directory", plain(text_of(job.get("cwd") or "home"))))
+    asked: Json = job.get("requested") or {}
+    facts.append(("asked for", _resources(asked)))
+    if asked.get("artifacts"):
+        facts.append(("artifacts", " ".join(plain(text_of(glob)) for glob in asked["artifacts"])))
+    if job.get("env_names"):
+        facts.append(("variables", " ".join(plain(text_of(name)) for name in job["env_names"])))
+    if job.get("miner_id"):
+        facts.append(("machine", plain(job["miner_id"])))
+    if job.get("result_files"):
+        facts.append(
+            ("package", f"{job['result_files']} files, {size(job.get('result_bytes') or 0)}")
+        )
+    if job.get("manifest_sha256"):
+        facts.append(("sha256", plain(job["manifest_sha256"])))
+    return facts
+
+
+def text_of(value: object) -> str:
+    """Return what the API sent as text, or as ``{"b64": ...}`` where it is no UTF-8."""
+    if isinstance(value, dict) and isinstance(value.get("b64"), str):
+        import binascii
+        import os
+
+        return os.fsdecode(binascii.a2b_base64(value["b64"]))
+    return str(value)
+
+
+def _command(job: Json) -> str:
+    import shlex
+
+    command = job["command"]
+    if isinstance(command, str):
+        return plain(command)
+    words = [text_of(word) for word in command]
+    if job.get("shell") and len(words) == 3:
+        return f"{plain(words[2])}  (a line for {plain(words[0])})"
+    return plain(shlex.join(words))
+
+
+def _resources(asked: Json) -> str:
+    parts = [f"{asked.get('cpus', 1)} cpus", f"{asked.get('gpus', 0)} gpus"]
+    if asked.get("memory"):
+        parts.append(f"{size(asked['memory'])} of memory")
+    if asked.get("timeout_s"):
+        parts.append(f"at most {duration(asked['timeout_s'])}")
+    if asked.get("priority") not in (None, "normal"):
+        parts.append(f"{plain(asked['priority'])} priority")
+    if asked.get("retries"):
+        parts.append(f"{asked['retries']} retries")
+    return ", ".join(parts)
+
+
+def _attempts(job: Json) -> str:
+    lines = []
+    for attempt in job.get("attempts") or []:
+        facts = [f"attempt {attempt['attempt']}", f"started {when(attempt.get('started_at'))}"]
+        if attempt.get("finished_at"):
+            facts.append(f"finished {when(attempt['finished_at'])}")
+        facts += [fact for fact in (how(attempt), plain(attempt.get("reason") or "")) if fact]
+        usage = attempt.get("rusage") or attempt
+        if usage.get("max_rss"):
+            facts.append(f"peak {size(usage['max_rss'])}")
+        lines.append("  ".join(facts))
+    return "\n".join(lines)
+
+
+def _events(job: Json) -> str:
+    return "\n".join(change_line(event) for event in job.get("events") or [])
+
+
+def change_line(change: Json) -> str:
+    """Return an event or a progress line of the API as one line."""
+    time = when(change["time"])
+    if "seq" not in change:
+        return f"{time}  running {change['progress']}%"
+    why = [plain(part) for part in (change.get("reason"), change.get("message")) if part]
+    attempt = f" (attempt {change['attempt']})" if (change.get("attempt") or 0) > 1 else ""
+    return f"{time}  {change['status']}{attempt}" + (f"  {': '.join(why)}" if why else "")
+
+
+def job_table(jobs: Sequence[Json], width: int | None, now: datetime) -> str:
+    """Return a table, a line a job, that fits ``width``; None cuts nothing.
+
+    What gives way when the terminal is narrow is the longest text: the note, then the name.
+    """
+    with_user = len({job["user"] for job in jobs}) > 1
+    header = ["JOB", "NO", "STATUS", "NAME", "SUBMITTED", "TIME", "NOTE"]
+    rows = [header] + [_row(job, now) for job in jobs]
+    if with_user:
+        for row, user in zip(rows, ["USER"] + [plain(job["user"]) for job in jobs], strict=True):
+            row.insert(3, user)
+    if not any(row[-1] for row in rows[1:]):
+        for row in rows:
+            del row[-1]
+    return "\n".join(_fitted(rows, width))
+
+
+def _row(job: Json, now: datetime) -> list[str]:
+    ran = elapsed(job, now)
+    return [
+        str(job["job_id"]),
+        str(job["number"]),
+        stands(job),
+        plain(job.get("name") or "-"),
+        when_short(job["created_at"], now),
+        "-" if ran is None else duration(int(ran)),
+        _note(job),
+    ]
+
+
+def _note(job: Json) -> str:
+    if job["status"] == "failed":
+        return how(job) if job.get("reason") in ("exit", "signal") else plain(_why(job))
+    return plain(job.get("waiting") or "")
+
+
+def _why(job: Json) -> str:
+    return str(job.get("message") or job.get("reason") or "")
+
+
+def _fitted(rows: list[list[str]], width: int | None) -> Iterable[str]:
+    widths = [max(columns(row[i]) for row in rows) for i in range(len(rows[0]))]
+    if width is not None:
+        texts = [rows[0].index(name) for name in ("NOTE", "NAME") if name in rows[0]]
+        for i in texts:
+            excess = sum(widths) + 2 * (len(widths) - 1) - width
+            if excess > 0:
+                widths[i] = max(widths[i] - excess, min(widths[i], 8))
+    for row in rows:
+        cells = [_cell(text, widths[i], right=i == 1) for i, text in enumerate(row)]
+        line = "  ".join(cells).rstrip()
+        yield line if width is None else _cell(line, max(width, 1)).rstrip()
+
+
+def _cell(text: str, width: int, *, right: bool = False) -> str:
+    if columns(text) > width:
+        while columns(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    padding = " " * (width - columns(text))
+    return padding + text if right else text + padding
+
+
+def columns(text: str) -> int:
+    """Return how many cells of a terminal ``text`` takes."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(
+        0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text
+    )

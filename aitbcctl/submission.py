@@ -1,0 +1,280 @@
+"""What ``submit`` does: a command line, a shell line or a file of jobs -> the queue.
+
+Sends what the caller's shell knows (directory, environment, umask) along; looks at nothing else of
+the job: whether its program, directory or input exist is true or not when it starts. Knows nothing
+of click: ``OPTIONS`` is read by ``commands.submit`` for click, and by ``quick``, which spares a
+plain submit the import of it. Waiting is in ``following``, imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from aitbcctl import environment
+from aitbcctl.client import Client, Json
+from aitbcctl.refusals import Usage
+from aitbcctl.terminal import complain, flush, put, put_json, say
+from aitbcd.errors import AitbcError, ClientFailure, TooLarge
+
+#: The daemon's limit for a batch with defaults, which is one JSON document.
+BATCH_MAX = 16 * 1024 * 1024
+#: With --wait: the client failed, and the job's own code is not known.
+CLIENT_FAILED = 125
+
+#: Kinds of options: a flag; one text; texts of a repeated option; a whole number; else a choice of
+#: words between bars.
+FLAG, TEXT, TEXTS, WHOLE = "flag", "text", "texts", "whole"
+#: The option, the argument of ``run`` that it becomes, its kind, its value's name, its help.
+OPTIONS = (
+    ("-c", "line", TEXT, "LINE", "Run LINE with /bin/sh instead of a command."),
+    ("--name", "name", TEXT, "NAME", "A name to find the job by; need not be unique."),
+    ("--cwd", "cwd", TEXT, "DIR", "Where it runs; default: here."),
+    ("--env", "env", TEXTS, "NAME=VALUE", "Add or replace a variable. Repeatable."),
+    ("--clean-env", "clean_env", FLAG, None, "Send only --env, not your environment."),
+    ("--stdin", "stdin", TEXT, "FILE", "Its standard input; default: nothing."),
+    (
+        "--artifact",
+        "artifacts",
+        TEXTS,
+        "GLOB",
+        "Keep matching files of its directory with the results. Repeatable.",
+    ),
+    ("--timeout", "timeout", TEXT, "TIME", "End it after this running time: 90, 30m, 2h."),
+    ("--cpus", "cpus", WHOLE, "N", "Cores it takes; default: 1."),
+    ("--gpus", "gpus", WHOLE, "N", "GPUs it takes; default: 0."),
+    ("--memory", "memory", TEXT, "SIZE", "Memory it takes: 500M, 16G."),
+    (
+        "--priority",
+        "priority",
+        "low|normal|high",
+        None,
+        "Before or after other waiting jobs; default: normal.",
+    ),
+    ("--retries", "retries", WHOLE, "N", "Repeat it so often when it fails."),
+    (
+        "--batch",
+        "batch",
+        TEXT,
+        "FILE",
+        "Submit each line of a JSON lines file (- is stdin), all or "
+        "none; other options are defaults for its lines.",
+    ),
+    ("--wait", "wait", FLAG, None, "Wait for its end; the exit code is the job's."),
+    ("--follow", "follow", FLAG, None, "As --wait, with its stdout and stderr on ours."),
+    ("--json", "as_json", FLAG, None, "Print the whole job, with --wait at its end."),
+)
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    batch: str | None = None,
+    wait: bool = False,
+    follow: bool = False,
+    as_json: bool = False,
+    **asked: Any,
+) -> int:
+    """Submit what ``OPTIONS`` say, print the id, and return the exit code."""
+    _check_usage(argv, batch, follow, as_json, asked.get("line"))
+    description = describe(argv, **asked)
+    client = Client(os.environ)
+    if not (wait or follow):
+        if batch is not None:
+            return _submit_batch(client, batch, description, as_json)
+        job = submit(client, description)
+        put_json(job) if as_json else put(job["job_id"])
+        return 0
+    try:
+        if batch is not None:
+            return _wait_for_batch(client, batch, description, as_json)
+        return _wait_for(client, submit(client, description), follow, as_json)
+    except AitbcError as error:
+        if error.exit_code == 2:
+            raise
+        complain(error)
+        return CLIENT_FAILED
+
+
+def submit(client: Client, description: Json) -> Json:
+    """Return the status of the new job; ^C until then leaves it open whether there is one."""
+    try:
+        return client.post("/v1/jobs", json.dumps(description).encode())
+    except KeyboardInterrupt:
+        say("\ninterrupted before the daemon answered; whether it took the job: aitbcctl list")
+        raise
+
+
+def describe(
+    argv: Sequence[str],
+    *,
+    line: str | None = None,
+    name: str | None = None,
+    cwd: str | None = None,
+    env: Sequence[str] = (),
+    clean_env: bool = False,
+    stdin: str | None = None,
+    artifacts: Sequence[str] = (),
+    **plain: object,
+) -> Json:
+    """Return the job's JSON; only what was asked for and what the caller's shell knows is in it."""
+    job: Json = {key: value for key, value in plain.items() if value is not None}
+    if argv:
+        job["argv"] = [_text(os.fsencode(word)) for word in argv]
+    elif line is not None:
+        job["command"] = _text(os.fsencode(line))
+    if name is not None:
+        job["name"] = _name(name)
+    folder = _here() if cwd is None else _absolute(cwd)
+    if cwd is not None and not os.path.isdir(folder):
+        say(f"note: {cwd} is no directory now; it must be one when the job starts")
+    job["cwd"] = _text(folder)
+    if stdin is not None:
+        job["stdin"] = _text(_input(stdin))
+    if not clean_env:
+        job["environment"] = [_text(entry) for entry in environment.captured(os.environb, folder)]
+    if env:
+        job["env"] = [_text(_assignment(entry)) for entry in env]
+    if artifacts:
+        job["artifacts"] = [_text(os.fsencode(glob)) for glob in artifacts]
+    job["umask"] = f"{_umask():04o}"
+    return job
+
+
+def _check_usage(
+    argv: Sequence[str], batch: str | None, follow: bool, as_json: bool, line: str | None
+) -> None:
+    if sum((bool(argv), line is not None, batch is not None)) != 1:
+        raise Usage(
+            "say once what to run: a command after --, a line with -c, or a file with --batch"
+        )
+    if follow and as_json:
+        raise Usage("--follow fills stdout with the job's own, so --json cannot")
+    if follow and batch is not None:
+        raise Usage("--follow is for one job; wait for a batch with --wait")
+
+
+def _text(raw: bytes) -> str | dict[str, str]:
+    """Return bytes as the API takes them: text where they are UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        import binascii
+
+        return {"b64": binascii.b2a_base64(raw, newline=False).decode()}
+
+
+def _name(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise Usage(f"--name {name!r} is not UTF-8") from None
+    return name
+
+
+def _here() -> bytes:
+    try:
+        return os.getcwdb()
+    except FileNotFoundError:
+        raise Usage(
+            "the directory you are in was removed; cd to another, or use --cwd DIR"
+        ) from None
+
+
+def _absolute(path: str) -> bytes:
+    raw = os.fsencode(path)
+    return os.path.normpath(raw if raw.startswith(b"/") else os.path.join(_here(), raw))
+
+
+def _input(file: str) -> bytes:
+    if file == "-":
+        raise Usage("--stdin takes a file: it may start when this terminal is gone")
+    path = _absolute(file)
+    if not os.access(path, os.R_OK):
+        say(f"note: {file} is not readable now; it must be when the job starts")
+    return path
+
+
+def _assignment(entry: str) -> bytes:
+    name, equals, _ = entry.partition("=")
+    if not name or not equals:
+        raise Usage(f"--env {entry!r}: expected NAME=VALUE")
+    return os.fsencode(entry)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _wait_for(client: Client, job: Json, follow: bool, as_json: bool) -> int:
+    from aitbcctl import following
+
+    if not (follow or as_json):
+        put(job["job_id"])
+        flush()
+    ended = following.to_its_end(client, job, with_logs=follow)
+    if as_json:
+        put_json(ended)
+    return following.exit_code(ended)
+
+
+def _submit_batch(client: Client, file: str, defaults: Json, as_json: bool) -> int:
+    answer = _post_batch(client, file, defaults)
+    if as_json:
+        put_json(answer)
+    elif answer["jobs"]:
+        put("\n".join(job["job_id"] for job in answer["jobs"]))
+    return 0
+
+
+def _wait_for_batch(client: Client, file: str, defaults: Json, as_json: bool) -> int:
+    from aitbcctl import following
+
+    jobs = _post_batch(client, file, defaults)["jobs"]
+    if not as_json and jobs:
+        put("\n".join(job["job_id"] for job in jobs))
+        flush()
+    ended = following.all_to_their_end(client, [job["job_id"] for job in jobs])
+    if as_json:
+        put_json({"jobs": ended})
+    return 0 if all(job["status"] == "completed" for job in ended) else 1
+
+
+def _post_batch(client: Client, file: str, defaults: Json) -> Json:
+    lines = _read_batch(file)
+    # Each line is parsed here, so that one that is no JSON is named by its line in the file.
+    jobs = [_batch_line(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    body = json.dumps({"defaults": defaults, "jobs": jobs}).encode()
+    return client.post("/v1/jobs:batch", body)
+
+
+def _batch_line(file: str, number: int, line: bytes) -> Json:
+    try:
+        job = json.loads(line)
+        if not isinstance(job, dict):
+            raise ValueError("expected a JSON object")
+    except ValueError as error:
+        raise Usage(f"{file}, line {number}: {error}; nothing was submitted") from None
+    return job
+
+
+def _read_batch(file: str) -> list[bytes]:
+    try:
+        if file == "-":
+            data = sys.stdin.buffer.read(BATCH_MAX + 1)
+        else:
+            with open(file, "rb") as opened:
+                data = opened.read(BATCH_MAX + 1)
+    except OSError as error:
+        raise ClientFailure(f"cannot read {file}: {error.strerror}") from None
+    if len(data) > BATCH_MAX:
+        raise TooLarge(
+            f"{file} is larger than {BATCH_MAX >> 20} MiB, the limit of one batch",
+            hint="split it, by lines, into several",
+        )
+    return data.split(b"\n")

@@ -1,0 +1,93 @@
+"""What is said to a person and what is printed as data: stderr and stdout, and how they end.
+
+Data goes to stdout, talk to stderr, so that a pipe gets the first alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from aitbcd.errors import AitbcError
+
+#: What a shell shows for a program that SIGPIPE ended.
+BROKEN_PIPE = 141
+
+
+class BrokenOutput(Exception):
+    """Whoever read our stdout or stderr is gone: there is nobody left to tell."""
+
+
+def say(text: str) -> None:
+    """Say one thing to the person at the terminal."""
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise BrokenOutput from None
+
+
+def complain(error: AitbcError) -> None:
+    """Say what went wrong and what to do next."""
+    from aitbcctl.render import plain
+
+    say(f"aitbcctl: {plain(error.detail)}")
+    if error.hint:
+        say("\n".join(f"  {plain(line)}" for line in error.hint.split("\n")))
+
+
+def put(text: str) -> None:
+    """Print a line of data."""
+    try:
+        sys.stdout.write(text + "\n")
+    except BrokenPipeError:
+        raise BrokenOutput from None
+
+
+def put_json(value: object, *, line: bool = False) -> None:
+    """Print a JSON document, indented, or as one ``line`` of a stream."""
+    import json
+
+    put(json.dumps(value) if line else json.dumps(value, indent=2))
+    if line:
+        flush()
+
+
+def flush() -> None:
+    """Hand to the reader what was printed so far."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise BrokenOutput from None
+
+
+def put_bytes(data: bytes, fd: int) -> None:
+    """Write all of ``data`` to 1 or 2, past the text layer: logs hold any bytes."""
+    (sys.stdout if fd == 1 else sys.stderr).flush()
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(fd, view) :]
+    except BrokenPipeError:
+        raise BrokenOutput from None
+
+
+def is_shown(fd: int) -> bool:
+    """Tell whether 1 or 2 is a terminal that can redraw a line."""
+    return os.isatty(fd) and os.environ.get("TERM") != "dumb"
+
+
+def columns(fd: int) -> int | None:
+    """Return the width of the terminal; None where there is none: nothing is cut then."""
+    if not os.isatty(fd):
+        return None
+    try:
+        return os.get_terminal_size(fd).columns or 80
+    except OSError:
+        return 80
+
+
+def abandon_output() -> None:
+    """Let the interpreter's own flush at exit go nowhere, silently."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)

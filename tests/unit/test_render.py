@@ -1,0 +1,174 @@
+"""What people see."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aitbcctl import render
+
+NOW = datetime(2026, 2, 13, 12, 0, 0, tzinfo=UTC)
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    return {
+        "job_id": "job_7k3m9q2x",
+        "number": 42,
+        "name": "resnet",
+        "user": "ada",
+        "status": "running",
+        "progress": 45,
+        "created_at": "2026-02-13T11:00:00Z",
+        "started_at": "2026-02-13T11:58:30Z",
+        "attempt": 1,
+        "waiting": None,
+        "miner_id": "miner_abcdefgh",
+        "gpu_uuids": [],
+        "estimated_completion": None,
+    } | changes
+
+
+FAILED = {
+    "status": "failed",
+    "finished_at": "2026-02-13T11:59:00Z",
+    "exit_code": 3,
+    "signal": None,
+    "reason": "exit",
+    "message": None,
+    "results": "kept",
+    "result_path": "/state/results/job_7k3m9q2x",
+}
+
+
+@given(st.text())
+def test_no_text_reaches_a_terminal_as_a_command(text: str) -> None:
+    shown = render.plain(text)
+    assert all(char.isprintable() or char in "\u200c\u200d" for char in shown)
+    if text.isprintable():
+        assert shown == text
+
+
+@given(st.binary(), st.lists(st.integers(0, 60), max_size=5))
+def test_a_log_is_cleaned_the_same_however_it_is_cut(log: bytes, cuts: list[int]) -> None:
+    whole = render.LogCleaner()
+    expected = whole.feed(log) + whole.end()
+    pieces, at, got = render.LogCleaner(), 0, b""
+    for cut in sorted(cut % (len(log) + 1) for cut in cuts):
+        got += pieces.feed(log[at:cut])
+        at = cut
+    assert got + pieces.feed(log[at:]) + pieces.end() == expected
+
+
+@pytest.mark.parametrize(
+    ("log", "shown"),
+    [
+        (b"plain \xc3\xa4\r\n\t 45%\r", b"plain \xc3\xa4\r\n\t 45%\r"),
+        (b"\x1b[1;31mred\x1b[0m \x1b[K\x1b[A", b"\x1b[1;31mred\x1b[0m \x1b[K\x1b[A"),
+        (b"\x1b]0;title\x07", b"^[]0;title^G"),
+        (b"\x1b[6n\x1b[2;3H", b"^[[6n^[[2;3H"),
+        (b"\x1bP+q\x1b\\", b"^[P+q^[\\"),
+        (b"\xc2\x9b6n", b"\\x9b6n"),
+        (b"\x00\x7f", b"^@^?"),
+        (b"cut \x1b[", b"cut ^[["),
+    ],
+)
+def test_a_log_on_a_terminal_may_colour_but_not_command(log: bytes, shown: bytes) -> None:
+    cleaner = render.LogCleaner()
+    assert cleaner.feed(log) + cleaner.end() == shown
+
+
+def test_a_name_cannot_break_the_table() -> None:
+    table = render.job_table([job(name="a\x1b[31m\nb")], None, NOW)
+    assert "\x1b" not in table
+    assert len(table.split("\n")) == 2
+    assert r"a\x1b[31m\nb" in table
+
+
+@given(
+    st.lists(st.text(max_size=120), min_size=1, max_size=6),
+    st.integers(min_value=20, max_value=200),
+)
+def test_a_table_fits_the_terminal(names: list[str], width: int) -> None:
+    jobs = [job(name=name, number=number) for number, name in enumerate(names)]
+    jobs.append(job(status="pending", started_at=None, waiting="for 2 cores: " + "x" * 200))
+    for line in render.job_table(jobs, width, NOW).split("\n"):
+        assert render.columns(line) <= width
+
+
+def test_a_table_for_a_pipe_cuts_nothing() -> None:
+    name = "x" * 300
+    assert name in render.job_table([job(name=name)], None, NOW)
+
+
+def test_the_user_is_shown_where_there_are_several() -> None:
+    assert "USER" not in render.job_table([job(), job()], None, NOW)
+    assert "USER" in render.job_table([job(), job(user="bob")], None, NOW)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"status": "completed", "exit_code": 0}, "completed after 30 s"),
+        ({}, "failed after 30 s: exit code 3"),
+        ({"exit_code": None, "signal": 9}, "failed after 30 s: signal 9 (SIGKILL)"),
+        ({"message": "no such file\x07"}, r"failed after 30 s: no such file\x07"),
+        ({"status": "canceled", "started_at": None, "exit_code": None, "reason": "canceled"},
+         "canceled: canceled"),
+    ],
+)  # fmt: skip
+def test_the_ending_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
+    assert render.ending(job(**FAILED | changes)) == sentence
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.25, "0.2 s"),
+        (59, "59 s"),
+        (60, "1 min 00 s"),
+        (3599.7, "1 h 00 min"),
+        (7260, "2 h 01 min"),
+        (90000, "1 d 1 h"),
+    ],
+)
+def test_a_duration_is_shown_in_two_units(seconds: float, text: str) -> None:
+    assert render.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")],
+)
+def test_a_size_is_shown_in_binary_units(count: int, text: str) -> None:
+    assert render.size(count) == text
+
+
+def test_details_name_variables_and_commands_as_a_shell_would() -> None:
+    details = job(
+        **FAILED,
+        command=["sh", "-c", "a | b", {"b64": "/w=="}],
+        shell=False,
+        cwd="/work",
+        env_names=["HOME", {"b64": "/w=="}],
+        requested={"cpus": 4, "gpus": 0, "memory": 1 << 30, "timeout_s": 7200.0,
+                   "priority": "high", "retries": 2, "artifacts": ["*.pt"]},
+        attempts=[{"attempt": 1, "started_at": "2026-02-13T11:58:30.000001Z",
+                   "finished_at": "2026-02-13T11:59:00.000001Z", "exit_code": 3, "signal": None,
+                   "reason": "exit", "max_rss": 1 << 20}],
+        events=[{"seq": 7, "time": "2026-02-13T11:59:00.000001Z", "status": "failed",
+                 "attempt": 1, "reason": "exit", "message": "exit code 3"}],
+        result_files=5,
+        result_bytes=2048,
+        manifest_sha256="0" * 64,
+    )  # fmt: skip
+    text = render.detail_block(details, NOW)
+    assert r"sh -c 'a | b' '\udcff'" in text
+    assert "4 cpus, 0 gpus, 1.0 GiB of memory, at most 2 h 00 min, high priority, 2 retries" in text
+    assert "exit code 3  exit  peak 1.0 MiB" in text
+    assert "failed  exit: exit code 3" in text
+    assert r"HOME \udcff" in text
