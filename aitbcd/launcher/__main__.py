@@ -30,6 +30,10 @@ def _serve(state: str, ready_fd: int, *, is_lasting: bool) -> int:
     from aitbcd.launcher.launcher import Launcher
 
     state_fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # Jobs inherit it.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     os.chdir("/")
     os.umask(0o027)
     daemon_uid = os.stat(state_fd).st_uid

@@ -16,7 +16,7 @@ from aitbcd.launcher import package, processes, spawn
 from aitbcd.launcher.identity import of_spec
 from aitbcd.launcher.logs import LogLimit
 from aitbcd.launcher.package import STDERR, STDOUT, Package
-from aitbcd.launcher.protocol import STARTED, Facts
+from aitbcd.launcher.protocol import Facts
 
 #: Between two SIGKILLs to what still comes up.
 _KILL_AGAIN_S = 0.1
@@ -63,7 +63,7 @@ class Attempt:
         try:
             made = package.create(results_fd, spec["job"], who)
             self._package = made
-            run_folder.mark(self.folder.fd, STARTED)
+            run_folder.mark_started(self.folder.fd)
         except OSError as error:
             self._finish(cannot_start=f"no result folder: {error.strerror}", storage=True)
             return

@@ -1,7 +1,8 @@
 """The run folder of an attempt: born locked, holds the facts of its end, removed when recorded.
 
 Everything is relative to a descriptor of ``run/``. Who holds the write lock of ``lock`` owns the
-folder; only its owner changes it.
+folder; only its owner changes it. A supervisor that goes on to the next attempt keeps its folder
+under a spare name, locked: making and deleting inodes is what a short job would wait for longest.
 """
 
 from __future__ import annotations
@@ -11,18 +12,26 @@ import os
 from typing import NamedTuple
 
 from aitbcd.launcher import protocol
-from aitbcd.launcher.protocol import CANCELED, EXIT, EXIT_RESERVED, EXIT_ROOM, LOCK, SOCKET, STARTED
+from aitbcd.launcher.protocol import (
+    CANCELED,
+    EXIT,
+    EXIT_RESERVED,
+    EXIT_ROOM,
+    LOCK,
+    SOCKET,
+    STARTED,
+    STARTED_RESERVED,
+)
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-#: A folder under construction; what a killed launcher left is cleared at the next start.
+#: A folder under construction or spare; what a killed launcher left is cleared at the next start.
 TEMPORARY = ".new."
 
 
 class Folder(NamedTuple):
     """An owned folder: its directory and its held lock."""
 
-    name: str
     fd: int
     lock: int
 
@@ -32,45 +41,24 @@ class Folder(NamedTuple):
 
 
 class Taken(Exception):
-    """The folder is there and not free to be made: ``why`` is busy, started or canceled."""
+    """The name is in use: ``why`` is busy, started or canceled."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
 
 
-def create(run_fd: int, name: str) -> Folder:
-    """Make the folder, locked, or take over one whose attempt never started.
+def spare_name(worker: int) -> str:
+    """Return the name of the folder that a supervisor keeps between two attempts."""
+    return f"{TEMPORARY}{worker}"
 
-    A crash leaves a temporary folder, or a folder without ``started``: both mean "never ran".
+
+def build(run_fd: int, temporary: str) -> Folder:
+    """Make a locked folder under a temporary name, with room for the facts of an end.
 
     Raises:
-        Taken: see there.
-        OSError: the disk refused; nothing is left under ``name``.
+        OSError: the disk refused; nothing is left.
     """
-    folder = _build(run_fd, name)
-    while True:
-        try:
-            os.rename(TEMPORARY + name, name, src_dir_fd=run_fd, dst_dir_fd=run_fd)
-            return folder
-        except OSError as error:
-            # A folder always holds its lock file, so rename(2) never replaces one.
-            if not exists(run_fd, name):
-                remove_content(folder.fd)
-                folder.close()
-                os.rmdir(TEMPORARY + name, dir_fd=run_fd)
-                raise error
-        try:
-            _clear_unstarted(run_fd, name)
-        except BaseException:
-            remove_content(folder.fd)
-            folder.close()
-            os.rmdir(TEMPORARY + name, dir_fd=run_fd)
-            raise
-
-
-def _build(run_fd: int, name: str) -> Folder:
-    temporary = TEMPORARY + name
     os.mkdir(temporary, 0o750, dir_fd=run_fd)
     fd = lock = -1
     try:
@@ -82,6 +70,7 @@ def _build(run_fd: int, name: str) -> Folder:
             os.posix_fallocate(room, 0, EXIT_ROOM)
         finally:
             os.close(room)
+        mark(fd, STARTED_RESERVED)
     except OSError:
         if fd >= 0:
             remove_content(fd)
@@ -90,7 +79,37 @@ def _build(run_fd: int, name: str) -> Folder:
             os.close(lock)
         os.rmdir(temporary, dir_fd=run_fd)
         raise
-    return Folder(name, fd, lock)
+    return Folder(fd, lock)
+
+
+def publish(run_fd: int, temporary: str, name: str) -> None:
+    """Give a built folder its name, in the place of one whose attempt never started.
+
+    A crash leaves a temporary folder, or a folder without ``started``: both mean "never ran".
+
+    Raises:
+        Taken: see there; the temporary folder is as it was.
+    """
+    while True:
+        try:
+            os.rename(temporary, name, src_dir_fd=run_fd, dst_dir_fd=run_fd)
+            return
+        except OSError:
+            # A folder always holds its lock file, so rename(2) never replaces one.
+            if not has(run_fd, name):
+                raise
+        _clear_unstarted(run_fd, name)
+
+
+def recycle(run_fd: int, folder: Folder, name: str, spare: str) -> None:
+    """Make a folder whose end is recorded ready for the next attempt, under its spare name.
+
+    A crash half way leaves what ``remove`` or ``clear_temporary`` removes.
+    """
+    os.rename(name, spare, src_dir_fd=run_fd, dst_dir_fd=run_fd)
+    for used, ready in ((EXIT, EXIT_RESERVED), (STARTED, STARTED_RESERVED)):
+        os.rename(used, ready, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+    unlink(folder.fd, SOCKET)
 
 
 def _clear_unstarted(run_fd: int, name: str) -> None:
@@ -123,14 +142,10 @@ def take(run_fd: int, name: str) -> Folder | None:
         os.close(fd)
         raise
     if protocol.try_lock(lock):
-        return Folder(name, fd, lock)
+        return Folder(fd, lock)
     os.close(lock)
     os.close(fd)
     return None
-
-
-def exists(run_fd: int, name: str) -> bool:
-    return has(run_fd, name)
 
 
 def has(fd: int, name: str) -> bool:
@@ -146,38 +161,57 @@ def mark(fd: int, name: str) -> None:
     os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640, dir_fd=fd))
 
 
+def mark_started(fd: int) -> None:
+    """Say, before the program is spawned, that it may have run."""
+    os.rename(STARTED_RESERVED, STARTED, src_dir_fd=fd, dst_dir_fd=fd)
+
+
 def write_exit(fd: int, facts: protocol.Facts) -> None:
     """Write ``exit.json`` into the room reserved for it; whole or not at all, never ENOSPC."""
-    data = json.dumps(facts).encode()
+    # Padded, so that the blocks stay with the file for the next attempt.
+    data = json.dumps(facts).encode().ljust(EXIT_ROOM)
     room = os.open(EXIT_RESERVED, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
     try:
         os.pwrite(room, data, 0)
-        os.ftruncate(room, len(data))
     finally:
         os.close(room)
     os.rename(EXIT_RESERVED, EXIT, src_dir_fd=fd, dst_dir_fd=fd)
 
 
-def remove(run_fd: int, folder: Folder) -> None:
+def remove(run_fd: int, folder: Folder, name: str) -> None:
     """Remove an owned folder and let go of it. The lock goes last."""
     remove_content(folder.fd)
-    os.rmdir(folder.name, dir_fd=run_fd)
+    os.rmdir(name, dir_fd=run_fd)
     folder.close()
 
 
 def remove_content(fd: int) -> None:
-    for name in (EXIT_RESERVED, EXIT, SOCKET, CANCELED, STARTED, LOCK):
-        try:
-            os.unlink(name, dir_fd=fd)
-        except FileNotFoundError:
-            pass
+    for name in (EXIT_RESERVED, EXIT, SOCKET, CANCELED, STARTED_RESERVED, STARTED, LOCK):
+        unlink(fd, name)
+
+
+def unlink(fd: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=fd)
+    except FileNotFoundError:
+        pass
 
 
 def clear_temporary(run_fd: int) -> None:
-    """Remove what a killed launcher had under construction."""
+    """Remove what a killed launcher had under construction or kept spare."""
     for name in os.listdir(run_fd):
         if name.startswith(TEMPORARY):
-            fd = os.open(name, _DIRECTORY, dir_fd=run_fd)
-            remove_content(fd)
-            os.close(fd)
-            os.rmdir(name, dir_fd=run_fd)
+            discard(run_fd, name)
+
+
+def discard(run_fd: int, name: str) -> None:
+    """Remove a temporary folder, if it is there."""
+    try:
+        fd = os.open(name, _DIRECTORY, dir_fd=run_fd)
+    except FileNotFoundError:
+        return
+    try:
+        remove_content(fd)
+        os.rmdir(name, dir_fd=run_fd)
+    finally:
+        os.close(fd)

@@ -44,6 +44,8 @@ class Worker:
     pid: int
     pidfd: int
     control: socket.socket
+    #: It has a run folder, which it keeps.
+    has_folder: bool = False
     #: The daemon connection that holds the other end of its channel; 0: none yet.
     generation: int = 0
 
@@ -193,36 +195,50 @@ class Launcher:
 
     def _start(self, spec: Message) -> None:
         name = protocol.folder_name(spec["job"], spec["attempt"])
+        worker = self._idle.pop() if self._idle else None
         try:
-            folder = run_folder.create(self._run_fd, name)
+            if worker is None:
+                worker = self._fork_worker()
+            self._place(worker, spec, name)
         except Taken as taken:
             self._reply(spec, {"op": "refused", "why": taken.why, "error": str(taken)})
-            return
         except OSError as error:
-            why = f"no run folder: {error.strerror}"
+            why = f"no run folder or supervisor: {error.strerror}"
             self._reply(spec, {"op": "refused", "why": "storage", "error": why})
+        else:
             return
-        try:
-            self._place(spec, folder)
-        except OSError as error:
-            run_folder.remove(self._run_fd, folder)
-            why = f"no supervisor: {error.strerror}"
-            self._reply(spec, {"op": "refused", "why": "storage", "error": why})
-            return
-        folder.close()
+        if worker:
+            self._idle.append(worker)
 
-    def _place(self, spec: Message, folder: Folder) -> None:
-        """Hand a locked folder to a supervisor; both descriptors carry the lock until we let go."""
-        worker = self._idle.pop() if self._idle else self._fork_worker()
-        fds = [folder.fd, folder.lock]
+    def _place(self, worker: Worker, spec: Message, name: str) -> None:
+        """Give a supervisor a locked folder of this name, and the attempt that goes with it."""
+        spare = run_folder.spare_name(worker.number)
+        folder: Folder | None = None
+        if not worker.has_folder:
+            folder = run_folder.build(self._run_fd, spare)
+        try:
+            run_folder.publish(self._run_fd, spare, name)
+        except BaseException:
+            if folder:
+                folder.close()
+                run_folder.discard(self._run_fd, spare)
+            raise
+        self._hand_over(worker, spec, folder)
+        worker.has_folder = True
+        if folder:
+            folder.close()
+
+    def _hand_over(self, worker: Worker, spec: Message, folder: Folder | None) -> None:
+        # Both descriptors carry the lock until we have let go of ours.
+        fds = [folder.fd, folder.lock] if folder else []
         ours: list[int] = []
         pair: tuple[socket.socket, ...] = ()
         if worker.generation != self._generation:
             pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             fds.append(pair[0].fileno())
             ours.append(pair[1].fileno())
+            worker.generation = self._generation
         # The answer goes first: should the supervisor die at once, the daemon knows with what.
-        worker.generation = self._generation
         self._reply(spec, {"op": "placed", "worker": worker.number}, ours)
         try:
             protocol.send(worker.control, spec, fds)
@@ -236,7 +252,7 @@ class Launcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            self._be_supervisor(theirs)
+            self._be_supervisor(self._count + 1, theirs)
         theirs.close()
         self._count += 1
         worker = Worker(self._count, pid, os.pidfd_open(pid), ours)
@@ -245,13 +261,13 @@ class Launcher:
         self._add(ours.fileno(), lambda: self._on_word(worker))
         return worker
 
-    def _be_supervisor(self, control: socket.socket) -> NoReturn:
+    def _be_supervisor(self, number: int, control: socket.socket) -> NoReturn:
         """Let go of all that is the launcher's, then live as a supervisor."""
         code = 70
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._let_go_of_all_but(control)
-            Supervisor(control, self._run_fd, self._results_fd, self._daemon_uid).run()
+            Supervisor(number, control, self._run_fd, self._results_fd, self._daemon_uid).run()
             code = 0
         except BaseException:
             _report_crash()
@@ -291,6 +307,7 @@ class Launcher:
         if worker.control.fileno() >= 0:
             self._handlers.pop(worker.control.fileno(), None)
             worker.control.close()
+        run_folder.discard(self._run_fd, run_folder.spare_name(worker.number))
         self._end_orphans()
 
     def _bury(self) -> None:
@@ -314,12 +331,18 @@ class Launcher:
     def _tombstone(self, message: Message) -> bool:
         """Mark an attempt that is not placed as canceled, so that it never starts."""
         name = protocol.folder_name(message["job"], message["attempt"])
+        temporary = run_folder.TEMPORARY + name
         try:
-            folder = run_folder.create(self._run_fd, name)
+            folder = run_folder.build(self._run_fd, temporary)
+            run_folder.mark(folder.fd, CANCELED)
+            folder.close()
+            run_folder.publish(self._run_fd, temporary, name)
         except Taken as taken:
+            run_folder.discard(self._run_fd, temporary)
             return taken.why == "canceled"
-        run_folder.mark(folder.fd, CANCELED)
-        folder.close()
+        except OSError:
+            # A full disk: without the mark its task sees that it is canceled all the same.
+            return False
         return True
 
     def _remove(self, message: Message) -> bool:
@@ -330,7 +353,7 @@ class Launcher:
             return True
         if folder is None:
             return False
-        run_folder.remove(self._run_fd, folder)
+        run_folder.remove(self._run_fd, folder, name)
         return True
 
     # -- children that answer once ------------------------------------------------------------

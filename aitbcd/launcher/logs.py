@@ -123,6 +123,8 @@ def close_hole(directory_fd: int, name: str, limit: int) -> Dropped | None:
 
     Idempotent: a log without a hole is left alone, and a half-written copy is written again.
     """
+    if os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_size <= limit:
+        return None
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
     try:
         dropped = find_hole(fd, limit)

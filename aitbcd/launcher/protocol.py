@@ -42,8 +42,8 @@ VERSION = 1
 
 #: Files of a run folder ``run/job_<ID>.<attempt>``.
 LOCK, STARTED, EXIT, CANCELED, SOCKET = "lock", "started", "exit.json", "canceled", "sock"
-#: Room for ``exit.json``, reserved before the job can fill the disk.
-EXIT_RESERVED = "exit.new"
+#: Room for ``exit.json``, and the file that becomes ``started``, made before the disk can be full.
+EXIT_RESERVED, STARTED_RESERVED = "exit.new", "started.new"
 EXIT_ROOM = 4096
 #: In ``run/`` itself.
 LAUNCHER_SOCKET, LAUNCHER_LOCK = "launcher.sock", "launcher.lock"
@@ -51,6 +51,12 @@ LAUNCHER_SOCKET, LAUNCHER_LOCK = "launcher.sock", "launcher.lock"
 #: A larger message goes as a memfd. Linux takes packets up to the send buffer, 208 KiB by default.
 PACKET_BYTES = 64 * 1024
 MAX_FDS = 4
+
+# As plain integers: the enum's operators cost more than the system call.
+_NO_SIGNAL, _CLOEXEC = int(socket.MSG_NOSIGNAL), int(socket.MSG_CMSG_CLOEXEC)
+_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * 4)
+_encoder = json.JSONEncoder(separators=(",", ":"))
 
 #: ``flock64``: type, whence, start, length, pid; pid must be 0 for OFD locks (fcntl(2)).
 _FLOCK = struct.Struct("@hhqqi0q")
@@ -110,7 +116,7 @@ def is_locked(fd: int) -> bool:
 
 
 def encode(message: Message) -> bytes:
-    return json.dumps(message, separators=(",", ":")).encode()
+    return _encoder.encode(message).encode()
 
 
 def send_packet(sock: socket.socket, packet: bytes, fds: list[int] | None = None) -> None:
@@ -123,13 +129,13 @@ def send_packet(sock: socket.socket, packet: bytes, fds: list[int] | None = None
     fds = fds or []
     if len(packet) <= PACKET_BYTES:
         if fds:
-            socket.send_fds(sock, [packet], fds, socket.MSG_NOSIGNAL)
+            socket.send_fds(sock, [packet], fds, _NO_SIGNAL)
         else:
-            sock.send(packet, socket.MSG_NOSIGNAL)
+            sock.send(packet, _NO_SIGNAL)
         return
     memory = _sealed_memory(packet)
     try:
-        socket.send_fds(sock, [b'{"memfd":1}'], [*fds, memory], socket.MSG_NOSIGNAL)
+        socket.send_fds(sock, [b'{"memfd":1}'], [*fds, memory], _NO_SIGNAL)
     finally:
         os.close(memory)
 
@@ -145,16 +151,15 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         BlockingIOError: nothing is there on a non-blocking socket.
         ValueError: not a message; its descriptors are closed.
     """
-    space = socket.CMSG_SPACE(MAX_FDS * 4)
-    data, ancillary, flags, _ = sock.recvmsg(PACKET_BYTES + 1, space, socket.MSG_CMSG_CLOEXEC)
-    fds = _descriptors(ancillary)
+    data, ancillary, flags, _ = sock.recvmsg(PACKET_BYTES + 1, _ANCILLARY_BYTES, _CLOEXEC)
+    fds = _descriptors(ancillary) if ancillary else []
     if not data:
         close_all(fds)
         return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & _CUT:
             raise ValueError("a packet larger than the protocol allows")
-        message = json.loads(data)
+        message = json.loads(data.decode())
         if "memfd" in message:
             message = json.loads(_read_sealed(fds.pop()))
         if not isinstance(message, dict):

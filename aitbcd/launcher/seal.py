@@ -40,6 +40,9 @@ _PIECE = 1 << 20
 _MAX_DEPTH = 200
 #: ioctl_ficlone(2): share the blocks where the file system can.
 _FICLONE = 0x40049409
+_FILE_KIND, _FOLDER, _OTHER = "file", "folder", "other"
+#: Names of unfinished copies of ours.
+_OURS = os.fsencode(logs.TEMPORARY)
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -91,36 +94,47 @@ def _report(text: bytes, sizes: list[int]) -> dict[str, Any]:
 def _build(results_fd: int, building: str, order: Order) -> dict[str, Any]:
     top = os.open(building, DIRECTORY, dir_fd=results_fd)
     try:
-        os.fchmod(top, 0o700 if order["uid"] == os.getuid() and not _is_shared(top) else 0o2750)
-        return _Sealer(top, order).run()
+        try:
+            return _Sealer(top, order).run()
+        except PermissionError:
+            # Left read-only by the job, or by a sealing that did not come to its end.
+            os.fchmod(top, 0o700 | _setgid(top))
+            return _Sealer(top, order).run()
     finally:
         os.close(top)
 
 
-def _is_shared(top: int) -> bool:
-    """Tell whether the folder was given to a user by a root launcher."""
-    return bool(os.fstat(top).st_mode & stat.S_ISGID)
+def _setgid(top: int) -> int:
+    """Return the bit that a root launcher gave the folder with its user."""
+    return os.fstat(top).st_mode & stat.S_ISGID
 
 
 class _Sealer:
-    """One sealing of one package; ``top`` is its open folder."""
+    """One sealing of one package; ``top`` is its open folder.
+
+    A folder is listed once and asked for no more than the kinds of its entries, which the kernel
+    gives with their names: for a job that does nothing, system calls are what sealing costs.
+    """
 
     def __init__(self, top: int, order: Order) -> None:
         self._top = top
         self._order = order
         self._uid: int = order["uid"]
-        self._setgid = stat.S_ISGID if _is_shared(top) else 0
+        self._setgid = _setgid(top)
         #: (path, size, digest) of each file, and what was left out, for output.json.
         self._files: list[tuple[bytes, int, str]] = []
         self._left_out: list[dict[str, Any]] = []
-        self._hashes: dict[int, str] = {}
+        self._dropped: dict[str, dict[str, int]] = {}
+        #: The inode of stdout.log, where result.txt is a second name of it, and its digest.
+        self._shared: tuple[int, str] | None = None
 
     def run(self) -> dict[str, Any]:
-        self._make_ours()
+        kinds = self._make_ours()
         self._collect()
-        dropped = self._close_logs()
-        self._walk(self._top, b"", 0)
-        output = self._describe(dropped)
+        self._close_logs(kinds)
+        for name in kinds:
+            self._take(self._top, name, name, kinds[name], 0)
+        output = self._describe()
         self._write(OUTPUT, output)
         lines = [(path, digest) for path, _, digest in self._files]
         lines.append((OUTPUT.encode(), small_sha256(output).hexdigest()))
@@ -129,74 +143,84 @@ class _Sealer:
         self._close_folder(self._top)
         return _report(text, [size for _, size, _ in self._files])
 
-    def _make_ours(self) -> None:
-        """Put back what the job may have removed or replaced, and drop what is not kept."""
-        for name in (LOGS, ARTIFACTS):
-            if not _is_directory(self._top, name):
-                self._drop(self._top, name, name.encode(), "replaced by something else")
+    def _make_ours(self) -> dict[bytes, str]:
+        """Put back the folders that the job may have replaced, drop what is not kept."""
+        kinds = _list(self._top)
+        for folder in (LOGS, ARTIFACTS):
+            name = folder.encode()
+            if kinds.get(name) != _FOLDER:
+                if name in kinds:
+                    self._drop(self._top, name, name, "replaced by something else")
                 os.mkdir(name, 0o750, dir_fd=self._top)
-        for name in (PROGRESS, OUTPUT, manifest.FILE_NAME):
-            if _kind(self._top, name):
-                self._drop(self._top, name, b"", None)
+                kinds[name] = _FOLDER
+        for ours in (PROGRESS, OUTPUT, manifest.FILE_NAME):
+            if kinds.pop(ours.encode(), None):
+                self._drop(self._top, ours.encode(), b"", None)
+        return kinds
 
-    def _close_logs(self) -> dict[str, dict[str, int]]:
+    def _close_logs(self, kinds: dict[bytes, str]) -> None:
+        """Make the logs whole, and result.txt another name of stdout.log if the job made none."""
         folder = os.open(LOGS, DIRECTORY, dir_fd=self._top)
-        dropped: dict[str, dict[str, int]] = {}
         try:
-            for name in (STDOUT, STDERR):
-                if _kind(folder, name) != stat.S_IFREG:
-                    self._drop(
-                        folder, name, f"{LOGS}/{name}".encode(), "replaced by something else"
-                    )
-                    os.close(os.open(name, _NEW, 0o640, dir_fd=folder))
-                cut = logs.close_hole(folder, name, self._order["log_limit"])
+            found = _list(folder)
+            for log in (STDOUT, STDERR):
+                name = log.encode()
+                if found.get(name) != _FILE_KIND:
+                    if name in found:
+                        self._drop(folder, name, f"{LOGS}/{log}".encode(), "not a regular file")
+                    os.close(os.open(log, _NEW, 0o640, dir_fd=folder))
+                cut = logs.close_hole(folder, log, self._order["log_limit"])
                 if cut:
-                    dropped[name] = {"at": cut.start, "bytes": cut.end - cut.start}
+                    self._dropped[log] = {"at": cut.start, "bytes": cut.end - cut.start}
         finally:
             os.close(folder)
-        self._make_result()
-        return dropped
+        self._make_result(kinds)
 
-    def _make_result(self) -> None:
-        """Let result.txt be the job's, or the same file as stdout.log where it wrote nothing."""
-        if _kind(self._top, RESULT) == stat.S_IFREG:
-            if os.stat(RESULT, dir_fd=self._top, follow_symlinks=False).st_size:
+    def _make_result(self, kinds: dict[bytes, str]) -> None:
+        name, log = RESULT.encode(), f"{LOGS}/{STDOUT}"
+        if kinds.get(name) == _FILE_KIND:
+            mine = os.stat(name, dir_fd=self._top, follow_symlinks=False)
+            both = os.stat(log, dir_fd=self._top, follow_symlinks=False)
+            if mine.st_size and not os.path.samestat(mine, both):
                 return
-            os.unlink(RESULT, dir_fd=self._top)
-        elif _kind(self._top, RESULT):
-            self._drop(self._top, RESULT, RESULT.encode(), "not a regular file")
-        os.link(
-            f"{LOGS}/{STDOUT}",
-            RESULT,
-            src_dir_fd=self._top,
-            dst_dir_fd=self._top,
-            follow_symlinks=False,
-        )
+            os.unlink(name, dir_fd=self._top)
+        elif name in kinds:
+            self._drop(self._top, name, name, "not a regular file")
+        os.link(log, name, src_dir_fd=self._top, dst_dir_fd=self._top, follow_symlinks=False)
+        kinds[name] = _FILE_KIND
+        # Before the folder that holds the log, so that its hash is known when the log comes.
+        kinds[LOGS.encode()] = kinds.pop(LOGS.encode())
+        self._shared = (os.stat(name, dir_fd=self._top, follow_symlinks=False).st_ino, "")
 
     # -- what is in the package -------------------------------------------------------------
 
-    def _walk(self, fd: int, prefix: bytes, depth: int) -> None:
-        with os.scandir(fd) as entries:
-            names = sorted(os.fsencode(entry.name) for entry in entries)
-        for name in names:
-            path = prefix + name
-            kind = _kind(fd, name)
-            if name.startswith(os.fsencode(logs.TEMPORARY)):
-                self._drop(fd, name, path, None)
-            elif kind == stat.S_IFREG:
-                self._take_file(fd, name, path)
-            elif kind != stat.S_IFDIR:
-                self._drop(fd, name, path, "not a regular file")
-            elif depth >= _MAX_DEPTH:
-                self._drop(fd, name, path, "too deep")
-            else:
-                os.chmod(name, 0o700 | self._setgid, dir_fd=fd)
-                below = os.open(name, DIRECTORY, dir_fd=fd)
-                try:
-                    self._walk(below, path + b"/", depth + 1)
-                    self._close_folder(below)
-                finally:
-                    os.close(below)
+    def _take(self, folder: int, name: bytes, path: bytes, kind: str, depth: int) -> None:
+        if kind == _FILE_KIND and not name.startswith(_OURS):
+            self._take_file(folder, name, path)
+        elif kind == _FOLDER and depth < _MAX_DEPTH:
+            self._take_folder(folder, name, path, depth)
+        else:
+            is_ours = name.startswith(_OURS)
+            why = "too deep" if kind == _FOLDER else "not a regular file"
+            self._drop(folder, name, path, None if is_ours else why)
+
+    def _take_folder(self, parent: int, name: bytes, path: bytes, depth: int) -> None:
+        fd = _open_folder(parent, name)
+        known = len(self._files), len(self._left_out)
+        try:
+            try:
+                self._walk(fd, path, depth)
+            except PermissionError:
+                os.fchmod(fd, 0o700 | self._setgid)
+                del self._files[known[0] :], self._left_out[known[1] :]
+                self._walk(fd, path, depth)
+            self._close_folder(fd)
+        finally:
+            os.close(fd)
+
+    def _walk(self, fd: int, path: bytes, depth: int) -> None:
+        for name, kind in _list(fd).items():
+            self._take(fd, name, path + b"/" + name, kind, depth + 1)
 
     def _take_file(self, folder: int, name: bytes, path: bytes) -> None:
         fd = self._open_own(folder, name)
@@ -205,29 +229,31 @@ class _Sealer:
             return
         try:
             about = os.fstat(fd)
-            digest = self._hashes.get(about.st_ino)
-            if digest is None:
-                digest = _hash(fd, about.st_size)
-                if about.st_nlink > 1:
-                    self._hashes[about.st_ino] = digest
-                if about.st_size:
-                    os.fdatasync(fd)
-                os.fchmod(fd, 0o440 | (about.st_mode & 0o110))
+            if self._shared and self._shared[0] == about.st_ino and self._shared[1]:
+                self._files.append((path, about.st_size, self._shared[1]))
+                return
+            digest = _hash(fd, about.st_size)
+            if about.st_size:
+                os.fdatasync(fd)
+            os.fchmod(fd, 0o440 | (about.st_mode & 0o110))
+            if self._shared and self._shared[0] == about.st_ino:
+                self._shared = (about.st_ino, digest)
             self._files.append((path, about.st_size, digest))
         finally:
             os.close(fd)
 
     def _open_own(self, folder: int, name: bytes) -> int | None:
         """Open a file of the user; one that has a name elsewhere too is replaced by a copy."""
-        about = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        if about.st_uid != self._uid:
+        fd = _open_file(folder, name, self._uid)
+        if fd is None:
             return None
-        if not about.st_mode & stat.S_IRUSR and (about.st_nlink == 1):
-            os.chmod(name, 0o600, dir_fd=folder)
-        fd = os.open(name, _FILE, dir_fd=folder)
-        if about.st_nlink == 1 or self._is_the_log(about):
+        about = os.fstat(fd)
+        is_shared = self._shared is not None and self._shared[0] == about.st_ino
+        if about.st_uid == self._uid and about.st_nlink == 1 + is_shared:
             return fd
         try:
+            if about.st_uid != self._uid or not stat.S_ISREG(about.st_mode):
+                return None
             copy = os.open(_TEMPORARY, _NEW, 0o600, dir_fd=folder)
             _copy(fd, copy)
             os.fchmod(copy, about.st_mode & 0o777)
@@ -236,31 +262,17 @@ class _Sealer:
         finally:
             os.close(fd)
 
-    def _is_the_log(self, about: os.stat_result) -> bool:
-        """result.txt and stdout.log are two names of one file, and there is no third."""
-        if about.st_nlink != 2:
-            return False
-        both = [
-            os.stat(path, dir_fd=self._top, follow_symlinks=False)
-            for path in (RESULT, f"{LOGS}/{STDOUT}")
-        ]
-        return all(os.path.samestat(about, each) for each in both)
-
-    def _drop(self, folder: int, name: bytes | str, path: bytes, why: str | None) -> None:
+    def _drop(self, folder: int, name: bytes, path: bytes, why: str | None) -> None:
         """Remove what a package does not hold; ``why`` goes into output.json."""
-        kind = _kind(folder, name)
-        if kind == 0:
-            return
-        if kind == stat.S_IFDIR:
-            os.chmod(name, 0o700, dir_fd=folder)
-            fd = os.open(name, DIRECTORY, dir_fd=folder)
+        try:
+            os.unlink(name, dir_fd=folder)
+        except IsADirectoryError:
+            fd = _open_folder(folder, name)
             try:
                 package.empty_directory(fd)
             finally:
                 os.close(fd)
             os.rmdir(name, dir_fd=folder)
-        else:
-            os.unlink(name, dir_fd=folder)
         if why:
             self._left_out.append({"path": shown(path), "why": why})
 
@@ -316,10 +328,10 @@ class _Sealer:
 
     # -- what we write ------------------------------------------------------------------------
 
-    def _describe(self, dropped: dict[str, dict[str, int]]) -> bytes:
+    def _describe(self) -> bytes:
         output = dict(self._order["output"])
         output["files"] = [{"path": shown(path), "size": size} for path, size, _ in self._files]
-        output["logs_dropped"] = dropped
+        output["logs_dropped"] = self._dropped
         output["left_out"] = self._left_out
         # A line a key: indent= would take the slow encoder.
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in output.items())
@@ -359,8 +371,40 @@ def _kind(folder: int, name: bytes | str) -> int:
         return 0
 
 
-def _is_directory(folder: int, name: str) -> bool:
-    return _kind(folder, name) == stat.S_IFDIR
+def _list(fd: int) -> dict[bytes, str]:
+    """Return the entries of an open folder with their kinds, in order of their names."""
+    kinds: dict[bytes, str] = {}
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                kind = _FILE_KIND
+            elif entry.is_dir(follow_symlinks=False):
+                kind = _FOLDER
+            else:
+                kind = _OTHER
+            kinds[os.fsencode(entry.name)] = kind
+    return dict(sorted(kinds.items()))
+
+
+def _open_folder(parent: int, name: bytes) -> int:
+    try:
+        return os.open(name, DIRECTORY, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=parent)
+        return os.open(name, DIRECTORY, dir_fd=parent)
+
+
+def _open_file(folder: int, name: bytes, uid: int) -> int | None:
+    """Open a file to be read, even one whose owner may not read it; None: it is another's."""
+    try:
+        return os.open(name, _FILE, dir_fd=folder)
+    except PermissionError:
+        about = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        # A second name's mode is not ours to change, and without it there is nothing to copy.
+        if about.st_uid != uid or about.st_nlink > 1:
+            return None
+        os.chmod(name, 0o600, dir_fd=folder)
+        return os.open(name, _FILE, dir_fd=folder)
 
 
 def _read(folder: int, name: str) -> bytes:

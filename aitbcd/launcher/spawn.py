@@ -43,8 +43,11 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
     stdin = -1
     try:
         _enter(spec)
-        stdin = _open_stdin(spec)
-        streams = [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate((stdin, stdout, stderr))]
+        streams = [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
+        # Our own standard input is /dev/null.
+        if spec["stdin"] is not None:
+            stdin = _open_stdin(spec)
+            streams.append((os.POSIX_SPAWN_DUP2, stdin, 0))
         environment = spec["env"]
         for program in _programs(spec):
             try:

@@ -26,8 +26,11 @@ class Supervisor:
     """``run`` is the whole life of the process."""
 
     def __init__(
-        self, control: socket.socket, run_fd: int, results_fd: int, daemon_uid: int
+        self, number: int, control: socket.socket, run_fd: int, results_fd: int, daemon_uid: int
     ) -> None:
+        self._spare = run_folder.spare_name(number)
+        #: Kept from one attempt to the next; its name is the attempt's, or the spare one.
+        self._folder: run_folder.Folder | None = None
         self._control: socket.socket | None = control
         self._run_fd = run_fd
         self._results_fd = results_fd
@@ -114,11 +117,12 @@ class Supervisor:
             self._control = None
             return
         spec, fds = received
-        name = protocol.folder_name(spec["job"], spec["attempt"])
-        folder = run_folder.Folder(name, fds[0], fds[1])
-        if len(fds) > 2:
-            self._use_daemon(socket.socket(fileno=fds[2]))
-        self._begin(Attempt(spec, folder))
+        if self._folder is None:
+            self._folder = run_folder.Folder(fds[0], fds[1])
+            fds = fds[2:]
+        if fds:
+            self._use_daemon(socket.socket(fileno=fds[0]))
+        self._begin(Attempt(spec, self._folder))
 
     def _begin(self, attempt: Attempt) -> None:
         self._attempt = attempt
@@ -183,18 +187,19 @@ class Supervisor:
         self._tell(report)
 
     def _done(self, attempt: Attempt) -> None:
-        """The end is recorded: give the folder back, and be free if nothing of it is left."""
+        """The end is recorded: be free for the next attempt, if nothing is left of this one."""
         self._stop_listening()
-        run_folder.remove(self._run_fd, attempt.folder)
         self._attempt = None
         if self._is_adopted:
             # The launcher gives the next attempt a channel of its own.
             self._drop_daemon()
-        if not attempt.may_be_followed:
+        name = protocol.folder_name(attempt.spec["job"], attempt.spec["attempt"])
+        if self._control is None or not attempt.may_be_followed:
+            run_folder.remove(self._run_fd, attempt.folder, name)
             # What would not die is the launcher's to reap now.
             os._exit(0)
-        if self._control:
-            self._control.send(b'{"op":"idle"}', socket.MSG_NOSIGNAL)
+        run_folder.recycle(self._run_fd, attempt.folder, name, self._spare)
+        self._control.send(b'{"op":"idle"}', socket.MSG_NOSIGNAL)
 
     def _tell_running(self, attempt: Attempt) -> None:
         self._tell({"op": "running", "at": attempt.started_at, "pid": attempt.pid})
