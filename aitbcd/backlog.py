@@ -7,7 +7,7 @@ that memory does not follow the queue's length.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 from aitbcd.model import Job, JobSpec
@@ -59,8 +59,9 @@ class Backlog:
     def is_low(self) -> bool:
         return not self._is_whole and len(self._window) < LOW
 
-    def waiting(self) -> list[Waiting]:
-        return [entry.waiting for entry in self._window]
+    def waiting(self) -> Iterator[Waiting]:
+        """Yield the window in order, made as it is asked for: mostly few are."""
+        return (entry.waiting for entry in self._window)
 
     def place(self, number: int) -> int | None:
         """Return how many jobs of the window stand before this one; None: it is not in it."""

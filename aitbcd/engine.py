@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 #: Pause before a failed commit, sealing or start is tried again: first, and at most.
 _AGAIN_FIRST_S, _AGAIN_MOST_S = 0.5, 30.0
+#: How long a start may go unrecorded while its supervisor has it on disk.
+_RUN_DELAY_S = 0.02
 #: How often a sealing that fails for another reason than space is tried.
 _SEAL_TRIES = 4
 
@@ -58,11 +60,15 @@ def now_us() -> int:
 
 @dataclass(slots=True, eq=False)
 class _Active:
-    """A job that has left the queue, until its end is recorded. ``job`` is as last committed."""
+    """A job that has left the queue, until its end is recorded."""
 
+    #: With the number of this attempt; its status and start are ``status`` and ``started_at``.
     job: Job
     spec: JobSpec | None
     boot_id: str
+    #: As last committed.
+    status: JobState = JobState.PENDING
+    started_at: int | None = None
     #: Set once its attempt is committed as assigned, or given up.
     assigned: asyncio.Event = field(default_factory=asyncio.Event)
     handle: Supervised | None = None
@@ -122,7 +128,7 @@ class Engine:
         self._reserve.hold()
         for job in await self._store.active():
             boot_id = await self._store.boot_id_of(job.number, job.attempt)
-            active = _Active(job, None, boot_id)
+            active = _Active(job, None, boot_id, job.status, job.started_at)
             active.assigned.set()
             if job.status is JobState.CANCELING:
                 active.grace_s = self._settings.jobs.cancel_grace_s
@@ -278,16 +284,17 @@ class Engine:
             raise WrongState(
                 f"job {active.job.job_id} has ended; its results are being stored",
                 hint=f"see aitbcctl status {active.job.job_id}",
-                state=active.job.status.value,
+                state=active.status.value,
             )
-        if active.job.status is not JobState.CANCELING:
-            await self._move(active, self._next(active, Trigger.CANCEL))
+        if active.status is not JobState.CANCELING:
+            cancel = self._next(active, Trigger.CANCEL)
+            await self._move(active, *self._unsaid(active), cancel)
         active.grace_s = grace_s
         if active.handle:
             active.handle.cancel(grace_s)
         else:
             self._spawn(self._bury(active))
-        return active.job
+        return replace(active.job, status=active.status, started_at=active.started_at)
 
     async def _bury(self, active: _Active) -> None:
         """Keep an attempt that may not be placed yet from starting."""
@@ -447,7 +454,7 @@ class Engine:
         return True
 
     async def _launch(self, active: _Active) -> bool:
-        if active.job.status is JobState.CANCELING:
+        if active.status is JobState.CANCELING:
             await self._record_unrun(active)
             return True
         user = users.lookup(active.job.owner.uid)
@@ -481,7 +488,7 @@ class Engine:
         """Listen to a supervisor until the attempt is over; False when it fell silent."""
         active.handle = handle
         try:
-            if active.job.status is JobState.CANCELING and active.grace_s is not None:
+            if active.status is JobState.CANCELING and active.grace_s is not None:
                 handle.cancel(active.grace_s)
             while (report := await handle.report()) is not None:
                 if report["op"] == "running":
@@ -500,16 +507,27 @@ class Engine:
 
     def _note_started(self, active: _Active, started_at: int | None) -> None:
         """Have the start recorded with the end, where its own commit never happened."""
-        if started_at and not active.running and active.job.status is JobState.ASSIGNED:
+        if started_at and not active.running and active.status is JobState.ASSIGNED:
             active.running = self._next(active, Trigger.RUN, at=started_at)
 
     def _note_running(self, active: _Active, report: Message) -> None:
-        if active.job.status is not JobState.ASSIGNED or active.running:
+        if active.status is not JobState.ASSIGNED or active.running:
             return
         active.running = self._next(active, Trigger.RUN, at=report["at"], handle=str(report["pid"]))
         self._obstacle_pause_s = _AGAIN_FIRST_S
-        # Nothing waits for it: should it fail, the final commit takes it along.
-        self._move(active, active.running).add_done_callback(_note_failure)
+        # Nothing waits for it, and a job may be over before anybody looks: then its end takes it
+        # along in one commit, as it does should this one fail.
+        asyncio.get_running_loop().call_later(_RUN_DELAY_S, self._commit_running, active)
+
+    def _commit_running(self, active: _Active) -> None:
+        is_free = not active.moving or active.moving.done()
+        if (
+            is_free
+            and not active.is_over
+            and not self._is_closed
+            and (said := self._unsaid(active))
+        ):
+            self._move(active, *said).add_done_callback(_note_failure)
 
     # -- ends ---------------------------------------------------------------------------------
 
@@ -521,13 +539,9 @@ class Engine:
             await self._put_back(active, facts["cannot_start"] or "storage failed", handle)
             return
         active.is_over = True
-        if (
-            active.job.status is JobState.ASSIGNED
-            and facts.get("started_at")
-            and not active.running
-        ):
+        if active.status is JobState.ASSIGNED and facts.get("started_at") and not active.running:
             active.running = self._next(active, Trigger.RUN, at=facts["started_at"] or 0)
-        decided = outcome.judge(facts, active.job.status, retries_left=self._retries_left(active))
+        decided = outcome.judge(facts, active.status, retries_left=self._retries_left(active))
         await self._end(active, decided, handle, facts.get("kept_whole", []))
 
     def _retries_left(self, active: _Active) -> int:
@@ -548,7 +562,7 @@ class Engine:
         decided = outcome.lost(
             now_us(),
             message,
-            active.job.status,
+            active.status,
             retries_left=self._retries_left(active),
             left=left,
         )
@@ -576,7 +590,7 @@ class Engine:
     ) -> None:
         """Return a job that the disk kept from starting; it is not to blame."""
         await self._settled(active)
-        if active.job.status is JobState.CANCELING:
+        if active.status is JobState.CANCELING:
             await self._record_unrun(active, handle)
             return
         ending = Ending(now_us(), Reason.STORAGE, message=obstacle)
@@ -633,14 +647,13 @@ class Engine:
         kept_whole: list[str],
     ) -> Message:
         job = active.job
-        if active.running and job.started_at is None:
-            job = replace(job, started_at=active.running.at)
         earlier = await self._store.attempts(job.number) if job.attempt > 1 else []
         document = output.build(
             job,
             spec,
             status,
             ending,
+            started_at=active.running.at if active.running else active.started_at,
             earlier=[one for one in earlier if one.attempt < job.attempt],
             environment_names=launch.environment_names(spec, user),
             cwd=launch.cwd_of(spec, user),
@@ -698,10 +711,10 @@ class Engine:
 
     def _status(self, active: _Active) -> JobState:
         """Return the status once what its supervisor said of its start is committed too."""
-        return JobState.RUNNING if self._unsaid(active) else active.job.status
+        return JobState.RUNNING if self._unsaid(active) else active.status
 
     def _unsaid(self, active: _Active) -> list[Move]:
-        is_unsaid = active.running and active.job.status is JobState.ASSIGNED
+        is_unsaid = active.running and active.status is JobState.ASSIGNED
         return [active.running] if active.running and is_unsaid else []
 
     def _next(
@@ -718,7 +731,7 @@ class Engine:
         return Move(
             job.number,
             job.attempt,
-            expected or (active.job.status if trigger is Trigger.RUN else self._status(active)),
+            expected or (active.status if trigger is Trigger.RUN else self._status(active)),
             trigger,
             at or (ending.finished_at if ending else now_us()),
             handle=handle,
@@ -738,10 +751,9 @@ class Engine:
         if done.cancelled() or done.exception():
             return
         for move in moves:
-            status = after(move.expected, move.trigger)
-            active.job = replace(active.job, status=status)
+            active.status = after(move.expected, move.trigger)
             if move.trigger is Trigger.RUN:
-                active.job = replace(active.job, started_at=move.at)
+                active.started_at = move.at
         self._feed.publish(done.result())
 
     async def _settled(self, active: _Active) -> None:

@@ -30,6 +30,7 @@ def build(
     status: JobState,
     ending: Ending,
     *,
+    started_at: int | None,
     earlier: Iterable[Attempt],
     environment_names: list[str],
     cwd: str,
@@ -64,7 +65,7 @@ def build(
             "retries": spec.retries,
         },
         "created_at": rfc3339_exact(job.created_at),
-        "started_at": rfc3339_exact(job.started_at),
+        "started_at": rfc3339_exact(started_at),
         "finished_at": rfc3339_exact(ending.finished_at),
         "progress": ending.progress,
         "resources": {

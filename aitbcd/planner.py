@@ -6,7 +6,7 @@ until enough is free and is not overtaken, so that small ones cannot starve it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -33,7 +33,7 @@ class Waiting(NamedTuple):
     claim: Claim
 
 
-def plan(queue: Sequence[Waiting], free: Claim) -> list[int]:
+def plan(queue: Iterable[Waiting], free: Claim) -> list[int]:
     """Return the numbers of the jobs to start, in order. ``queue`` is in order of precedence."""
     chosen: list[int] = []
     for waiting in queue:

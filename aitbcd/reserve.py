@@ -14,23 +14,28 @@ class Reserve:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._is_held = False
 
-    def hold(self) -> bool:
-        """Set the space aside; False where there is none."""
+    def hold(self) -> None:
+        """Set the space aside, if it is not and there is some."""
+        if self._is_held:
+            return
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
-            return False
+            return
         try:
             os.posix_fallocate(fd, 0, RESERVE_BYTES)
+            self._is_held = True
         except OSError:
-            return False
+            # Nothing is gained by a part of it.
+            os.ftruncate(fd, 0)
         finally:
             os.close(fd)
-        return True
 
     def release(self) -> None:
         """Give the space to whoever needs it now."""
+        self._is_held = False
         try:
             os.truncate(self._path, 0)
         except OSError:

@@ -136,22 +136,18 @@ class _Packets:
             self._loop.remove_writer(self._sock.fileno())
 
     def _read(self) -> None:
-        # A few at a time, so that a burst costs fewer turns of the loop.
-        for _ in range(16):
-            try:
-                received = protocol.receive(self._sock)
-            except BlockingIOError:
-                return
-            except (ValueError, OSError) as error:
-                _log.error("a connection broke off: %s", error)
-                received = None
-            if received is None:
-                self.close()
-                self._on_end()
-                return
+        try:
+            received = protocol.receive(self._sock)
+        except BlockingIOError:
+            return
+        except (ValueError, OSError) as error:
+            _log.error("a connection broke off: %s", error)
+            received = None
+        if received is None:
+            self.close()
+            self._on_end()
+        else:
             self._on_message(*received)
-            if not self.is_open:
-                return
 
     def close(self) -> None:
         if self.is_open:
