@@ -46,8 +46,6 @@ _log = logging.getLogger(__name__)
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 #: Pause before a failed commit, sealing or start is tried again: first, and at most.
 _AGAIN_FIRST_S, _AGAIN_MOST_S = 0.5, 30.0
-#: How long a start may go unrecorded while its supervisor has it on disk.
-_RUN_DELAY_S = 0.02
 #: How often a sealing that fails for another reason than space is tried.
 _SEAL_TRIES = 4
 
@@ -492,7 +490,7 @@ class Engine:
                 handle.cancel(active.grace_s)
             while (report := await handle.report()) is not None:
                 if report["op"] == "running":
-                    self._note_running(active, report)
+                    await self._on_running(active, report)
                 elif report["op"] == "exited":
                     await self._conclude(active, report["facts"], handle)
                     return True
@@ -505,28 +503,18 @@ class Engine:
             active.handle = None
             handle.forget()
 
-    def _note_started(self, active: _Active, started_at: int | None) -> None:
-        """Have the start recorded with the end, where its own commit never happened."""
-        if started_at and not active.running and active.status is JobState.ASSIGNED:
-            active.running = self._next(active, Trigger.RUN, at=started_at)
+    def _note_started(self, active: _Active, at: int | None, pid: int | None = None) -> None:
+        """Take note of a start that is to be recorded, at the latest with its end."""
+        if at and not active.running and active.status is JobState.ASSIGNED:
+            word = None if pid is None else str(pid)
+            active.running = self._next(active, Trigger.RUN, at=at, handle=word)
 
-    def _note_running(self, active: _Active, report: Message) -> None:
-        if active.status is not JobState.ASSIGNED or active.running:
-            return
-        active.running = self._next(active, Trigger.RUN, at=report["at"], handle=str(report["pid"]))
+    async def _on_running(self, active: _Active, report: Message) -> None:
         self._obstacle_pause_s = _AGAIN_FIRST_S
-        # Nothing waits for it, and a job may be over before anybody looks: then its end takes it
-        # along in one commit, as it does should this one fail.
-        asyncio.get_running_loop().call_later(_RUN_DELAY_S, self._commit_running, active)
-
-    def _commit_running(self, active: _Active) -> None:
-        is_free = not active.moving or active.moving.done()
-        if (
-            is_free
-            and not active.is_over
-            and not self._is_closed
-            and (said := self._unsaid(active))
-        ):
+        await self._settled(active)
+        self._note_started(active, report["at"], report["pid"])
+        if said := self._unsaid(active):
+            # Nothing waits for it: should it fail, the final commit takes it along.
             self._move(active, *said).add_done_callback(_note_failure)
 
     # -- ends ---------------------------------------------------------------------------------

@@ -177,6 +177,7 @@ class Attempt:
         facts: Facts = {
             "format": 1,
             "started_at": self.started_at,
+            "pid": self.pid,
             "finished_at": self.started_at + elapsed_us if self.started_at else _now_us(),
             "exit_code": os.WEXITSTATUS(status)
             if status is not None and os.WIFEXITED(status)

@@ -16,6 +16,11 @@ _fallocate = _libc.fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
+_sync_file_range = _libc.sync_file_range
+_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_SYNC_FILE_RANGE_WRITE = 2
+
+
 def _check(result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()
@@ -35,6 +40,14 @@ def punch_hole(fd: int, start: int, length: int) -> None:
         OSError: EOPNOTSUPP where the file system cannot.
     """
     _check(_fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, start, length))
+
+
+def start_writing(fd: int) -> None:
+    """Start to write a file's dirty pages, without waiting (sync_file_range(2)).
+
+    A hint only: what waits for the data is fdatasync(2).
+    """
+    _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 class ModifyWatch:

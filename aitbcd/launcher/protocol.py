@@ -19,7 +19,7 @@ Requests to the launcher carry ``rid`` and are answered with the same, in order 
 A supervisor and the daemon, on the channel that came with ``placed`` or, for an adopted attempt,
 on the socket ``SOCKET`` in the run folder:
 
-    <- running      {at, pid}
+    <- running      {at, pid}                  unless it is over a moment later
     <- exited       {facts}                    nothing of the job runs any more (or see ``undead``)
     -> cancel       {grace_s}
     -> seal         {...order}     <- sealed {digest, files, bytes} | seal_failed {errno, error}
@@ -68,7 +68,9 @@ class Facts(TypedDict, total=False):
     """How an attempt ended, as its supervisor saw it. Times: microseconds; sizes: bytes."""
 
     format: int
+    #: When its exec had succeeded, and as what; None: it was not started.
     started_at: int | None
+    pid: int | None
     finished_at: int
     exit_code: int | None
     signal: int | None

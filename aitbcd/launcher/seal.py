@@ -23,6 +23,7 @@ from typing import Any
 from aitbcd import manifest
 from aitbcd.launcher import logs, package
 from aitbcd.launcher.identity import do_as, of_spec
+from aitbcd.launcher.linux import start_writing
 from aitbcd.launcher.package import ARTIFACTS, DIRECTORY, LOGS, PROGRESS, RESULT, STDERR, STDOUT
 from aitbcd.launcher.protocol import package_name
 
@@ -36,6 +37,8 @@ _EMPTY: str = small_sha256(b"").hexdigest()
 #: Above this the C library's vectorised sha256 is worth its import (10 ms, 5 MB).
 _LARGE = 1 << 20
 _PIECE = 1 << 20
+#: Files and folders that wait, open, to be synced together.
+_OPEN_AT_ONCE = 64
 #: Deeper folders have paths that no tool opens (PATH_MAX), and would cost a descriptor each.
 _MAX_DEPTH = 200
 #: ioctl_ficlone(2): share the blocks where the file system can.
@@ -95,13 +98,21 @@ def _build(results_fd: int, building: str, order: Order) -> dict[str, Any]:
     top = os.open(building, DIRECTORY, dir_fd=results_fd)
     try:
         try:
-            return _Sealer(top, order).run()
+            return _run(top, order)
         except PermissionError:
             # Left read-only by the job, or by a sealing that did not come to its end.
             os.fchmod(top, 0o700 | _setgid(top))
-            return _Sealer(top, order).run()
+            return _run(top, order)
     finally:
         os.close(top)
+
+
+def _run(top: int, order: Order) -> dict[str, Any]:
+    sealer = _Sealer(top, order)
+    try:
+        return sealer.run()
+    finally:
+        sealer.close()
 
 
 def _setgid(top: int) -> int:
@@ -127,6 +138,9 @@ class _Sealer:
         self._dropped: dict[str, dict[str, int]] = {}
         #: The inode of stdout.log, where result.txt is a second name of it, and its digest.
         self._shared: tuple[int, str] | None = None
+        #: Open files and folders that are as they stay, to be synced together.
+        self._unsynced_files: list[int] = []
+        self._unsynced_folders: list[int] = []
 
     def run(self) -> dict[str, Any]:
         kinds = self._make_ours()
@@ -140,7 +154,8 @@ class _Sealer:
         lines.append((OUTPUT.encode(), small_sha256(output).hexdigest()))
         text = manifest.build(lines)
         self._write(manifest.FILE_NAME, text)
-        self._close_folder(self._top)
+        self._close_folder(os.dup(self._top))
+        self._sync()
         return _report(text, [size for _, size, _ in self._files])
 
     def _make_ours(self) -> dict[bytes, str]:
@@ -208,15 +223,12 @@ class _Sealer:
         fd = _open_folder(parent, name)
         known = len(self._files), len(self._left_out)
         try:
-            try:
-                self._walk(fd, path, depth)
-            except PermissionError:
-                os.fchmod(fd, 0o700 | self._setgid)
-                del self._files[known[0] :], self._left_out[known[1] :]
-                self._walk(fd, path, depth)
-            self._close_folder(fd)
-        finally:
-            os.close(fd)
+            self._walk(fd, path, depth)
+        except PermissionError:
+            os.fchmod(fd, 0o700 | self._setgid)
+            del self._files[known[0] :], self._left_out[known[1] :]
+            self._walk(fd, path, depth)
+        self._close_folder(fd)
 
     def _walk(self, fd: int, path: bytes, depth: int) -> None:
         for name, kind in _list(fd).items():
@@ -227,20 +239,17 @@ class _Sealer:
         if fd is None:
             self._drop(folder, name, path, "belongs to another user")
             return
-        try:
-            about = os.fstat(fd)
-            if self._shared and self._shared[0] == about.st_ino and self._shared[1]:
-                self._files.append((path, about.st_size, self._shared[1]))
-                return
-            digest = _hash(fd, about.st_size)
-            if about.st_size:
-                os.fdatasync(fd)
-            os.fchmod(fd, 0o440 | (about.st_mode & 0o110))
-            if self._shared and self._shared[0] == about.st_ino:
-                self._shared = (about.st_ino, digest)
-            self._files.append((path, about.st_size, digest))
-        finally:
+        about = os.fstat(fd)
+        is_shared = self._shared is not None and self._shared[0] == about.st_ino
+        if is_shared and self._shared and self._shared[1]:
+            self._files.append((path, about.st_size, self._shared[1]))
             os.close(fd)
+            return
+        digest = _hash(fd, about.st_size)
+        if is_shared:
+            self._shared = (about.st_ino, digest)
+        self._files.append((path, about.st_size, digest))
+        self._close_file(fd, about.st_size, 0o440 | (about.st_mode & 0o110))
 
     def _open_own(self, folder: int, name: bytes) -> int | None:
         """Open a file of the user; one that has a name elsewhere too is replaced by a copy."""
@@ -339,18 +348,46 @@ class _Sealer:
 
     def _write(self, name: str, data: bytes) -> None:
         fd = os.open(name, _NEW, 0o640, dir_fd=self._top)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fdatasync(fd)
-            os.fchmod(fd, 0o440)
-        finally:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        self._close_file(fd, len(data), 0o440)
+
+    # -- what reaches the disk ----------------------------------------------------------------
+    #
+    # On a journaling file system a sync commits all that was changed before it, and is nearly
+    # free when nothing has changed since. So every change comes first, and then all syncs.
+
+    def _close_file(self, fd: int, size: int, mode: int) -> None:
+        os.fchmod(fd, mode)
+        if not size:
             os.close(fd)
+            return
+        start_writing(fd)
+        self._unsynced_files.append(fd)
+        if len(self._unsynced_files) >= _OPEN_AT_ONCE:
+            self._sync()
 
     def _close_folder(self, fd: int) -> None:
         os.fchmod(fd, 0o550 | self._setgid)
-        os.fsync(fd)
+        self._unsynced_folders.append(fd)
+        if len(self._unsynced_folders) >= _OPEN_AT_ONCE:
+            self._sync()
+
+    def _sync(self) -> None:
+        for sync, fds in (
+            (os.fdatasync, self._unsynced_files),
+            (os.fsync, self._unsynced_folders),
+        ):
+            while fds:
+                sync(fds[-1])
+                os.close(fds.pop())
+
+    def close(self) -> None:
+        """Let go of what a failed sealing left open."""
+        for fds in (self._unsynced_files, self._unsynced_folders):
+            while fds:
+                os.close(fds.pop())
 
 
 def shown(path: bytes) -> Any:

@@ -21,6 +21,9 @@ from aitbcd.launcher.attempt import Attempt
 from aitbcd.launcher.linux import become_subreaper
 from aitbcd.launcher.protocol import SOCKET, Message
 
+#: A job that is over sooner is reported once, with its end.
+_ANNOUNCE_S = 0.01
+
 
 class Supervisor:
     """``run`` is the whole life of the process."""
@@ -40,6 +43,8 @@ class Supervisor:
         self._listener: socket.socket | None = None
         self._attempt: Attempt | None = None
         self._log_fd: int | None = None
+        #: When to say that the program runs; None: it is said, or there is nothing to say.
+        self._announce_at: float | None = None
         self._was_reported = False
         self._poller = select.poll()
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -77,7 +82,10 @@ class Supervisor:
             self._attempt.end("shutdown", self._attempt.spec["grace_s"])
 
     def _timeout_ms(self) -> int | None:
-        wake_at = self._attempt.wake_at if self._attempt and not self._attempt.facts else None
+        if self._attempt is None or self._attempt.facts:
+            return None
+        times = (self._attempt.wake_at, self._announce_at)
+        wake_at = min((when for when in times if when is not None), default=None)
         if wake_at is None:
             return None
         return max(0, int((wake_at - time.monotonic()) * 1000) + 1)
@@ -87,6 +95,8 @@ class Supervisor:
         if attempt is None:
             return
         attempt.tick()
+        if self._announce_at is not None and time.monotonic() >= self._announce_at:
+            self._tell_running(attempt)
         self._follow_log_watch(attempt)
         if attempt.facts is not None and not self._was_reported:
             self._was_reported = True
@@ -131,7 +141,7 @@ class Supervisor:
             self._listen()
         attempt.begin(self._results_fd)
         if attempt.started_at is not None:
-            self._tell_running(attempt)
+            self._announce_at = time.monotonic() + _ANNOUNCE_S
             # Its SIGCHLD may have come before its pid was known.
             attempt.reap()
 
@@ -202,9 +212,11 @@ class Supervisor:
         self._control.send(b'{"op":"idle"}', socket.MSG_NOSIGNAL)
 
     def _tell_running(self, attempt: Attempt) -> None:
+        self._announce_at = None
         self._tell({"op": "running", "at": attempt.started_at, "pid": attempt.pid})
 
     def _tell_exited(self, attempt: Attempt) -> None:
+        self._announce_at = None
         self._tell({"op": "exited", "facts": attempt.facts})
 
     def _tell(self, message: Message) -> None:
