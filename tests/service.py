@@ -26,6 +26,8 @@ T = TypeVar("T")
 PROGRAMS = Path(sys.executable).parent
 #: For conditions that hold within milliseconds on an idle machine; a hang, not a speed, is found.
 DEADLINE_S = 120.0
+#: No TCP: tests beside each other must not meet on a port.
+PLAIN_CONFIG = '[server]\ntcp = ""\n'
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -76,7 +78,7 @@ def environ_of(pid: int) -> dict[bytes, bytes]:
 class Service:
     """``aitbcd`` with all its folders below ``folder``."""
 
-    def __init__(self, folder: Path, config: str = '[server]\ntcp = ""\n') -> None:
+    def __init__(self, folder: Path, config: str = PLAIN_CONFIG) -> None:
         self.folder = folder
         self.state = folder / "state"
         self.log = folder / "daemon.log"

@@ -69,7 +69,19 @@ def test_every_error_that_a_client_can_meet_is_described() -> None:
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.AitbcError) and kind.status != 500:
             answered[kind.code] = str(kind.status)
-    assert described == answered
+    # Beside those: what only the server itself says.
+    assert described == answered | {"method-not-allowed": "405"}
+
+
+def test_every_route_is_described() -> None:
+    sources = (path.read_text() for path in (ROOT / "aitbcd" / "api").glob("*.py"))
+    routes = {route for source in sources for route in re.findall(r'Route\("([^"]+)"', source)}
+    text = document("docs/http.md")
+    shown = {route.replace("{ref}", "{job}").replace("{path:path}", "{path}") for route in routes}
+    assert len(shown) > 10
+    assert {
+        route for route in shown if f"{route}`" not in text and f"{route}?" not in text
+    } == set()
 
 
 @pytest.mark.parametrize("verb", VERBS)
