@@ -70,9 +70,7 @@ def parse(text: bytes) -> dict[bytes, str]:
     return digests
 
 
-def compare(
-    stated: Mapping[bytes, str], found: Mapping[bytes, str]
-) -> list[tuple[str, bytes]]:
+def compare(stated: Mapping[bytes, str], found: Mapping[bytes, str]) -> list[tuple[str, bytes]]:
     """Return (``changed`` | ``missing`` | ``extra``, path) for each difference, by path."""
     differences: list[tuple[str, bytes]] = []
     for path in sorted(stated.keys() | found.keys()):

@@ -45,6 +45,8 @@ def decode(body: bytes | memoryview) -> Json:
     Raises:
         BadRequest: it is no JSON, or no UTF-8.
     """
+    if not body:
+        raise BadRequest("there is no JSON: the text is empty", hint="correct the request")
     try:
         return _decode(body)
     except UnicodeDecodeError as problem:

@@ -23,6 +23,45 @@ class NotThere(Exception):
     """There is no regular file (or folder) of that name below the folder."""
 
 
+class OpenFile:
+    """An open file whose descriptor goes with its last reference, wherever that is dropped."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
+    @property
+    def inode(self) -> tuple[int, int]:
+        about = os.fstat(self.fd)
+        return about.st_dev, about.st_ino
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def open_in(package: Path, path: bytes) -> OpenFile:
+    """Return the regular file ``path`` below ``package``.
+
+    Raises:
+        NotThere, PermissionError: as ``open_beneath``.
+    """
+    folder = open_folder(package)
+    try:
+        return OpenFile(open_beneath(folder, path))
+    finally:
+        os.close(folder)
+
+
 def open_folder(path: Path) -> int:
     """Return a descriptor of a folder of ours, for the other functions.
 

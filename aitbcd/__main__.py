@@ -1,0 +1,5 @@
+"""``python -m aitbcd`` is ``aitbcd``."""
+
+from aitbcd.daemon import main
+
+main()

@@ -1,0 +1,108 @@
+"""The application: all routes, and every error as a problem document."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from aitbcd.api import batch, events, health, jobs, logs, results
+from aitbcd.api.context import Api
+from aitbcd.api.messages import StreamBroken, problem_response
+from aitbcd.api.peer import check_origin
+from aitbcd.errors import AitbcError, BadRequest, NoSuchFile
+
+_log = logging.getLogger(__name__)
+
+
+class MethodNotAllowed(BadRequest):
+    code, title, status = "method-not-allowed", "Method not allowed", 405
+
+
+def build(api: Api) -> ASGIApp:
+    """Return the ASGI application of a daemon."""
+    resources = (health, batch, jobs, events, logs, results)
+    app = Starlette(
+        routes=[route for resource in resources for route in resource.routes(api)],
+        exception_handlers={
+            AitbcError: _on_error,
+            HTTPException: _on_http_error,
+            Exception: _on_bug,
+        },
+    )
+    app.router.redirect_slashes = False
+    return _Gate(app)
+
+
+class _Gate:
+    """Keeps foreign pages out, and hangs up where an answer cannot be finished."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope["state"]
+        if state["peer"].is_tcp:
+            try:
+                check_origin(scope["headers"])
+            except AitbcError as error:
+                await problem_response(error)(scope, receive, send)
+                return
+        is_started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal is_started
+            is_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except Exception as problem:
+            if not is_started:
+                raise
+            if not _is_broken_off(problem):
+                _log.exception("answering %s %s failed half way", scope["method"], scope["path"])
+            state["abort"]()
+
+
+def _is_broken_off(problem: BaseException) -> bool:
+    """Tell whether it is all ``StreamBroken``: streams run in a group of tasks."""
+    if isinstance(problem, BaseExceptionGroup):
+        return all(_is_broken_off(each) for each in problem.exceptions)
+    return isinstance(problem, StreamBroken)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AitbcError)
+    if error.status >= 500:
+        _log.error("%s %s: %s", request.method, request.url.path, error.detail)
+    return problem_response(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 404:
+        return problem_response(
+            NoSuchFile(f"there is nothing at {path}", hint="the interface is under /v1/jobs")
+        )
+    if error.status_code == 405:
+        response = problem_response(
+            MethodNotAllowed(f"{request.method} is not possible for {path}")
+        )
+        response.headers.update(error.headers or {})
+        return response
+    return problem_response(BadRequest(f"{error.status_code}: {error.detail}"))
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    return problem_response(
+        AitbcError(
+            f"the daemon failed at {request.method} {request.url.path}: {type(error).__name__}",
+            hint="that is a fault of aitbcd; its log says more",
+        )
+    )

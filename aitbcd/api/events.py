@@ -1,0 +1,152 @@
+"""/v1/jobs/{ref}/events: what happened to a job, and what happens to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from typing import Self
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from aitbcd import wire
+from aitbcd.api import view
+from aitbcd.api.context import Api
+from aitbcd.api.following import Following
+from aitbcd.api.messages import JsonResponse, flag, refuse_unknown, stream, whole_number
+from aitbcd.model import Event, Job, JobState
+from aitbcd.results import beneath
+
+LINES = "application/x-ndjson"
+#: Seconds between two lines of progress.
+_PROGRESS_PAUSE_S = 1.0
+_PAGE = 1000
+_SEQ_MAX = 2**63 - 1
+
+
+def routes(api: Api) -> list[Route]:
+    return [Route("/v1/jobs/{ref}/events", _Events(api).get)]
+
+
+class _Events:
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def get(self, request: Request) -> Response:
+        job = await self._api.job(request)
+        refuse_unknown(request, "since", "follow")
+        since = whole_number(request, "since", 0, 0, _SEQ_MAX)
+        if flag(request, "follow"):
+            return stream(request, _follow(self._api, job, since), LINES)
+        events = await self._api.store.events(number=job.number, since=since, limit=_PAGE)
+        following = str(events[-1].seq) if len(events) == _PAGE else None
+        return JsonResponse({"events": [wire.event(each) for each in events], "next": following})
+
+
+async def _follow(api: Api, job: Job, since: int) -> AsyncIterator[bytes]:
+    """Yield the events after ``since``, then new ones and the progress, until the job is over."""
+    last = since
+    async with Following(api, job) as following:
+        for event in await _all_events(api, job, since):
+            last = event.seq
+            yield _line(wire.event(event))
+        with _Ticker(api, job, following) as ticker:
+            while True:
+                following.woken.clear()
+                while following.events:
+                    event = following.events.popleft()
+                    if event.seq > last:
+                        last = event.seq
+                        yield _line(wire.event(event))
+                if following.is_over:
+                    return
+                if (percent := ticker.take()) is not None:
+                    yield _line(_progress(job, percent))
+                await following.wait()
+
+
+async def _all_events(api: Api, job: Job, since: int) -> list[Event]:
+    found: list[Event] = []
+    while True:
+        page = await api.store.events(number=job.number, since=since, limit=_PAGE)
+        found += page
+        if len(page) < _PAGE:
+            return found
+        since = page[-1].seq
+
+
+def _progress(job: Job, percent: int) -> dict[str, wire.Json]:
+    return {
+        "progress": percent,
+        "time": wire.rfc3339_exact(time.time_ns() // 1000),
+        "job_id": job.job_id,
+        "number": job.number,
+    }
+
+
+def _line(value: dict[str, wire.Json]) -> bytes:
+    return wire.encode(value) + b"\n"
+
+
+class _Ticker:
+    """Looks at a running job's progress when its files change, at most once in a second."""
+
+    def __init__(self, api: Api, job: Job, following: Following) -> None:
+        self._api = api
+        self._job = job
+        self._following = following
+        self._attempt = 0
+        self._task: asyncio.Task[None] | None = None
+        self._percent: int | None = None
+        self._told: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def take(self) -> int | None:
+        """Return the percentage if it is another than the last one; None otherwise."""
+        following = self._following
+        if following.status is JobState.RUNNING and following.attempt != self._attempt:
+            self._stop()
+            self._attempt = following.attempt
+            self._percent = self._told = None
+            self._task = asyncio.create_task(self._watch())
+        if self._percent is None or self._percent == self._told:
+            return None
+        self._told = self._percent
+        return self._told
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _watch(self) -> None:
+        written = asyncio.Event()
+        while True:
+            written.clear()
+            with ExitStack() as watches:
+                try:
+                    self._set(watches, written)
+                except (beneath.NotThere, OSError):
+                    return
+                percent = view.reported_progress(self._api, self._job.job_id)
+                if percent is not None and percent != self._percent:
+                    self._percent = percent
+                    self._following.woken.set()
+                await written.wait()
+            await asyncio.sleep(_PROGRESS_PAUSE_S)
+
+    def _set(self, watches: ExitStack, written: asyncio.Event) -> None:
+        folder = beneath.open_folder(self._api.paths.building(self._job.job_id))
+        watches.callback(os.close, folder)
+        watches.enter_context(self._api.watches.on_change(folder, written))
+        log = beneath.open_beneath(folder, b"logs/stderr.log")
+        watches.callback(os.close, log)
+        watches.enter_context(self._api.watches.on_write(log, written))

@@ -1,0 +1,183 @@
+"""/v1/jobs/{ref}/logs/{stdout|stderr}: what a job wrote, while it writes and after."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from aitbcd.api.context import Api
+from aitbcd.api.following import Following
+from aitbcd.api.messages import flag, range_headers, range_of, refuse_unknown, stream, whole_number
+from aitbcd.errors import InvalidValue, NoSuchFile
+from aitbcd.model import Job, JobState
+from aitbcd.results import beneath, logs
+
+#: Bytes, whatever they are: a browser must not guess.
+MEDIA_TYPE = "application/octet-stream"
+_NAMES = {"stdout": b"logs/stdout.log", "stderr": b"logs/stderr.log"}
+_OFFSET_MAX = _NO_LIMIT = 2**62
+#: Until an attempt runs, the package may be that of the one before.
+_NOT_STARTED = frozenset({JobState.PENDING, JobState.ASSIGNED})
+#: What is worth a hop to a thread.
+_MUCH = 64 * 1024
+#: Lines that a tail may be asked for.
+_TAIL_MAX = 10_000_000
+#: Seconds in which what a busy job writes is sent together.
+_GATHER_S = 0.01
+#: Where the system has no watch left: seconds between two looks.
+_LOOK_S = 1.0
+
+
+def routes(api: Api) -> list[Route]:
+    return [Route("/v1/jobs/{ref}/logs/{stream}", _Logs(api).get)]
+
+
+class _Logs:
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def get(self, request: Request) -> Response:
+        job = await self._api.job(request)
+        refuse_unknown(request, "tail", "offset", "follow")
+        name = _NAMES.get(request.path_params["stream"])
+        if name is None:
+            raise NoSuchFile("a job has two logs: stdout and stderr")
+        offset = whole_number(request, "offset", 0, 0, _OFFSET_MAX)
+        tail = whole_number(request, "tail", -1, 0, _TAIL_MAX)
+        if tail >= 0 and "offset" in request.query_params:
+            raise InvalidValue("tail and offset are both given: give one of them", field="tail")
+        if flag(request, "follow"):
+            return stream(request, _follow(self._api, job, name, offset, tail), MEDIA_TYPE)
+        return self._as_it_is(request, job, name, offset, tail)
+
+    def _as_it_is(
+        self, request: Request, job: Job, name: bytes, offset: int, tail: int
+    ) -> Response:
+        file = _open(self._api, job, name)
+        if file is None:
+            if job.status.is_final:
+                raise NoSuchFile(f"job {job.job_id} has no log: it never started")
+            return Response(b"", media_type=MEDIA_TYPE)
+        size = file.size
+        start = logs.offset_of_tail(file.fd, tail) if tail >= 0 else min(offset, size)
+        limit = self._api.settings.jobs.log_limit
+        if not job.status.is_final and size > limit // 2:
+            # It may lose its middle while it is sent, so that its length is not known.
+            pieces = _pieces(self._api, file, start, size, limit)
+            return stream(request, pieces, MEDIA_TYPE)
+        span = range_of(request, size - start)
+        status, headers = range_headers(span, size - start)
+        first, end = (start + span[0], start + span[1]) if span else (start, size)
+        pieces = _pieces(self._api, file, first, end, _NO_LIMIT)
+        return stream(request, pieces, MEDIA_TYPE, headers, status)
+
+
+def _open(api: Api, job: Job, name: bytes) -> beneath.OpenFile | None:
+    """Return the log of the sealed package, else of the one being built, else None."""
+    for package in (api.paths.package(job.job_id), api.paths.building(job.job_id)):
+        try:
+            return beneath.open_in(package, name)
+        except (beneath.NotThere, PermissionError):
+            continue
+    return None
+
+
+async def _pieces(
+    api: Api, file: beneath.OpenFile, start: int, end: int, limit: int
+) -> AsyncIterator[bytes]:
+    """Yield what is between two offsets."""
+    while start < end:
+        read = partial(logs.read, file.fd, start, min(end - start, logs.PIECE_BYTES), limit)
+        piece = await api.in_thread(read)
+        if not piece.data:
+            return
+        start = piece.next_offset
+        yield piece.data
+
+
+async def _follow(api: Api, job: Job, name: bytes, offset: int, tail: int) -> AsyncIterator[bytes]:
+    """Yield what is there from the offset or the tail on, then what comes, to the job's end."""
+    async with Following(api, job) as following:
+        log = _Followed(api, job, name, offset, tail)
+        while True:
+            following.woken.clear()
+            following.events.clear()
+            # Taken before the log is read: what was written before the end is sent.
+            is_over = following.is_over
+            while data := await log.read():
+                yield data
+            if log.turn_to(following):
+                continue
+            if is_over:
+                return
+            with log.watch(following.woken):
+                if not log.has_more():
+                    await following.wait()
+            if not following.is_over:
+                await asyncio.sleep(_GATHER_S)
+
+
+class _Followed:
+    """The log of the attempt that runs, and where its reader is."""
+
+    def __init__(self, api: Api, job: Job, name: bytes, offset: int, tail: int) -> None:
+        self._api = api
+        self._job = job
+        self._name = name
+        self._offset = offset
+        self._tail = tail
+        self._file: beneath.OpenFile | None = None
+        self._attempt = 0
+        self._limit = api.settings.jobs.log_limit
+
+    def turn_to(self, following: Following) -> bool:
+        """Open the log of an attempt that has started; True when there is another one to read.
+
+        An attempt begins in an empty package, so that it has another file. Sealing can give a log
+        another file too (without its hole), but no other attempt: then the old one is read on.
+        """
+        if following.attempt == self._attempt or following.status in _NOT_STARTED:
+            return False
+        self._attempt = following.attempt
+        found = _open(self._api, self._job, self._name)
+        if found is None or (self._file is not None and found.inode == self._file.inode):
+            return False
+        if self._file is not None:
+            self._offset = 0
+        elif self._tail >= 0:
+            self._offset = logs.offset_of_tail(found.fd, self._tail)
+        self._file = found
+        return True
+
+    async def read(self) -> bytes:
+        """Return the next bytes, none at the end."""
+        if self._file is None:
+            return b""
+        read = partial(logs.read, self._file.fd, self._offset, logs.PIECE_BYTES, self._limit)
+        is_much = self._file.size - self._offset > _MUCH
+        piece = await self._api.in_thread(read) if is_much else read()
+        self._offset = piece.next_offset
+        return piece.data
+
+    def has_more(self) -> bool:
+        return self._file is not None and self._file.size > self._offset
+
+    @contextmanager
+    def watch(self, woken: asyncio.Event) -> Iterator[None]:
+        if self._file is None:
+            yield
+            return
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._api.watches.on_write(self._file.fd, woken))
+            except OSError:
+                # The user has no watch left (fs.inotify.max_user_watches).
+                timer = asyncio.get_running_loop().call_later(_LOOK_S, woken.set)
+                stack.callback(timer.cancel)
+            yield

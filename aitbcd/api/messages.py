@@ -1,0 +1,214 @@
+"""Requests and responses: parameters, bodies within bounds, JSON, problem documents, streams."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from aitbcd import wire
+from aitbcd.errors import AitbcError, BadRange, BadRequest, InvalidValue, StorageFull, TooLarge
+
+#: Seconds that a body may pause.
+BODY_PAUSE_S = 30.0
+#: Larger bodies are kept in a file while they arrive.
+_IN_MEMORY_MAX = 1 << 20
+
+
+class SlowBody(BadRequest):
+    code, title, status = "request-timeout", "Request timeout", 408
+
+
+class StreamBroken(Exception):
+    """The answer cannot be finished: hang up, so that the client knows that it is not whole."""
+
+
+class JsonResponse(Response):
+    media_type = "application/json"
+
+    def render(self, content: wire.Json) -> bytes:
+        return wire.encode(content) + b"\n"
+
+
+def problem_response(error: AitbcError) -> Response:
+    headers = {}
+    if isinstance(error, BadRange):
+        headers["content-range"] = f"bytes */{error.fields['size']}"
+    return JsonResponse(
+        wire.problem(error), error.status, headers, media_type="application/problem+json"
+    )
+
+
+# --- parameters -----------------------------------------------------------------------------
+
+
+def flag(request: Request, name: str) -> bool:
+    """Return a boolean query parameter; absent is false."""
+    value = request.query_params.get(name)
+    if value in (None, "false", "0"):
+        return False
+    if value in ("true", "1", ""):
+        return True
+    raise InvalidValue(f"{name} is '{value}': expected true or false", field=name)
+
+
+def whole_number(request: Request, name: str, default: int, least: int, most: int) -> int:
+    """Return a number from the query."""
+    value = request.query_params.get(name)
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdigit()) or not least <= int(value) <= most:
+        detail = f"{name} is '{value}': expected a whole number from {least} to {most}"
+        raise InvalidValue(detail, field=name)
+    return int(value)
+
+
+def refuse_unknown(request: Request, *known: str) -> None:
+    """Refuse a query parameter that would otherwise silently do nothing."""
+    for name in request.query_params:
+        if name not in known:
+            allowed = ", ".join(known) or "none"
+            raise InvalidValue(f"unknown parameter '{name}'; known here: {allowed}", field=name)
+
+
+# --- bodies ---------------------------------------------------------------------------------
+
+
+async def body_of(request: Request, limit: int) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        TooLarge: more than ``limit`` bytes; said at once where Content-Length says it.
+        SlowBody: it did not come.
+    """
+    return b"".join([piece async for piece in _pieces(request, limit)])
+
+
+async def spooled_body_of(request: Request, limit: int, folder: Path) -> BinaryIO:
+    """Return the body as an open file at its start: in memory while it is small, else unlinked.
+
+    Raises:
+        TooLarge, SlowBody: as ``body_of``.
+        StorageFull: there is no room for it.
+    """
+    file: BinaryIO = io.BytesIO()
+    size = 0
+    try:
+        async for piece in _pieces(request, limit):
+            size += len(piece)
+            if size > _IN_MEMORY_MAX and isinstance(file, io.BytesIO):
+                file = _moved_to_disk(file, folder)
+            file.write(piece)
+        file.seek(0)
+    except OSError as problem:
+        file.close()
+        raise StorageFull(
+            f"the request could not be stored: {problem.strerror}", hint="make room and try again"
+        ) from None
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _moved_to_disk(memory: io.BytesIO, folder: Path) -> BinaryIO:
+    from tempfile import TemporaryFile
+
+    file = TemporaryFile(dir=folder)  # noqa: SIM115  # its user closes it
+    file.write(memory.getvalue())
+    return file
+
+
+async def _pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
+    stated = request.headers.get("content-length", "")
+    if stated.isdigit() and int(stated) > limit:
+        raise _too_large(limit)
+    size = 0
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout(BODY_PAUSE_S):
+                message = await request.receive()
+        except TimeoutError:
+            detail = f"the body did not go on for {BODY_PAUSE_S:.0f} seconds"
+            raise SlowBody(detail) from None
+        if message["type"] == "http.disconnect":
+            raise BadRequest("the request ended before its body")
+        piece: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        yield piece
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(
+        f"the body is larger than {limit} bytes",
+        hint="submit in several requests",
+        limit=limit,
+    )
+
+
+# --- streams --------------------------------------------------------------------------------
+
+
+def stream(
+    request: Request,
+    pieces: AsyncIterator[bytes],
+    media_type: str,
+    headers: Mapping[str, str] | None = None,
+    status: int = 200,
+) -> Response:
+    """Return an answer that is sent piece by piece; of one to HEAD the head only."""
+    kept = {"x-content-type-options": "nosniff", **(headers or {})}
+    if request.method == "HEAD":
+        response = Response(status_code=status, headers=kept, media_type=media_type)
+        if "content-length" not in kept:
+            del response.headers["content-length"]
+        return response
+    return StreamingResponse(pieces, status, kept, media_type)
+
+
+def range_of(request: Request, size: int) -> tuple[int, int] | None:
+    """Return start and end (exclusive) of the one range asked for, None for the whole.
+
+    RFC 9110, 14: what is not understood, several ranges too, is answered with the whole.
+
+    Raises:
+        BadRange: the range begins behind the end; its field ``size`` says where that is.
+    """
+    value = request.headers.get("range", "")
+    unit, _, spec = value.partition("=")
+    first, dash, last = spec.strip().partition("-")
+    if unit.strip().lower() != "bytes" or not dash or not _are_digits(first, last):
+        return None
+    if not first:
+        if not last:
+            return None
+        start, end = max(0, size - int(last)), size
+    else:
+        start, end = int(first), min(size, int(last) + 1 if last else size)
+        if last and int(last) < start:
+            return None
+    if start >= size or start >= end:
+        raise BadRange(f"the range {spec.strip()} is outside of {size} bytes", size=size)
+    return start, end
+
+
+def _are_digits(*texts: str) -> bool:
+    return all(not text or (text.isascii() and text.isdigit()) for text in texts)
+
+
+def range_headers(span: tuple[int, int] | None, size: int) -> tuple[int, dict[str, str]]:
+    """Return the status and the headers of an answer with this part of ``size`` bytes."""
+    start, end = span or (0, size)
+    headers = {"accept-ranges": "bytes", "content-length": str(end - start)}
+    if span is None:
+        return 200, headers
+    return 206, {**headers, "content-range": f"bytes {start}-{end - 1}/{size}"}

@@ -1,0 +1,399 @@
+"""The sockets, and HTTP/1.1 on them: bind, serve, bind again, stop.
+
+uvicorn's protocol class does the HTTP on listeners of our own; its server is left out, because its
+main loop ticks ten times a second. Added to it here: who is at the other end (``peer``), a bound
+for everything that a client may make us wait for or keep, and refusals as problem documents.
+
+The Unix socket is bound under a umask, so that it never exists with wider permissions, and a stale
+one is probed before it is removed. It is bound again when its path vanishes: XDG_RUNTIME_DIR goes
+at logout, and people clean up folders. TCP is an extra: where its port is taken, the socket serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import stat
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from aitbcd import wire
+from aitbcd.api.peer import Diagnosis, Peer, tcp_peer, unix_peer
+from aitbcd.errors import AitbcError, BadRequest, StartupError, TooLarge, Unavailable
+from aitbcd.paths import SOCKET_PATH_MAX
+from aitbcd.results.watches import Watches
+
+_log = logging.getLogger(__name__)
+# A client's garbage is answered, not logged: anybody could fill the log with it.
+logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+
+BACKLOG = 1024
+#: Seconds that a connection may stay open without a request.
+IDLE_S = 75.0
+#: Seconds from the first byte of a request to the end of its head.
+HEAD_S = 20.0
+HEAD_BYTES_MAX = 64 * 1024
+#: Of a body that was refused unread; reading it on lets the client see the refusal.
+DISCARDED_BYTES_MAX = 512 * 1024 * 1024
+#: Descriptors that the rest of the daemon needs.
+_RESERVED_FDS = 256
+#: Seconds between tries to bind a vanished socket where that fails.
+_REBIND_PAUSE_S = 5.0
+
+
+class Clients:
+    """What the connections of one server share."""
+
+    def __init__(self, app: Callable[..., Any], is_stopping: asyncio.Event) -> None:
+        self.config = Config(
+            app,
+            interface="asgi3",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            date_header=False,
+            server_header=False,
+            timeout_keep_alive=int(IDLE_S),
+        )
+        self.config.load()
+        self.state = ServerState()
+        self.is_stopping = is_stopping
+        self.diagnosis = Diagnosis()
+        self.connections_max = max(64, _descriptors_allowed() - _RESERVED_FDS)
+        self._of_uid: Counter[int | None] = Counter()
+
+    def admit(self, peer: Peer) -> bool:
+        """Count a connection in; False when there are too many, of all or of one user."""
+        total = self._of_uid.total()
+        most = self.connections_max if peer.uid == os.getuid() else self.connections_max // 2
+        if total >= self.connections_max or self._of_uid[peer.uid] >= most:
+            return False
+        self._of_uid[peer.uid] += 1
+        return True
+
+    def dismiss(self, peer: Peer) -> None:
+        self._of_uid[peer.uid] -= 1
+        if not self._of_uid[peer.uid]:
+            del self._of_uid[peer.uid]
+
+
+def _descriptors_allowed() -> int:
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 65536 if soft == resource.RLIM_INFINITY else min(soft, 65536)
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, clients: Clients) -> None:
+        super().__init__(clients.config, clients.state, {})
+        self._clients = clients
+        self._peer: Peer | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._is_in_head = False
+        self._discarded = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        peer = self._who(transport)
+        if not self._clients.admit(peer):
+            self.transport = transport
+            error = Unavailable("too many connections are open", hint="close some and try again")
+            self._refuse(error)
+            return
+        self._peer = peer
+        self.app_state = {"peer": peer, "abort": transport.abort}
+        super().connection_made(transport)
+        self._await_request()
+
+    def _who(self, transport: asyncio.Transport) -> Peer:
+        sock = transport.get_extra_info("socket")
+        try:
+            if sock.family == socket.AF_UNIX:
+                return unix_peer(sock)
+            client, server = sock.getpeername()[:2], sock.getsockname()[:2]
+            return tcp_peer(self._clients.diagnosis, client, server)
+        except OSError:
+            # It is gone already (ENOTCONN).
+            return Peer(None, is_tcp=True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        if self._peer is not None:
+            self._clients.dismiss(self._peer)
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._peer is None:
+            return
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._is_in_head:
+            self._bound_head(len(data))
+        elif self.timeout_keep_alive_task is None and self._is_idle():
+            # Empty lines between requests must not keep a connection for ever.
+            self._await_request()
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or bool(self.cycle.response_complete)
+
+    def _await_request(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(IDLE_S, self.timeout_keep_alive_handler)
+
+    def _bound_head(self, more: int) -> None:
+        self._head_bytes += more
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self._refuse(TooLarge(f"the head of the request exceeds {HEAD_BYTES_MAX} bytes"), 431)
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_S, self._on_slow_head)
+
+    def _on_slow_head(self) -> None:
+        self._head_timer = None
+        self._refuse(BadRequest(f"the request did not come within {HEAD_S:.0f} seconds"), 408)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def on_message_begin(self) -> None:
+        self._is_in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._stop_head_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle is not None and self.cycle.response_complete:
+            self._discarded += len(body)
+            if self._discarded > DISCARDED_BYTES_MAX:
+                self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(BadRequest("that is no HTTP/1.1 request", hint="see the API's documentation"))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Serve the request as it is, in silence: RFC 9110 lets a server ignore Upgrade."""
+
+    def _refuse(self, error: AitbcError, status: int | None = None) -> None:
+        """Answer outside of a request and hang up."""
+        if not self._is_idle():
+            self.transport.abort()
+            return
+        code = status or error.status
+        body = wire.encode({**wire.problem(error), "status": code}) + b"\n"
+        self.transport.write(
+            STATUS_LINE[code]
+            + b"content-type: application/problem+json\r\n"
+            + b"content-length: %d\r\n" % len(body)
+            + b"connection: close\r\n\r\n"
+            + body
+        )
+        self.transport.close()
+
+
+class Server:
+    """The listeners of one daemon."""
+
+    def __init__(self, clients: Clients, path: Path, fallback: Path, *, is_for_all: bool) -> None:
+        """Keep what is needed to bind.
+
+        Args:
+            path: of the Unix socket.
+            fallback: where to bind when the folder of ``path`` is gone and cannot be made again.
+            is_for_all: every user may connect (and is told apart by SO_PEERCRED).
+        """
+        self.path = path
+        #: HOST:PORT when TCP is served.
+        self.tcp: str | None = None
+        self._clients = clients
+        self._candidates = (path, fallback)
+        self._mode = 0o666 if is_for_all else 0o600
+        self._inode: tuple[int, int] | None = None
+        self._unix: asyncio.Server | None = None
+        self._tcp: asyncio.Server | None = None
+
+    async def listen(self) -> None:
+        """Bind the Unix socket and serve on it.
+
+        Raises:
+            StartupError: another daemon listens there, or it cannot be bound.
+        """
+        sock = bind_unix(self.path, self._mode)
+        self._inode = _inode(self.path)
+        loop = asyncio.get_running_loop()
+        self._unix = await loop.create_unix_server(self._protocol, sock=sock, backlog=BACKLOG)
+
+    async def listen_tcp(self, address: tuple[str, int]) -> None:
+        """Serve on a loopback address too.
+
+        Raises:
+            OSError: the port is taken, or not for us.
+        """
+        sock = bind_tcp(address)
+        host, port = sock.getsockname()[:2]
+        loop = asyncio.get_running_loop()
+        self._tcp = await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG)
+        self.tcp = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _protocol(self) -> HttpProtocol:
+        return HttpProtocol(self._clients)
+
+    async def guard(self, watches: Watches) -> None:
+        """Bind the Unix socket again whenever its path is gone; runs until it is cancelled."""
+        while True:
+            woken = asyncio.Event()
+            try:
+                with watches.on_removal(self.path.parent, woken):
+                    if self._is_there():
+                        await woken.wait()
+                        continue
+            except OSError:
+                pass  # The folder is gone too, or the limit of watches is reached.
+            await self._bind_again()
+
+    def _is_there(self) -> bool:
+        return self._inode is not None and _inode(self.path) == self._inode
+
+    async def _bind_again(self) -> None:
+        for path in self._candidates:
+            try:
+                sock = bind_unix(path, self._mode)
+            except StartupError as error:
+                problem = error
+                continue
+            _log.warning("the socket %s was gone; bound again at %s", self.path, path)
+            if self._unix is not None:
+                self._unix.close()
+            self.path, self._inode = path, _inode(path)
+            loop = asyncio.get_running_loop()
+            self._unix = await loop.create_unix_server(self._protocol, sock=sock, backlog=BACKLOG)
+            return
+        _log.error("the socket %s is gone and cannot be bound again: %s", self.path, problem)
+        await asyncio.sleep(_REBIND_PAUSE_S)
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept no more, let requests end within ``grace_s`` seconds, hang up."""
+        for server in (self._unix, self._tcp):
+            if server is not None:
+                server.close()
+        if self._is_there():
+            self.path.unlink(missing_ok=True)
+        for connection in list(self._clients.state.connections):
+            connection.shutdown()
+        if self._clients.state.tasks:
+            await asyncio.wait(list(self._clients.state.tasks), timeout=grace_s)
+        left = list(self._clients.state.tasks)
+        for task in left:
+            task.cancel()
+        for connection in list(self._clients.state.connections):
+            connection.transport.abort()
+        if left:
+            await asyncio.wait(left, timeout=1.0)
+        self._clients.diagnosis.close()
+
+
+def check_path(path: Path) -> None:
+    """Refuse a path that no socket can have.
+
+    Raises:
+        StartupError: with its length and the limit.
+    """
+    length = len(os.fsencode(path))
+    if length > SOCKET_PATH_MAX:
+        raise StartupError(
+            f"the socket's path has {length} bytes and may have {SOCKET_PATH_MAX}: {path}",
+            hint="name a shorter folder: aitbcd --runtime-dir DIR (or AITBCD_RUNTIME_DIR)",
+        )
+
+
+def bind_unix(path: Path, mode: int) -> socket.socket:
+    """Return a bound socket, made with ``mode`` from the start; a stale one is replaced.
+
+    Raises:
+        StartupError: a daemon listens there, something else has the name, or the system refuses.
+    """
+    check_path(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        path.parent.mkdir(mode=0o755 if mode & 0o006 else 0o700, parents=True, exist_ok=True)
+        _remove_stale(path)
+        before = os.umask(0o777 & ~mode)
+        try:
+            sock.bind(os.fspath(path))
+        finally:
+            os.umask(before)
+    except OSError as problem:
+        sock.close()
+        raise StartupError(
+            f"cannot make the socket {path}: {problem.strerror}",
+            hint="name a folder of your own: aitbcd --runtime-dir DIR (or AITBCD_RUNTIME_DIR)",
+        ) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(kind):
+        raise StartupError(f"{path} is in the way: it is no socket", hint="remove or rename it")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        refused = probe.connect_ex(os.fspath(path))
+    # EAGAIN: somebody listens, and its queue is full.
+    if refused in (0, errno.EAGAIN, errno.EPROTOTYPE):
+        raise StartupError(
+            f"another program listens on the socket {path}",
+            hint="stop it first, or name another folder with --runtime-dir",
+        )
+    path.unlink()
+
+
+def bind_tcp(address: tuple[str, int]) -> socket.socket:
+    """Return a bound socket.
+
+    Raises:
+        OSError: the port is taken, or not for us.
+    """
+    host, port = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        # A restarted daemon must not wait for the old one's connections in TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1" if host == "localhost" else host, port))
+        # Another listener on the port shows only now, if it has SO_REUSEADDR too.
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

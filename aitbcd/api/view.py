@@ -1,0 +1,114 @@
+"""A job as its status shows it: what the store knows, and what is looked up for who asks.
+
+Progress is read from the job's own files when somebody asks, and kept nowhere. The estimate comes
+from it, else from earlier runs of the same name or command.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from aitbcd import progress, wire
+from aitbcd.api.context import Api
+from aitbcd.model import Job, JobState
+from aitbcd.results import beneath
+from aitbcd.store import digest_of_command
+
+_STDERR = b"logs/stderr.log"
+_PROGRESS = b"progress"
+#: Kept in mind for what is asked for often: digests of commands, the progress last told.
+_KEPT = 1024
+_digests: dict[int, bytes] = {}
+_reported: dict[tuple[int, int], int] = {}
+
+
+async def status(api: Api, job: Job) -> dict[str, wire.Json]:
+    """Return the status document of a job."""
+    percent = progress_of(api, job)
+    return wire.status(
+        job,
+        miner_id=api.machine.miner_id,
+        progress=percent,
+        waiting=api.engine.waiting(job),
+        estimated_completion=await _estimate(api, job, percent),
+        result_path=os.fspath(api.paths.package(job.job_id)),
+    )
+
+
+async def details(api: Api, job: Job) -> dict[str, wire.Json]:
+    """Return the status document with everything that is known of the job."""
+    spec = await api.store.spec(job.number)
+    attempts = await api.store.attempts(job.number)
+    events = await api.store.events(number=job.number)
+    return await status(api, job) | wire.details(job, spec, attempts, events)
+
+
+def progress_of(api: Api, job: Job) -> int:
+    """Return a percentage: 100 when completed, 0 before running, else what the job says."""
+    if job.status is JobState.COMPLETED:
+        return 100
+    if job.ending is not None:
+        return job.ending.progress or 0
+    if job.status not in (JobState.RUNNING, JobState.CANCELING):
+        return 0
+    key = (job.number, job.attempt)
+    percent = reported_progress(api, job.job_id)
+    if percent is None:
+        # It said nothing yet, or its package is being sealed.
+        return _reported.get(key, 0)
+    if len(_reported) >= _KEPT:
+        _reported.clear()
+    _reported[key] = percent
+    return percent
+
+
+def reported_progress(api: Api, job_id: str) -> int | None:
+    """Return what a job that runs says of its progress, None where it says nothing."""
+    try:
+        folder = beneath.open_folder(api.paths.building(job_id))
+    except (beneath.NotThere, PermissionError):
+        return None
+    try:
+        percent = progress.from_file(_tail(folder, _PROGRESS))
+        return progress.from_stderr(_tail(folder, _STDERR)) if percent is None else percent
+    finally:
+        os.close(folder)
+
+
+def _tail(folder: int, path: bytes) -> bytes:
+    try:
+        fd = beneath.open_beneath(folder, path)
+    except (beneath.NotThere, PermissionError):
+        return b""
+    try:
+        start = max(0, os.fstat(fd).st_size - progress.TAIL_BYTES)
+        return os.pread(fd, progress.TAIL_BYTES, start)
+    finally:
+        os.close(fd)
+
+
+async def _estimate(api: Api, job: Job, percent: int) -> int | None:
+    """Return when a running job will be over, None where nothing tells."""
+    if job.status is not JobState.RUNNING or job.started_at is None:
+        return None
+    now = time.time_ns() // 1000
+    if percent > 0:
+        return job.started_at + max(0, now - job.started_at) * 100 // percent
+    typical = await api.store.typical_us(job.owner.uid, job.name, await _digest(api, job))
+    if typical is None or job.started_at + typical < now:
+        return None
+    return job.started_at + typical
+
+
+async def _digest(api: Api, job: Job) -> bytes:
+    if job.name is not None:
+        return b""
+    digest = _digests.get(job.number)
+    if digest is None:
+        spec = await api.store.spec(job.number)
+        digest = digest_of_command(spec.argv)
+        if len(_digests) >= _KEPT:
+            _digests.clear()
+        _digests[job.number] = digest
+    return digest

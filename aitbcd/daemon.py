@@ -1,0 +1,178 @@
+"""The daemon: builds all parts, serves until it is told to stop, and takes them down in order.
+
+Start: folders and lock, the store, the launcher, the engine (which finds what runs), the sockets.
+Stop, on SIGTERM or SIGINT: no new connections, requests end, the engine, the store. Jobs go on.
+uvicorn's main loop is not used: it ticks ten times a second, and an idle daemon must not wake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uvloop
+
+from aitbcd import __version__, machine, paths, settings
+from aitbcd.api import app
+from aitbcd.api.context import Api
+from aitbcd.api.socket import Clients, Server
+from aitbcd.engine import Engine
+from aitbcd.errors import AitbcError
+from aitbcd.feed import Feed
+from aitbcd.paths import Paths
+from aitbcd.results.watches import Watches
+from aitbcd.runs import Runs
+from aitbcd.settings import Settings
+from aitbcd.state import StateFolder
+from aitbcd.store import Store
+from aitbcd.units import format_size
+
+#: Seconds that requests may take to end when the daemon stops.
+_STOP_GRACE_S = 5.0
+
+
+def main() -> None:
+    """Run the console script ``aitbcd``."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["launcher"]:
+        _become_launcher(arguments[1:])
+    sys.exit(run(arguments))
+
+
+def _become_launcher(arguments: Sequence[str]) -> None:
+    """Be the launcher instead: isolated, with nothing but the standard library."""
+    program = Path(__file__).with_name("launcher")
+    isolated = ["-I", "-S", "-X", "utf8"]
+    os.execv(sys.executable, [sys.executable, *isolated, os.fspath(program), *arguments])
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Serve until a signal; return the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    try:
+        where = paths.resolve(
+            state=options.state_dir,
+            runtime=options.runtime_dir,
+            config=options.config,
+            environ=os.environ,
+            uid=os.getuid(),
+        )
+        chosen = settings.load(where.config, is_named=where.config_is_named)
+        with StateFolder(where) as folder:
+            folder.check()
+            uvloop.run(_serve(where, chosen))
+    except AitbcError as error:
+        print(f"aitbcd: {error.detail}", file=sys.stderr)
+        if error.hint:
+            print(f"        {error.hint}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aitbcd",
+        description="The job queue of this machine: accepts jobs, runs them, keeps their results.",
+        epilog="Jobs are submitted with aitbcctl. 'aitbcd launcher STATE-DIR' runs the launcher"
+        " alone, which the daemon otherwise starts.",
+    )
+    parser.add_argument("--state-dir", metavar="DIR", help="where the queue and results are kept")
+    parser.add_argument("--runtime-dir", metavar="DIR", help="where the socket is made")
+    parser.add_argument("--config", metavar="FILE", help="the configuration (TOML)")
+    parser.add_argument("--version", action="version", version=f"aitbcd {__version__}")
+    return parser
+
+
+async def _serve(where: Paths, chosen: Settings) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        this_machine = machine.look()
+        store = await Store.open(where.db, now=time.time_ns() // 1000)
+        stack.push_async_callback(store.close)
+        runs = Runs(where, boot_id=this_machine.boot_id)
+        stack.push_async_callback(runs.close)
+        await runs.open()
+        feed = Feed()
+        engine = Engine(store, runs, feed, chosen, this_machine, where, uid=os.getuid())
+        stack.push_async_callback(engine.close)
+        await engine.recover()
+        watches = Watches()
+        api = Api(engine, store, feed, chosen, where, this_machine, watches)
+        stack.callback(api.close)
+        clients = Clients(app.build(api), api.is_stopping)
+        server = Server(
+            clients, where.socket, where.state / "runtime" / "aitbcd.sock", is_for_all=_is_root()
+        )
+        await server.listen()
+        await _listen_tcp(server, chosen)
+        guard = asyncio.create_task(server.guard(watches))
+        _greet(server, where, engine, this_machine.gpu_problem)
+        await stopping.wait()
+        guard.cancel()
+        api.stop()
+        await server.stop(_STOP_GRACE_S)
+        _say_goodbye(engine.active_count)
+
+
+def _is_root() -> bool:
+    return os.getuid() == 0
+
+
+async def _listen_tcp(server: Server, chosen: Settings) -> None:
+    """Serve TCP if it is wanted; a taken port is said and costs only TCP."""
+    if (address := chosen.server.address) is None:
+        return
+    try:
+        await server.listen_tcp(address)
+    except OSError as problem:
+        _say(
+            f"no TCP: cannot listen on {chosen.server.tcp}: {problem.strerror};"
+            " the socket serves. Choose another port with [server] tcp in the configuration"
+        )
+
+
+def _greet(server: Server, where: Paths, engine: Engine, gpu_problem: str | None) -> None:
+    whole = engine.whole
+    cores = f"{whole.cpus} CPU core{'' if whole.cpus == 1 else 's'}"
+    _say(f"aitbcd {__version__} serves, pid {os.getpid()}")
+    _say(f"  socket   {server.path}")
+    if server.tcp:
+        _say(f"  http     http://{server.tcp}")
+    _say(f"  state    {where.state}")
+    _say(f"  devices  {cores}, {format_size(whole.memory)} of memory, {whole.gpus} GPUs")
+    if gpu_problem:
+        _say(f"           ({gpu_problem})")
+    if engine.active_count:
+        _say(f"  found    {_jobs(engine.active_count)} that had been started before")
+
+
+def _say_goodbye(active: int) -> None:
+    if active:
+        go = "goes" if active == 1 else "go"
+        _say(f"aitbcd stops; {_jobs(active)} {go} on running and will be found at the next start")
+    else:
+        _say("aitbcd stops")
+
+
+def _jobs(count: int) -> str:
+    return f"{count} job{'' if count == 1 else 's'}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
