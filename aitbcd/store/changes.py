@@ -14,6 +14,7 @@ from typing import Any
 from aitbcd import lifecycle
 from aitbcd.errors import IllegalTransition, NoSuchJob, WrongState
 from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Owner
+from aitbcd.store.ids import JobIds
 from aitbcd.store.rows import pack
 from aitbcd.store.sql import QUERIES
 from aitbcd.store.writer import Transaction
@@ -79,8 +80,8 @@ def digest_of_command(argv: Iterable[bytes]) -> bytes:
 class Changes:
     """The changes of one store; what they keep in mind belongs to the writer's thread."""
 
-    def __init__(self, job_id: Callable[[int], str]) -> None:
-        self._job_id = job_id
+    def __init__(self, ids: JobIds) -> None:
+        self._job_id = ids.of
 
     # Submitting
 
@@ -92,7 +93,7 @@ class Changes:
         environment = self._environment(transaction, spec.environment)
         transaction.number = number = transaction.number + 1
         job_id = self._job_id(number)
-        transaction.execute(_INSERT_JOB, _job_row(number, job_id, owner, spec, at))
+        transaction.execute(_INSERT_JOB, _job_row(number, owner, spec, at))
         transaction.execute(_INSERT_SPEC, _spec_row(number, spec, environment))
         job = Job(
             number, job_id, owner, JobState.PENDING, spec.name, spec.cpus, spec.memory, spec.gpus,
@@ -126,22 +127,21 @@ class Changes:
         ids: list[tuple[int, str]],
     ) -> None:
         job_id, begin = self._job_id, transaction.number + 1
-        named = [(number, job_id(number)) for number in range(begin, begin + len(piece))]
         transaction.executemany(
             _INSERT_JOB,
-            [_job_row(*name, owner, spec, at) for name, spec in zip(named, piece, strict=True)],
+            [_job_row(number, owner, spec, at) for number, spec in enumerate(piece, begin)],
         )
         environment: tuple[bytes, ...] | None = None
         environment_id: int | None = None
         rows = []
-        for (number, _), spec in zip(named, piece, strict=True):
+        for number, spec in enumerate(piece, begin):
             if spec.environment is not environment:
                 environment = spec.environment
                 environment_id = self._environment(transaction, environment)
             rows.append(_spec_row(number, spec, environment_id))
         transaction.executemany(_INSERT_SPEC, rows)
         transaction.number += len(piece)
-        ids += named
+        ids += [(number, job_id(number)) for number in range(begin, begin + len(piece))]
 
     def _environment(
         self, transaction: Transaction, environment: tuple[bytes, ...] | None
@@ -267,9 +267,9 @@ def _wrong_state(move: Move, status: str, attempt: int) -> WrongState:
     return WrongState(detail, job=move.number, state=status, attempt=attempt)
 
 
-def _job_row(number: int, job_id: str, owner: Owner, spec: JobSpec, at: int) -> tuple[Any, ...]:
+def _job_row(number: int, owner: Owner, spec: JobSpec, at: int) -> tuple[Any, ...]:
     return (
-        number, job_id, owner.uid, owner.name, spec.name, spec.cpus, spec.memory, spec.gpus,
+        number, owner.uid, owner.name, spec.name, spec.cpus, spec.memory, spec.gpus,
         spec.timeout_s, spec.priority, spec.retries, at,
     )  # fmt: skip
 

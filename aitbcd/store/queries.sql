@@ -27,9 +27,9 @@ INSERT INTO environments (digest, entries) VALUES (?, ?)
 -- insert_job --
 -- A new job; the numbers are the writer's.
 INSERT INTO jobs (
-    number, job_id, uid, user, status, name, cpus, memory, gpus, timeout_s, priority, retries,
+    number, uid, user, status, name, cpus, memory, gpus, timeout_s, priority, retries,
     created_at
-) VALUES (?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?)
+) VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- insert_spec --
 -- What runs when the job does.
@@ -107,7 +107,7 @@ SELECT mean_us FROM typical WHERE uid = :uid AND key = :key
 -- select_job --
 -- Fragment: the columns of a Job, in the order in which ``rows.job`` takes them.
 SELECT
-    j.number, j.job_id, j.uid, j.user, j.status, j.name, j.cpus, j.memory, j.gpus, j.timeout_s,
+    j.number, j.uid, j.user, j.status, j.name, j.cpus, j.memory, j.gpus, j.timeout_s,
     j.priority, j.retries, j.attempt, j.created_at, a.assigned_at, a.started_at, j.finished_at,
     j.reason, j.cause, j.message, a.exit_code, a.signal, a.user_us, a.system_us, a.max_rss,
     j.results, j.digest, j.result_bytes, j.result_files, j.progress
@@ -117,14 +117,10 @@ FROM jobs j LEFT JOIN attempts a ON a.number = j.number AND a.attempt = j.curren
 -- Fragment: one job.
 WHERE j.number = :number
 
--- where_job_id --
--- Fragment: one job by its full id.
-WHERE j.job_id = :job_id AND (:uid IS NULL OR j.uid = :uid)
-
--- where_prefix --
--- Fragment: jobs whose id begins with this; six, because five are named.
-WHERE j.job_id >= :low AND j.job_id < :high AND (:uid IS NULL OR j.uid = :uid)
-ORDER BY j.job_id LIMIT 6
+-- where_number_in --
+-- Fragment: those of these jobs that there are and that the user may see; six, as five are named.
+WHERE j.number IN (SELECT value FROM json_each(:numbers)) AND (:uid IS NULL OR j.uid = :uid)
+ORDER BY j.number DESC LIMIT :limit
 
 -- where_latest_of_owner --
 -- Fragment: the job that this user submitted last.

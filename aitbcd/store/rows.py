@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from aitbcd.model import (
@@ -17,6 +17,7 @@ from aitbcd.model import (
     Reason,
     ResultsState,
 )
+from aitbcd.store.ids import JobIds
 
 Row = Sequence[Any]
 
@@ -35,13 +36,13 @@ def unpack(blob: bytes) -> tuple[bytes, ...]:
     return tuple(blob.split(b"\0")[:-1])
 
 
-def job(row: Row) -> Job:
+def job(row: Row, ids: JobIds) -> Job:
     """Return the Job of a row of ``select_job``."""
-    (number, job_id, uid, user, status, name, cpus, memory, gpus, timeout_s) = row[:10]
-    (priority, retries, attempt, created_at, assigned_at, started_at, finished_at) = row[10:17]
+    (number, uid, user, status, name, cpus, memory, gpus, timeout_s) = row[:9]
+    (priority, retries, attempt, created_at, assigned_at, started_at, finished_at) = row[9:16]
     return Job(
         number,
-        job_id,
+        ids.of(number),
         Owner(uid, user),
         STATES[status],
         name,
@@ -55,7 +56,7 @@ def job(row: Row) -> Job:
         created_at,
         assigned_at,
         started_at,
-        None if finished_at is None else _ending(row[16:25], row[25:30]),
+        None if finished_at is None else _ending(row[15:24], row[24:29]),
     )
 
 
@@ -117,10 +118,10 @@ def attempt(row: Row) -> Attempt:
     )
 
 
-def event(row: Row, job_id: Callable[[int], str]) -> Event:
+def event(row: Row, ids: JobIds) -> Event:
     """Return the Event of a row of ``select_event``."""
     seq, number, uid, at, status, attempt_number, reason, message = row
     return Event(
-        seq, number, job_id(number), uid, at, STATES[status], attempt_number,
+        seq, number, ids.of(number), uid, at, STATES[status], attempt_number,
         _REASONS[reason], message,
     )  # fmt: skip

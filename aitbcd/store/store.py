@@ -12,8 +12,8 @@ SQLite in WAL mode, https://www.sqlite.org/wal.html.
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,6 @@ import aiosqlite
 from aitbcd.errors import AmbiguousJob, NoSuchJob
 from aitbcd.model import (
     FINAL,
-    ID_ALPHABET,
     ID_LENGTH,
     Attempt,
     Event,
@@ -31,14 +30,18 @@ from aitbcd.model import (
     JobState,
     Owner,
 )
-from aitbcd.store import ids, rows
+from aitbcd.store import rows
 from aitbcd.store.changes import Batch, Changes, Move, Pieces, typical_key
+from aitbcd.store.ids import JobIds, letters_of
 from aitbcd.store.migrate import open_database
 from aitbcd.store.sql import QUERIES
 from aitbcd.store.writer import Transaction, Writer
 
 _MAX_NUMBER = (1 << 63) - 1
-_ID = re.compile(f"[{ID_ALPHABET}]{{1,{ID_LENGTH}}}")
+#: How many jobs a message about an ambiguous prefix names.
+_NAMED = 5
+#: How many numbers are looked up at once where a short prefix fits many jobs.
+_CANDIDATES = 500
 _SELECT_JOB = QUERIES["select_job"]
 _SELECT_EVENT = QUERIES["select_event"]
 
@@ -65,13 +68,13 @@ class Store:
 
     def __init__(
         self, writer: Writer, changes: Changes, lookups: aiosqlite.Connection,
-        lists: aiosqlite.Connection, job_id: ids.IdMaker,
+        lists: aiosqlite.Connection, ids: JobIds,
     ) -> None:  # fmt: skip
         self._writer = writer
         self._changes = changes
         self._lookups = lookups
         self._lists = lists
-        self._job_id = job_id
+        self._ids = ids
 
     @classmethod
     async def open(cls, path: Path, *, now: int) -> Self:
@@ -80,20 +83,23 @@ class Store:
         Raises:
             StartupError: it is damaged, of a newer version, or cannot be written; it is unchanged.
         """
-        found: list[ids.IdMaker] = []
+        found: list[JobIds] = []
 
         def connect() -> Transaction:
             connection = open_database(path, now=now)
-            seed = connection.execute(QUERIES["meta"], ("id_seed",)).fetchone()[0]
-            found.append(ids.id_maker(seed))
+            offset = connection.execute(QUERIES["meta"], ("id_offset",)).fetchone()[0]
+            found.append(JobIds(offset))
             transaction = Transaction(connection, QUERIES["last_numbers"])
+            transaction.number, transaction.seq = connection.execute(
+                QUERIES["last_numbers"]
+            ).fetchone()
             transaction.pending = connection.execute(QUERIES["count_pending"]).fetchone()[0]
             return transaction
 
         writer = Writer(path, connect, asyncio.get_running_loop())
         await writer.start()
-        job_id = found[0]
-        return cls(writer, Changes(job_id), await _reader(path), await _reader(path), job_id)
+        ids = found[0]
+        return cls(writer, Changes(ids), await _reader(path), await _reader(path), ids)
 
     async def close(self) -> None:
         """Finish what was asked for and close the file."""
@@ -158,21 +164,30 @@ class Store:
         return await self._by_id(ref, uid)
 
     async def _by_id(self, ref: str, uid: int | None) -> Job:
-        letters = ref.lower().removeprefix(ids.PREFIX)
-        if not _ID.fullmatch(letters):
-            raise _no_such_job(ref)
-        prefix = ids.PREFIX + letters
-        if len(letters) == ID_LENGTH:
-            found = await self._jobs(self._lookups, "where_job_id", job_id=prefix, uid=uid)
-        else:
-            found = await self._jobs(
-                self._lookups, "where_prefix", low=prefix, high=ids.next_prefix(prefix), uid=uid
-            )
+        letters = letters_of(ref)
+        found: list[Job] = []
+        if letters is not None and len(letters) == ID_LENGTH:
+            found = await self._of_these([self._ids.number(letters)], uid, 1)
+        elif letters is not None:
+            found = await self._by_prefix(letters, uid)
         if not found:
             raise _no_such_job(ref)
         if len(found) > 1:
             raise _ambiguous(ref, [job.job_id for job in found])
         return found[0]
+
+    async def _by_prefix(self, letters: str, uid: int | None) -> list[Job]:
+        """Return up to six jobs whose ids begin so, looking from the newest down."""
+        numbers = self._ids.matching(letters, self._writer.number)
+        found: list[Job] = []
+        while len(found) < _NAMED + 1 and (some := list(islice(numbers, _CANDIDATES))):
+            found += await self._of_these(some, uid, _NAMED + 1 - len(found))
+        return found
+
+    async def _of_these(self, numbers: list[int], uid: int | None, limit: int) -> list[Job]:
+        return await self._jobs(
+            self._lookups, "where_number_in", numbers=str(numbers), uid=uid, limit=limit
+        )
 
     async def spec(self, number: int) -> JobSpec:
         """Return what was submitted.
@@ -255,7 +270,7 @@ class Store:
             since=since,
             limit=limit,
         )
-        return [rows.event(row, self._job_id) for row in found]
+        return [rows.event(row, self._ids) for row in found]
 
     async def _page(self, wanted: JobFilter, status: JobState | None) -> list[Job]:
         """Return the newest jobs of one status: of several, no index has them in order."""
@@ -283,7 +298,7 @@ class Store:
 
     async def _jobs(self, reader: aiosqlite.Connection, *parts: str, **values: Any) -> list[Job]:
         statement = " ".join([_SELECT_JOB, *(QUERIES[part] for part in parts)])
-        return [rows.job(row) for row in await _fetch(reader, statement, **values)]
+        return [rows.job(row, self._ids) for row in await _fetch(reader, statement, **values)]
 
 
 async def _reader(path: Path) -> aiosqlite.Connection:
@@ -313,8 +328,8 @@ def _no_such_job(ref: str) -> NoSuchJob:
 
 
 def _ambiguous(ref: str, found: list[str]) -> AmbiguousJob:
-    named = found[:5]
-    more = " and more" if len(found) > 5 else ""
+    named = found[:_NAMED]
+    more = " and more" if len(found) > _NAMED else ""
     return AmbiguousJob(
         f"{ref} is the beginning of several jobs: {', '.join(named)}{more}",
         hint="give one letter more",

@@ -147,8 +147,9 @@ class Writer:
         self._queue: SimpleQueue[tuple[asyncio.Future[Any], Any, Any] | None] = SimpleQueue()
         self._ended = loop.create_future()
         self._is_closed = False
-        #: Jobs that wait, as of the last commit.
+        #: Jobs that wait and the highest number, as of the last commit.
         self.pending = 0
+        self.number = 0
 
     async def start(self) -> None:
         """Open the connection in the thread; what ``connect`` raises is raised here."""
@@ -181,7 +182,7 @@ class Writer:
         except BaseException as error:
             self._answer([(ready, None, error)])
             return
-        self.pending = transaction.pending
+        self.pending, self.number = transaction.pending, transaction.number
         self._answer([(ready, None, None)])
         is_open = True
         while is_open:
@@ -215,7 +216,7 @@ class Writer:
             transaction.roll_back()
             failure = storage_error(self._path, error)
             return [(future, None, failure) for future, _, _ in group]
-        self.pending = transaction.pending
+        self.pending, self.number = transaction.pending, transaction.number
         return outcomes
 
     def _run_group(
