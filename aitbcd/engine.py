@@ -18,7 +18,14 @@ from typing import Any
 
 from aitbcd import launch, outcome, output, planner, users
 from aitbcd.backlog import WINDOW, Backlog, Entry, claim_of
-from aitbcd.errors import AitbcError, Forbidden, NotSatisfiable, StorageFull, WrongState
+from aitbcd.errors import (
+    AitbcError,
+    Forbidden,
+    NotSatisfiable,
+    StorageFull,
+    Unavailable,
+    WrongState,
+)
 from aitbcd.feed import Feed
 from aitbcd.launcher.protocol import Facts, Message
 from aitbcd.lifecycle import Trigger, after
@@ -420,7 +427,7 @@ class Engine:
             await self._move(active, move)
         except WrongState:
             return False
-        except StorageFull as error:
+        except (StorageFull, Unavailable) as error:
             self._backlog.arrived()
             self._hold(f"waits: {error.detail}")
             return False
@@ -756,7 +763,7 @@ class Engine:
             try:
                 await self._move(active, *moves)
                 break
-            except StorageFull as error:
+            except (StorageFull, Unavailable) as error:
                 self._reserve.release()
                 _log.error("job=%s: %s; trying again", active.job.job_id, error.detail)
                 await asyncio.sleep(pause_s)
