@@ -203,7 +203,7 @@ class _LogStream:
         self._query = query
         self._sink = sink
         self._patience = Patience()
-        self._offset: int | None = None
+        self._taken = 0
         self.response: Response | None = None
 
     def open(self) -> Response:
@@ -228,9 +228,7 @@ class _LogStream:
             self._break_off(response)
             self._patience.lost(error)
             return True
-        if self._offset is None:
-            self._offset = int(response.headers.get("x-offset", "0"))
-        self._offset += len(data)
+        self._taken += len(data)
         if data:
             self._sink(self._name, data)
         return not response.is_done
@@ -241,7 +239,14 @@ class _LogStream:
             self.response = None
 
     def _break_off(self, response: Response) -> None:
-        self._query = {"follow": True, "offset": self._offset or 0}
+        # Where a tail began only a header can tell: without it we ask for the tail again.
+        if self._query.get("tail") is None:
+            began = self._query.get("offset", 0)
+        else:
+            began = response.headers.get("x-offset")
+        if began is not None:
+            self._query = {"follow": True, "offset": int(began) + self._taken}
+        self._taken = 0
         self.close()
 
 

@@ -1,0 +1,143 @@
+"""Several users of one daemon: each sees and touches only what is his."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service import PROGRAMS, Service
+from tests.system.conftest import CONFIG, Cli, Gate
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+
+
+def as_user(name: str) -> list[str]:
+    """Return what runs a command as a user, with his groups."""
+    user = pwd.getpwnam(name)
+    before = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"]
+    # By a shell: setpriv itself may still look where the user it becomes may not.
+    line = f"exec '{sys.executable}' -c ''"
+    if subprocess.run([*before, "sh", "-c", line], capture_output=True).returncode != 0:
+        # The interpreter lies where only root looks: this lets him read it, and no more.
+        before += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    return before
+
+
+@pytest.fixture(scope="module")
+def user_name() -> Iterator[str]:
+    name = f"aitbcd-u{os.getpid()}"
+    subprocess.run(["useradd", "--create-home", "--shell", "/bin/sh", name], check=True)
+    yield name
+    subprocess.run(["userdel", "--remove", name], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def open_daemon() -> Iterator[Service]:
+    """A daemon of root's whose folders others can reach."""
+    with tempfile.TemporaryDirectory(prefix="aitbcd-users-") as folder:
+        Path(folder).chmod(0o755)
+        made = Service(Path(folder) / "daemon", CONFIG)
+        made.socket.parent.chmod(0o755)
+        with made:
+            yield made
+
+
+@pytest.fixture
+def root(open_daemon: Service, tmp_path: Path) -> Cli:
+    return Cli(open_daemon, tmp_path)
+
+
+@pytest.fixture
+def other(open_daemon: Service, user_name: str) -> Cli:
+    """The command line of another user than root."""
+    return Cli(open_daemon, Path(pwd.getpwnam(user_name).pw_dir), as_user(user_name))
+
+
+def test_a_job_runs_as_who_submitted_it(other: Cli, user_name: str) -> None:
+    job = other.shell("id -un; id -u; echo $HOME; touch made", "--clean-env")
+    assert other.ended(job)["status"] == "completed", other("logs", job).stderr
+    user = pwd.getpwnam(user_name)
+    lines = other("logs", job).stdout.decode().splitlines()
+    assert lines == [user_name, str(user.pw_uid), user.pw_dir]
+    assert (other.folder / "made").stat().st_uid == user.pw_uid
+    assert other.status(job)["user"] == user_name
+
+
+def test_his_results_are_his_to_read_download_and_verify(other: Cli, user_name: str) -> None:
+    job = other.shell("echo his")
+    other.ended(job)
+    result = Path(other.status(job)["result_path"])
+    assert result.stat().st_uid == pwd.getpwnam(user_name).pw_uid
+    other("verify", job)
+    copy = other.folder / job
+    other("download", job)
+    assert (copy / "result.txt").read_text() == "his\n"
+    assert (copy / "result.txt").stat().st_uid == pwd.getpwnam(user_name).pw_uid
+    shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("verb", ["status", "get", "logs", "watch", "cancel", "download", "verify"])
+def test_another_users_job_does_not_exist(root: Cli, other: Cli, gate: Gate, verb: str) -> None:
+    job = root.shell(gate.wait)
+    other(verb, job, code=3)
+    assert job not in other.job_ids()
+    assert root.status(job)["status"] != "canceled"
+
+
+def test_the_latest_job_is_the_callers_own(root: Cli, other: Cli) -> None:
+    his = other.submit("--", "true")
+    ours = root.submit("--", "true")
+    assert other.status("@")["job_id"] == his
+    assert root.status("@")["job_id"] == ours
+
+
+def test_root_may_see_and_end_anybodys_job(root: Cli, other: Cli, user_name: str) -> None:
+    job = other.shell("exec sleep 1000")
+    other.until(job, "running")
+    assert root.status(job)["user"] == user_name
+    assert job not in root.job_ids(), "the list is of one's own"
+    root("cancel", "--force", job)
+    assert other.status(job)["status"] == "canceled"
+
+
+def test_a_daemon_of_one_user_is_closed_to_the_others(tmp_path: Path, user_name: str) -> None:
+    """A socket with mode 0600 is refused with whose it is."""
+    user = pwd.getpwnam(user_name)
+    home = Path(user.pw_dir)
+    service = Service(home / "own")
+    for path in (service.folder, service.config):
+        os.chown(path, user.pw_uid, user.pw_gid)
+    runtime = service.socket.parent
+    runtime.chmod(0o755)
+    os.chown(runtime, user.pw_uid, user.pw_gid)
+    started = subprocess.Popen(
+        [*as_user(user_name), str(PROGRAMS / "aitbcd")],
+        env=os.environ | service.environ | {"HOME": user.pw_dir},
+        cwd=home,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert started.stderr is not None
+        said = b""
+        for line in started.stderr:
+            said += line
+            if str(service.socket).encode() in line:
+                break
+        else:
+            pytest.fail(said.decode())
+        nobody = Cli(service, Path("/"), as_user("nobody"))
+        done = nobody("list", code=5)
+        assert f"belongs to {user_name} with mode 0600" in done.stderr.decode()
+        assert Cli(service, home, as_user(user_name))("list").stderr == b"no jobs\n"
+    finally:
+        started.terminate()
+        started.communicate()
+        runtime.rmdir()
