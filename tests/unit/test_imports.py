@@ -23,7 +23,7 @@ LEVELS: tuple[set[str], ...] = (
     {"errors", "model", "manifest", "units", "progress", "paths", "users"},
     {"lifecycle", "settings", "wire", "machine"},
     {"planner", "outcome", "output", "launch"},
-    {"store", "results", "runs", "feed", "backlog", "reserve"},
+    {"store", "results", "runs", "feed", "backlog", "reserve", "state"},
     {"engine"},
     {"api"},
     {"daemon"},
@@ -60,7 +60,7 @@ FOR_CLI = {
 }
 
 #: Dependencies that we never import by name: uvicorn does.
-USED_BY_UVICORN = {"httptools", "uvloop", "websockets"}
+USED_BY_UVICORN = {"httptools"}
 #: Import name of a distribution, where they differ.
 IMPORT_NAMES = {"zipstream-ng": "zipstream"}
 
