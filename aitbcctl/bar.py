@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from aitbcctl.client import Json
@@ -17,12 +18,14 @@ class Bar:
     """Shows one job: name, state, bar, percent, time so far, time left."""
 
     def __init__(self, status: Json) -> None:
+        # Only the bar gives way on a narrow terminal.
+        fixed = Column(no_wrap=True)
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            TextColumn("{task.fields[state]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=fixed.copy()),
+            TextColumn("{task.fields[state]}", markup=False, table_column=fixed.copy()),
             BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%"),
-            _Times(),
+            TextColumn("{task.percentage:>3.0f}%", table_column=fixed.copy()),
+            _Times(table_column=fixed.copy()),
             console=Console(highlight=False),
             expand=True,
             refresh_per_second=4,
@@ -41,7 +44,7 @@ class Bar:
         self._progress.update(
             self._task,
             completed=status["progress"],
-            state=f"{status['status']}: {waiting}" if waiting else status["status"],
+            state=waiting or status["status"],
             times=_times(status),
         )
 

@@ -203,13 +203,13 @@ def _aligned(facts: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def detail_block(job: Json, now: datetime) -> str:
+def detail_block(job: Json, now: datetime, width: int | None = None) -> str:
     """Return what ``get`` shows: the status, what was asked for, each attempt, each event."""
-    parts = [status_block(job, now), _aligned(_asked(job)), _attempts(job), _events(job)]
+    parts = [status_block(job, now), _aligned(_asked(job, width)), _attempts(job), _events(job)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _asked(job: Json) -> list[tuple[str, str]]:
+def _asked(job: Json, width: int | None) -> list[tuple[str, str]]:
     facts = [("user", plain(job["user"]))]
     if job.get("command"):
         facts.append(("command", _command(job)))
@@ -219,7 +219,7 @@ def _asked(job: Json) -> list[tuple[str, str]]:
     if asked.get("artifacts"):
         facts.append(("artifacts", " ".join(plain(text_of(glob)) for glob in asked["artifacts"])))
     if job.get("env_names"):
-        facts.append(("variables", " ".join(plain(text_of(name)) for name in job["env_names"])))
+        facts.append(("variables", _words(map(text_of, job["env_names"]), width)))
     if job.get("miner_id"):
         facts.append(("machine", plain(job["miner_id"])))
     if job.get("result_files"):
@@ -229,6 +229,17 @@ def _asked(job: Json) -> list[tuple[str, str]]:
     if job.get("manifest_sha256"):
         facts.append(("sha256", plain(job["manifest_sha256"])))
     return facts
+
+
+def _words(words: Iterable[str], width: int | None) -> str:
+    """Return many words as lines below each other, beside the names of facts."""
+    line = " ".join(map(plain, words))
+    if width is None:
+        return line
+    import textwrap
+
+    wrapped = textwrap.wrap(line, max(width - len("variables  "), 20), break_on_hyphens=False)
+    return "\n           ".join(wrapped)
 
 
 def text_of(value: object) -> str:
@@ -254,7 +265,10 @@ def _command(job: Json) -> str:
 
 
 def _resources(asked: Json) -> str:
-    parts = [f"{asked.get('cpus', 1)} cpus", f"{asked.get('gpus', 0)} gpus"]
+    cpus, gpus = asked.get("cpus", 1), asked.get("gpus", 0)
+    parts = [f"{cpus} core{'s' * (cpus != 1)}"]
+    if gpus:
+        parts.append(f"{gpus} GPU{'s' * (gpus != 1)}")
     if asked.get("memory"):
         parts.append(f"{size(asked['memory'])} of memory")
     if asked.get("timeout_s"):
@@ -289,9 +303,9 @@ def change_line(change: Json) -> str:
     time = when(change["time"])
     if "seq" not in change:
         return f"{time}  running {change['progress']}%"
-    why = [plain(part) for part in (change.get("reason"), change.get("message")) if part]
+    why = plain(change.get("message") or change.get("reason") or "")
     attempt = f" (attempt {change['attempt']})" if (change.get("attempt") or 0) > 1 else ""
-    return f"{time}  {change['status']}{attempt}" + (f"  {': '.join(why)}" if why else "")
+    return f"{time}  {change['status']}{attempt}" + (f": {why}" if why else "")
 
 
 def job_table(jobs: Sequence[Json], width: int | None, now: datetime) -> str:

@@ -274,7 +274,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         if left <= 0 or signal.sigtimedwait({signal.SIGCHLD}, left) is None:
             say("something of it still runs (jobs that others submitted meanwhile?)")
             return
-    put("   nothing of it runs any more; the results stay\n")
+    put("   nothing of it runs any more; the results stay")
+    put(f"\nTo go on, start the daemon in a terminal: {shlex.join(_as_typed('aitbcd'))}\n")
 
 
 def _has_children(process: subprocess.Popen[bytes]) -> bool:

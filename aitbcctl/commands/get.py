@@ -8,7 +8,7 @@ import click
 
 from aitbcctl import options, render
 from aitbcctl.client import job_path
-from aitbcctl.terminal import put, put_json
+from aitbcctl.terminal import columns, put, put_json
 
 
 @click.command("get")
@@ -24,5 +24,8 @@ def command(job: str | None, job_id: str | None, as_json: bool) -> int:
       aitbcctl get @
     """
     details = options.client().get(job_path(options.named_job(job, job_id)), detail=True)
-    put_json(details) if as_json else put(render.detail_block(details, datetime.now(UTC)))
+    if as_json:
+        put_json(details)
+    else:
+        put(render.detail_block(details, datetime.now(UTC), columns(1)))
     return 0

@@ -54,9 +54,8 @@ def _draw(client: Client, status: Json) -> Json:
     job_id = status["job_id"]
     with Bar(status) as bar:
         for change in following.changes(client, job_id, tick_s=TICK_S):
-            if "progress" in change:
-                status = status | {"progress": change["progress"]}
-            elif change or status["status"] == "pending":
+            if change or status["status"] == "pending":
+                # Asked for anew with each change: it knows when the job will be done, too.
                 status = following.job_patiently(client, job_id)
             bar.show(status)
     status = following.job_patiently(client, job_id)
