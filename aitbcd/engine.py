@@ -412,6 +412,10 @@ class Engine:
             del self._active[active.job.number]
             if not self._is_closed:
                 self._release(active)
+                if active.status is JobState.PENDING:
+                    # Back in the queue, or never out of it: the window may lack it.
+                    self._backlog.arrived()
+                    self._pump()
 
     async def _assign(self, active: _Active) -> bool:
         """Commit that this attempt is to run; False when the job is no longer in the queue."""
@@ -428,7 +432,6 @@ class Engine:
         except WrongState:
             return False
         except (StorageFull, Unavailable) as error:
-            self._backlog.arrived()
             self._hold(f"waits: {error.detail}")
             return False
         return True
@@ -577,7 +580,6 @@ class Engine:
     ) -> None:
         move = self._next(active, Trigger.REQUEUE, ending=ending)
         await self._commit(active, *self._unsaid(active), move)
-        self._backlog.arrived()
         await self._dismiss(active, handle)
 
     async def _put_back(

@@ -17,7 +17,7 @@
     |- StorageFull              storage-full      507   exit 4   nothing was changed
     |- Unavailable              unavailable       503   exit 5   stopping, or a part is not there
     |- Unreachable              unreachable        -    exit 5   client side: no daemon answers
-    |- ClientFailure            client-failure     -    exit 1   client side: its own file or terminal
+    |- ClientFailure            client-failure     -    exit 1   client side: its own files
     |- StartupError             startup-error      -    exit 1   the daemon cannot start
        |- SettingsError         settings-error     -    exit 2   its configuration is wrong
     |- IllegalTransition        illegal-transition 500  exit 1   a bug of ours

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 _HELLO_S = 60.0
 #: First and longest pause between two looks at a supervisor that does not listen yet.
 _LOOK_FIRST_S, _LOOK_MOST_S = 0.005, 5.0
+#: How often a launcher is looked for at the start, with growing pauses: three seconds in all.
+_CONNECT_TRIES = 9
 #: A launcher that dies sooner than this after its start is not replaced at once.
 _CRASH_LOOP_S = 1.0
 
@@ -245,7 +247,7 @@ class Runs:
         self._process: subprocess.Popen[bytes] | None = None
         self._launched_at = 0.0
         self._ready = asyncio.Event()
-        self._is_closed = False
+        self._is_open = False
         self._rid = 0
         self._asked: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._channels: dict[int, _Channel] = {}
@@ -262,33 +264,38 @@ class Runs:
         """
         self._run_fd = os.open(self._paths.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            await asyncio.wait_for(self._connect(), _HELLO_S)
+            async with asyncio.timeout(_HELLO_S):
+                await self._connect_to_one()
         except TimeoutError:
             raise StartupError(
                 f"the launcher of {self._paths.state} does not answer",
                 hint="see whether a process 'aitbcd/launcher' is stopped, and end it",
             ) from None
+        self._is_open = True
+
+    async def _connect_to_one(self) -> None:
+        """Connect; the launcher of a daemon that has just stopped may be about to end."""
+        for tries in range(_CONNECT_TRIES):
+            try:
+                await self._connect()
+                return
+            except (LauncherGone, StartupError) as error:
+                if isinstance(error, StartupError) and tries == _CONNECT_TRIES - 1:
+                    raise
+            await asyncio.sleep(_LOOK_FIRST_S * 2**tries)
+        raise StartupError(f"the launcher of {self._paths.state} ends as soon as it starts")
 
     async def close(self) -> None:
         """Leave: what runs goes on, and a launcher without attempts ends by itself."""
-        self._is_closed = True
+        self._is_open = False
         if self._reopening:
             self._reopening.cancel()
         for channel in [*self._channels.values(), *self._live_channels()]:
             channel.packets.close()
         if self._launcher:
             self._launcher.close()
-        if self._process and not self._supervised:
-            await asyncio.to_thread(self._wait_for_launcher)
         if self._run_fd >= 0:
             os.close(self._run_fd)
-
-    def _wait_for_launcher(self) -> None:
-        assert self._process
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            _log.warning("the launcher goes on: pid=%d", self._process.pid)
 
     def _live_channels(self) -> list[_Channel]:
         return [each.channel for each in self._supervised.values() if each.channel]
@@ -358,14 +365,14 @@ class Runs:
         self._asked.clear()
         if self._process:
             self._process.poll()
-        if not self._is_closed and self._reopening is None:
+        if self._is_open and self._reopening is None:
             _log.warning("the launcher is gone; starting another")
             self._reopening = asyncio.create_task(self._reopen())
 
     async def _reopen(self) -> None:
         """Replace the launcher; running jobs do not notice."""
         try:
-            while not self._is_closed:
+            while self._is_open:
                 if time.monotonic() - self._launched_at < _CRASH_LOOP_S:
                     await asyncio.sleep(_CRASH_LOOP_S)
                 try:

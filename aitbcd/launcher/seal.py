@@ -70,7 +70,12 @@ def seal(results_fd: int, order: Order) -> dict[str, Any]:
     try:
         report = do_as(who, lambda: _build(results_fd, building, order), DEADLINE_S)
     except FileNotFoundError:
-        return do_as(who, lambda: _sealed_before(results_fd, sealed, order), DEADLINE_S)
+        try:
+            return do_as(who, lambda: _sealed_before(results_fd, sealed, order), DEADLINE_S)
+        except FileNotFoundError:
+            # A power cut took it before anything of it was on the disk: it is sealed empty.
+            package.create(results_fd, order["job"], who).close()
+            report = do_as(who, lambda: _build(results_fd, building, order), DEADLINE_S)
     os.rename(building, sealed, src_dir_fd=results_fd, dst_dir_fd=results_fd)
     os.fsync(results_fd)
     return report
