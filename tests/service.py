@@ -132,6 +132,12 @@ class Service:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(DEADLINE_S)
 
+    def kill(self) -> None:
+        """End the daemon at whatever instruction it is (SIGKILL); the rest goes on."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(DEADLINE_S)
+
     def __enter__(self) -> Self:
         self.start()
         return self

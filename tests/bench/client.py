@@ -28,28 +28,36 @@ class Connection(HTTPConnection):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, method: str, path: str, body: bytes | None = None, kind: str = "json") -> Any:
-        """Return the JSON answer; anything but success is an error with the daemon's words."""
+    def answer(
+        self, method: str, path: str, body: bytes | None = None, kind: str = "json"
+    ) -> bytes:
+        """Return the body of the answer; where it is no success, raise with its words."""
         self.request(method, path, body, {"Content-Type": f"application/{kind}"} if body else {})
         response = self.getresponse()
         answer = response.read()
         if response.status >= 300:
             raise RuntimeError(f"{method} {path}: {response.status}: {answer.decode()}")
-        return json.loads(answer)
+        return answer
+
+    def ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+        return json.loads(self.answer(method, path, body))
 
     def submit(self, *argv: str, cpus: int = 1) -> str:
         body = json.dumps({"argv": argv, "cpus": cpus}).encode()
         return str(self.ask("POST", "/v1/jobs", body)["job_id"])
 
-    def submit_lines(self, lines: bytes) -> list[dict[str, Any]]:
-        """Submit JSON lines in one call; return id and number of each."""
-        answer = self.ask("POST", "/v1/jobs:batch", lines, "x-ndjson")
-        jobs: list[dict[str, Any]] = answer["jobs"]
-        return jobs
+    def submit_lines(self, lines: bytes) -> bytes:
+        """Submit JSON lines in one call; return the answer as it came: ``jobs_in`` reads it."""
+        return self.answer("POST", "/v1/jobs:batch", lines, "x-ndjson")
 
     def read_log(self, job: str) -> bytes:
         self.request("GET", f"/v1/jobs/{job}/logs/stdout")
         return self.getresponse().read()
+
+
+def jobs_in(answer: bytes) -> list[str]:
+    """Return the ids in the answer to a batch."""
+    return [str(job["job_id"]) for job in json.loads(answer)["jobs"]]
 
 
 def events(path: Path, job: str) -> Iterator[dict[str, Any]]:
