@@ -11,7 +11,7 @@ import json
 import os
 from typing import NamedTuple
 
-from aitbcd.launcher import protocol
+from aitbcd.launcher import package, protocol
 from aitbcd.launcher.protocol import (
     CANCELED,
     EXIT,
@@ -205,13 +205,13 @@ def clear_temporary(run_fd: int) -> None:
 
 
 def discard(run_fd: int, name: str) -> None:
-    """Remove a temporary folder, if it is there."""
+    """Remove a temporary folder and all that is in it, if it is there."""
     try:
         fd = os.open(name, _DIRECTORY, dir_fd=run_fd)
     except FileNotFoundError:
         return
     try:
-        remove_content(fd)
+        package.empty_directory(fd)
         os.rmdir(name, dir_fd=run_fd)
     finally:
         os.close(fd)

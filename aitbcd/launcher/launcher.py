@@ -28,6 +28,7 @@ from aitbcd.launcher.folder import Folder, Taken
 from aitbcd.launcher.identity import do_as, of_spec
 from aitbcd.launcher.linux import become_subreaper
 from aitbcd.launcher.protocol import CANCELED, LAUNCHER_LOCK, LAUNCHER_SOCKET, Message
+from aitbcd.launcher.rehearsal import rehearse
 from aitbcd.launcher.supervisor import Supervisor
 
 #: Idle supervisors that are kept; each costs about a megabyte.
@@ -108,6 +109,7 @@ class Launcher:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        rehearse(self._run_fd)
         # What is there now is shared with every supervisor; a collection would copy it.
         gc.collect()
         gc.disable()

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from aitbcd.launcher.linux import ModifyWatch, punch_hole
 
+_watch: ModifyWatch | None = None
+
 #: Short jobs are not looked at: at 1 GB/s this lets 100 MB pass.
 FIRST_LOOK_S = 0.1
 #: Between a first write and the look at it.
@@ -36,7 +38,7 @@ class LogLimit:
         self._logs = logs
         self._limit = max(limit, 4 * _BLOCK)
         self._punched = dict.fromkeys(logs, 0)
-        self._watch: ModifyWatch | None = None
+        self._is_watching = False
         self.look_at: float | None = now + FIRST_LOOK_S
         #: Names of logs whose file system cannot punch.
         self.kept_whole: set[str] = set()
@@ -44,21 +46,19 @@ class LogLimit:
     @property
     def fd(self) -> int | None:
         """The descriptor that is readable once somebody writes; None before the first look."""
-        return self._watch.fd if self._watch else None
+        return _the_watch().fd if self._is_watching else None
 
     def on_write(self, now: float) -> None:
-        if self._watch:
-            self._watch.drain()
+        _the_watch().drain()
         if self.look_at is None:
             self.look_at = now + LOOK_S
 
     def look(self) -> None:
         """Punch what is over the limit, and wait for the next write."""
         self.look_at = None
-        if self._watch is None:
-            self._watch = ModifyWatch()
+        self._is_watching = True
         for fd in self._logs.values():
-            self._watch.arm(fd)
+            _the_watch().arm(fd)
         self.punch()
 
     def punch(self) -> None:
@@ -83,9 +83,25 @@ class LogLimit:
         self._punched[name] = end
 
     def close(self) -> None:
-        if self._watch:
-            self._watch.close()
-            self._watch = None
+        if self._is_watching:
+            _the_watch().disarm()
+            self._is_watching = False
+
+
+def _the_watch() -> ModifyWatch:
+    """Return this process's only watch; a supervisor has one attempt at a time."""
+    global _watch
+    if _watch is None:
+        _watch = ModifyWatch()
+    return _watch
+
+
+def forget_watch() -> None:
+    """Close a watch that was made before a fork: both would read its events."""
+    global _watch
+    if _watch is not None:
+        os.close(_watch.fd)
+        _watch = None
 
 
 def _round_up(size: int) -> int:

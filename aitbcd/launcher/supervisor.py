@@ -32,6 +32,7 @@ class Supervisor:
         self, number: int, control: socket.socket, run_fd: int, results_fd: int, daemon_uid: int
     ) -> None:
         self._spare = run_folder.spare_name(number)
+        self._wakeup: tuple[int, int] = (-1, -1)
         #: Kept from one attempt to the next; its name is the attempt's, or the spare one.
         self._folder: run_folder.Folder | None = None
         self._control: socket.socket | None = control
@@ -66,6 +67,7 @@ class Supervisor:
 
     def _listen_to_signals(self) -> None:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wakeup = (reading, writing)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._on_shutdown)
@@ -209,6 +211,10 @@ class Supervisor:
             # What would not die is the launcher's to reap now.
             os._exit(0)
         run_folder.recycle(self._run_fd, attempt.folder, name, self._spare)
+        self._become_free()
+
+    def _become_free(self) -> None:
+        assert self._control is not None
         self._control.send(b'{"op":"idle"}', socket.MSG_NOSIGNAL)
 
     def _tell_running(self, attempt: Attempt) -> None:

@@ -1,0 +1,116 @@
+"""Live through some attempts of nothing before the first supervisor is forked.
+
+CPython (3.11 and later) rewrites the bytecode of what it runs, and fills caches. Done here once,
+those pages are shared by all supervisors; done in each, they cost each of them half a megabyte.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import Any
+
+from aitbcd.launcher import folder, logs, package, protocol
+from aitbcd.launcher.protocol import Message
+from aitbcd.launcher.supervisor import Supervisor
+
+_STAGE = folder.TEMPORARY + "rehearsal"
+_TIMES = 8
+
+
+def rehearse(run_fd: int) -> None:
+    """Make a folder in ``run/``, let attempts run and be sealed in it, and remove it.
+
+    A crash leaves what ``folder.clear_temporary`` removes with all that is in it.
+    """
+    try:
+        os.mkdir(_STAGE, 0o700, dir_fd=run_fd)
+        stage = os.open(_STAGE, package.DIRECTORY, dir_fd=run_fd)
+    except OSError:
+        return
+    try:
+        _Rehearsal(stage).run()
+    except OSError:
+        # A full disk, say: supervisors then warm up on their own.
+        pass
+    finally:
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        folder.discard(run_fd, _STAGE)
+        os.close(stage)
+
+
+class _Rehearsal(Supervisor):
+    """A supervisor whose launcher and daemon are played by itself."""
+
+    def __init__(self, stage: int) -> None:
+        self._launcher_end, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._daemon_end, self._channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__(0, control, stage, stage, os.getuid())
+        self._stage = stage
+        self._left = _TIMES
+        self._hand_over([*self._build(), self._channel.detach()])
+
+    def _build(self) -> list[int]:
+        made = folder.build(self._stage, folder.spare_name(0))
+        return list(made)
+
+    def _hand_over(self, fds: list[int]) -> None:
+        spec = _spec(self._left)
+        name = protocol.folder_name(spec["job"], spec["attempt"])
+        folder.publish(self._stage, folder.spare_name(0), name)
+        protocol.send(self._launcher_end, spec, fds)
+        protocol.close_all(fds)
+
+    def _tell(self, message: Message) -> None:
+        super()._tell(message)
+        if self._attempt and self._attempt.logs:
+            # A job that is over so soon never comes to it.
+            self._attempt.logs.look()
+        job = _spec(self._left)
+        match message["op"]:
+            case "exited":
+                protocol.send(self._daemon_end, {"op": "seal", **job})
+            case "sealed" | "seal_failed":
+                protocol.send(self._daemon_end, {"op": "done", **job})
+
+    def _become_free(self) -> None:
+        super()._become_free()
+        protocol.receive(self._launcher_end)
+        self._left -= 1
+        if self._left:
+            self._hand_over([])
+        else:
+            self._launcher_end.close()
+
+    def run(self) -> None:
+        super().run()
+        self._daemon_end.close()
+        self._drop_daemon()
+        logs.forget_watch()
+        signal.set_wakeup_fd(-1)
+        protocol.close_all(list(self._wakeup))
+        if self._folder:
+            self._folder.close()
+
+
+def _spec(number: int) -> dict[str, Any]:
+    return {
+        "job": f"job_{number}",
+        "attempt": 1,
+        "uid": os.getuid(),
+        "gid": os.getgid(),
+        "user": "",
+        # One that is long enough to be told of, and shorter ones.
+        "argv": ["sleep", "0.012"] if number > _TIMES - 2 else ["true"],
+        "env": {"PATH": "/usr/bin:/bin"},
+        "cwd": "/",
+        "umask": 0o022,
+        "stdin": None,
+        "timeout_s": 5.0,
+        "grace_s": 0.0,
+        "log_limit": 1 << 20,
+        "artifacts": [],
+        "output": {},
+    }
