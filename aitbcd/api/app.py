@@ -52,21 +52,21 @@ class _Gate:
             except AitbcError as error:
                 await problem_response(error)(scope, receive, send)
                 return
-        is_started = False
+        sent: list[Message] = []
 
         async def watched_send(message: Message) -> None:
-            nonlocal is_started
-            is_started = True
+            sent[:] = [message]
             await send(message)
 
         try:
             await self._app(scope, receive, watched_send)
         except Exception as problem:
-            if not is_started:
+            if not sent:
                 raise
             if not _is_broken_off(problem):
-                _log.exception("answering %s %s failed half way", scope["method"], scope["path"])
-            state["abort"]()
+                _log.exception("answering %s %s failed", scope["method"], scope["path"])
+            if sent[0]["type"] != "http.response.body" or sent[0].get("more_body"):
+                state["abort"]()
 
 
 def _is_broken_off(problem: BaseException) -> bool:
