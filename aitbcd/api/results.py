@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from urllib.parse import unquote_to_bytes
 
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -32,12 +33,21 @@ _TYPES = {b"json": "application/json", b"txt": "text/plain; charset=utf-8",
           b"log": "text/plain; charset=utf-8", b"png": "image/png"}  # fmt: skip
 
 
+class _AnyConvertor(PathConvertor):
+    """A path that may hold a newline, which starlette's own does not match."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("any", _AnyConvertor())
+
+
 def routes(api: Api) -> list[Route]:
     resource = _Results(api)
     return [
         Route("/v1/jobs/{ref}/download", resource.download),
         Route("/v1/jobs/{ref}/result", resource.result),
-        Route("/v1/jobs/{ref}/files/{path:path}", resource.file),
+        Route("/v1/jobs/{ref}/files/{path:any}", resource.file),
         Route("/v1/jobs/{ref}/verify", resource.verify, methods=["POST"]),
     ]
 
