@@ -6,10 +6,19 @@ Exit codes: 0 done, 1 the answer is no, 2 usage, 3 no such job, 4 refused, 5 dae
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
-from aitbcctl.terminal import BROKEN_PIPE, BrokenOutput, abandon_output, complain, flush, say
+from aitbcctl.terminal import (
+    BROKEN_PIPE,
+    BrokenOutput,
+    abandon_output,
+    complain,
+    flush,
+    prepare,
+    say,
+)
 from aitbcd.errors import AitbcError
 
 
@@ -26,9 +35,7 @@ def aitbc(args: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, words: list[str], verb: list[str]) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        # A name that this locale cannot print must not cost the whole answer.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    prepare()
     try:
         code = _answer(name, words, verb)
         flush()
@@ -41,6 +48,21 @@ def _run(name: str, words: list[str], verb: list[str]) -> int:
         abandon_output()
         say(f"aitbcctl: cannot write the output: {error.strerror}")
         return 1
+    except Exception as error:
+        if os.environ.get("AITBC_DEBUG"):
+            raise
+        _confess(error)
+        return 1
+
+
+def _confess(bug: Exception) -> None:
+    """Say where a mistake of ours is, in a line instead of a screenful."""
+    at = bug.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    place = f"{at.tb_frame.f_code.co_filename}:{at.tb_lineno}" if at is not None else "?"
+    say(f"aitbcctl: a mistake of this program: {type(bug).__name__}: {bug} ({place})")
+    say("  please report it; with AITBC_DEBUG=1 it says more")
 
 
 def _answer(name: str, words: list[str], verb: list[str]) -> int:

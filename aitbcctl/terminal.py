@@ -18,6 +18,21 @@ class BrokenOutput(Exception):
     """Whoever read our stdout or stderr is gone: there is nobody left to tell."""
 
 
+def prepare() -> None:
+    """Make sure that 0, 1 and 2 are open and that any text can be written to them."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # Started with it closed (``>&-``): the next socket would become our output.
+            os.open(os.devnull, os.O_RDWR)
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name) or open(fd, "w", closefd=False)  # noqa: SIM115
+        # A name that this locale cannot print must not cost the whole answer.
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
+
+
 def say(text: str) -> None:
     """Say one thing to the person at the terminal."""
     try:

@@ -13,6 +13,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +36,7 @@ class Cli:
         self.folder = folder
         #: What makes it another user's.
         self._before = before
+        self._started: list[Running] = []
 
     @property
     def environ(self) -> dict[str, str]:
@@ -66,16 +68,32 @@ class Cli:
         assert b"Traceback" not in done.stderr, said
         return done
 
-    def start(self, *args: str, stdout: int | IO[bytes] = subprocess.PIPE) -> Running:
+    def start(
+        self,
+        *args: str,
+        stdout: int | IO[bytes] = subprocess.PIPE,
+        environ: Mapping[str, str] | None = None,
+    ) -> Running:
         """Run a verb in the background, its output in pipes."""
-        return subprocess.Popen(
+        running = subprocess.Popen(
             self.command(*args),
-            env=self.environ,
+            env=self.environ | dict(environ or {}),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,
         )
+        self._started.append(running)
+        return running
+
+    def close(self) -> None:
+        """End what a failed test left in the background."""
+        for running in self._started:
+            running.kill()
+            running.wait()
+            for pipe in (running.stdout, running.stderr):
+                if pipe is not None:
+                    pipe.close()
 
     def submit(self, *args: str | bytes) -> str:
         """Submit and return the id."""
@@ -195,8 +213,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture
-def cli(daemon: Service, tmp_path: Path) -> Cli:
-    return Cli(daemon, tmp_path)
+def cli(daemon: Service, tmp_path: Path) -> Iterator[Cli]:
+    with closing(Cli(daemon, tmp_path)) as ours:
+        yield ours
 
 
 @pytest.fixture
@@ -207,8 +226,9 @@ def own_daemon(tmp_path: Path) -> Iterator[Service]:
 
 
 @pytest.fixture
-def own_cli(own_daemon: Service, tmp_path: Path) -> Cli:
-    return Cli(own_daemon, tmp_path)
+def own_cli(own_daemon: Service, tmp_path: Path) -> Iterator[Cli]:
+    with closing(Cli(own_daemon, tmp_path)) as ours:
+        yield ours
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ import pytest
 from tests.service import DEADLINE_S, PROGRAMS, become_subreaper, descendants, end_ours, wait_for
 from tests.system.conftest import Cli
 
+pytestmark = pytest.mark.system
+
 
 class Home:
     """A user who never ran anything of ours."""

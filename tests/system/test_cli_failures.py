@@ -12,6 +12,8 @@ import pytest
 from tests.service import DEADLINE_S, PROGRAMS
 from tests.system.conftest import Cli, Gate
 
+pytestmark = pytest.mark.system
+
 VERBS = [
     ["submit", "--", "true"],
     ["submit", "--batch", "-"],
@@ -91,6 +93,29 @@ def test_a_full_disk_under_the_output_is_said(cli: Cli) -> None:
         said = listing.communicate(timeout=DEADLINE_S)[1]
     assert listing.returncode == 1
     assert b"cannot write the output: No space left on device" in said
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors_are_not_taken_for_sockets(cli: Cli, closed: str) -> None:
+    line = f"'{PROGRAMS}/aitbcctl' submit --wait -c 'echo out; echo err >&2' {closed}"
+    done = subprocess.run(["sh", "-c", line], cwd=cli.folder, env=cli.environ, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert cli.status("@")["status"] == "completed"
+
+
+def test_an_answer_of_another_version_is_no_traceback(cli: Cli) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(cli.folder / "s"))
+        listener.listen()
+        listing = cli.start("list", environ={"AITBC_SOCKET": str(cli.folder / "s")})
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(65536)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        said = listing.communicate(timeout=DEADLINE_S)[1]
+    assert listing.returncode == 1
+    assert said.startswith(b"aitbcctl: a mistake of this program: KeyError")
+    assert b"Traceback" not in said
 
 
 def test_a_locale_without_the_letters_costs_no_answer(cli: Cli) -> None:

@@ -13,6 +13,8 @@ from aitbcctl.verbs import VERBS
 from tests.service import DEADLINE_S
 from tests.system.conftest import Cli, Gate, Screen
 
+pytestmark = pytest.mark.system
+
 OF_A_JOB = ["status", "watch", "logs", "get", "cancel", "download", "verify"]
 
 

@@ -14,6 +14,8 @@ from aitbcctl import package
 from aitbcctl.client import Client
 from tests.system.conftest import Cli, Gate
 
+pytestmark = pytest.mark.system
+
 JOB = r"""
 echo out; echo err >&2; mkdir ckpt; echo model >ckpt/a.pt
 mkdir "$AITBC_ARTIFACTS_DIR/deep"; head -c 300000 /dev/urandom >"$AITBC_ARTIFACTS_DIR/deep/w.bin"
@@ -143,9 +145,3 @@ def test_a_program_that_could_not_start_left_the_systems_words(cli: Cli) -> None
 def test_an_output_that_is_a_file_is_refused(cli: Cli, job: str) -> None:
     (cli.folder / "file").touch()
     assert b"it is no folder" in cli("download", job, "--output", "file", code=1).stderr
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_an_output_that_cannot_be_written_is_said(cli: Cli, job: str) -> None:
-    (cli.folder / "closed").mkdir(mode=0o500)
-    assert b"Permission denied" in cli("download", job, "--output", "closed", code=1).stderr

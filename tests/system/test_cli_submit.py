@@ -15,6 +15,8 @@ import pytest
 from tests.service import DEADLINE_S, PROGRAMS, wait_for
 from tests.system.conftest import Cli, Gate
 
+pytestmark = pytest.mark.system
+
 #: Prints its arguments, each as a line of its bytes in hexadecimal.
 SHOW_ARGV = "import os, sys; [print(os.fsencode(word).hex()) for word in sys.argv[1:]]"
 ID = re.compile(r"job_[0-9a-hjkmnp-tv-z]{8}\n")

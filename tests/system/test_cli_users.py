@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ import pytest
 from tests.service import PROGRAMS, Service
 from tests.system.conftest import CONFIG, Cli, Gate
 
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else"),
+]
 
 
 def as_user(name: str) -> list[str]:
@@ -51,14 +55,17 @@ def open_daemon() -> Iterator[Service]:
 
 
 @pytest.fixture
-def root(open_daemon: Service, tmp_path: Path) -> Cli:
-    return Cli(open_daemon, tmp_path)
+def root(open_daemon: Service, tmp_path: Path) -> Iterator[Cli]:
+    with closing(Cli(open_daemon, tmp_path)) as ours:
+        yield ours
 
 
 @pytest.fixture
-def other(open_daemon: Service, user_name: str) -> Cli:
+def other(open_daemon: Service, user_name: str) -> Iterator[Cli]:
     """The command line of another user than root."""
-    return Cli(open_daemon, Path(pwd.getpwnam(user_name).pw_dir), as_user(user_name))
+    home = Path(pwd.getpwnam(user_name).pw_dir)
+    with closing(Cli(open_daemon, home, as_user(user_name))) as ours:
+        yield ours
 
 
 def test_a_job_runs_as_who_submitted_it(other: Cli, user_name: str) -> None:
@@ -82,6 +89,13 @@ def test_his_results_are_his_to_read_download_and_verify(other: Cli, user_name: 
     assert (copy / "result.txt").read_text() == "his\n"
     assert (copy / "result.txt").stat().st_uid == pwd.getpwnam(user_name).pw_uid
     shutil.rmtree(copy)
+
+
+def test_where_he_may_not_write_nothing_is_copied(other: Cli) -> None:
+    job = other.submit("--", "true")
+    other.ended(job)
+    done = other("download", job, "--output", "/", code=1)
+    assert f"cannot write /{job}: Permission denied" in done.stderr.decode()
 
 
 @pytest.mark.parametrize("verb", ["status", "get", "logs", "watch", "cancel", "download", "verify"])
