@@ -1,0 +1,535 @@
+"""One attempt of a job as the daemon sees it: sees it through, and records what becomes of it.
+
+It looks at what the attempt is (``Runs.find``), does what follows from that, and looks again
+whenever it heard nothing. A restart enters at the same place, so that the ordinary way and
+recovery are one. Nothing that is known here is needed after a crash: what is decided is committed
+before it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aitbcd import launch, outcome, output, users
+from aitbcd.errors import AitbcError, StorageFull, Unavailable, WrongState
+from aitbcd.feed import Feed
+from aitbcd.launcher.protocol import Facts, Message
+from aitbcd.lifecycle import Trigger, after
+from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Machine, Reason, ResultsState
+from aitbcd.outcome import Outcome
+from aitbcd.reserve import Reserve
+from aitbcd.runs import Found, LauncherGone, Refused, Runs, SealFailed, Supervised
+from aitbcd.settings import Settings
+from aitbcd.store import Move, Store
+
+_log = logging.getLogger(__name__)
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+#: Pause before a failed commit, sealing or start is tried again: first, and at most.
+AGAIN_FIRST_S, AGAIN_MOST_S = 0.5, 30.0
+#: How often a sealing that fails for another reason than space is tried.
+_SEAL_TRIES = 4
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an attempt works with, and whom it tells."""
+
+    store: Store
+    runs: Runs
+    feed: Feed
+    settings: Settings
+    machine: Machine
+    #: The absolute path of ``results/``.
+    results: str
+    reserve: Reserve
+    #: Its processes are gone, and with them its claim.
+    on_free: Callable[[Attempt], None]
+    #: It could not start for a reason that stands in every job's way; a sentence.
+    on_obstacle: Callable[[str], None]
+    #: Does something beside.
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
+
+
+class Attempt:
+    """``job`` has the number of this attempt; ``status`` is as last committed."""
+
+    def __init__(self, parts: Parts, job: Job, spec: JobSpec | None, boot_id: str) -> None:
+        self.job = job
+        self.status = job.status
+        self.started_at = job.started_at
+        #: Set once it is committed as assigned, or given up.
+        self.assigned = asyncio.Event()
+        #: Too late to cancel: its processes are gone.
+        self.is_over = False
+        self._parts = parts
+        self._spec = spec
+        self._boot_id = boot_id
+        self._handle: Supervised | None = None
+        #: The last change of its status that was asked for.
+        self._moving: asyncio.Future[list[Event]] | None = None
+        #: What its supervisor said of its start, to be committed with the next change.
+        self._running: Move | None = None
+        self._grace_s: float = parts.settings.jobs.cancel_grace_s
+        self._is_free = False
+
+    # -- its owner's wish -----------------------------------------------------------------------
+
+    async def cancel(self, grace_s: float) -> Job:
+        """End it; returns the job as it is then: canceling.
+
+        Raises:
+            WrongState: it has ended by itself.
+        """
+        await self._settled()
+        if self.is_over:
+            raise WrongState(
+                f"job {self.job.job_id} has ended; its results are being stored",
+                hint=f"see aitbcctl status {self.job.job_id}",
+                state=self.status.value,
+            )
+        if self.status is not JobState.CANCELING:
+            await self._move(*self._unsaid(), self._next(Trigger.CANCEL))
+        self._grace_s = grace_s
+        if self._handle:
+            self._handle.cancel(grace_s)
+        else:
+            # Not waited for: the launcher may be busy, and the wish is committed.
+            self._parts.spawn(self._bury())
+        return replace(self.job, status=self.status, started_at=self.started_at)
+
+    async def _bury(self) -> None:
+        """Keep an attempt that may not be placed yet from starting."""
+        try:
+            await self._parts.runs.tombstone(self.job.job_id, self.job.attempt)
+        except LauncherGone:
+            # ``attend`` looks at the files again, and sees that it is to be canceled.
+            pass
+
+    def free(self) -> None:
+        """Give its claim back, once: its processes are gone."""
+        if not self._is_free:
+            self._is_free = True
+            self._parts.on_free(self)
+
+    # -- its course ---------------------------------------------------------------------------
+
+    async def attend(self, *, is_new: bool) -> None:
+        """See the attempt through, from wherever it is to its recorded end.
+
+        Args:
+            is_new: it was chosen just now, and the store does not know it yet.
+        """
+        pause_s = AGAIN_FIRST_S
+        try:
+            if is_new and not await self._assign():
+                return
+            self.assigned.set()
+            never_ran = is_new
+            while True:
+                try:
+                    if await self._step(never_ran=never_ran):
+                        return
+                except LauncherGone:
+                    pass
+                except AitbcError as error:
+                    _log.error("job=%s: %s; trying again", self.job.job_id, error.detail)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, AGAIN_MOST_S)
+                except Exception:
+                    # A bug of ours must cost no job: say it, wait, look at the files again.
+                    _log.exception("job=%s: unexpected", self.job.job_id)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, AGAIN_MOST_S)
+                never_ran = False
+        finally:
+            self.assigned.set()
+
+    async def _assign(self) -> bool:
+        """Commit that this attempt is to run; False when the job is no longer in the queue."""
+        move = Move(
+            self.job.number,
+            self.job.attempt,
+            JobState.PENDING,
+            Trigger.ASSIGN,
+            now_us(),
+            boot_id=self._boot_id,
+        )
+        try:
+            await self._move(move)
+        except WrongState:
+            return False
+        except (StorageFull, Unavailable) as error:
+            self._parts.on_obstacle(f"waits: {error.detail}")
+            return False
+        return True
+
+    async def _step(self, *, never_ran: bool) -> bool:
+        """Do what follows from what the attempt is now; True when its end is recorded."""
+        job = self.job
+        if never_ran:
+            return await self._launch()
+        finding = self._parts.runs.find(job.job_id, job.attempt, self._boot_id)
+        match finding.found:
+            case Found.SEALED if finding.status and finding.ending:
+                self._note_started(finding.started_at)
+                await self._record(finding.status, finding.ending, None)
+            case Found.OTHER_BOOT:
+                await self._lose("the machine was restarted while it ran", [])
+            case Found.TOMBSTONE:
+                await self._record_unrun()
+            case Found.NEVER_RAN:
+                return await self._launch()
+            case Found.ALIVE:
+                handle = await self._parts.runs.adopt(job.job_id, job.attempt)
+                return handle is not None and await self._supervise(handle)
+            case Found.EXITED if finding.facts:
+                await self._conclude(finding.facts, None)
+            case _:
+                await self._lose_swept()
+        return True
+
+    async def _launch(self) -> bool:
+        if self.status is JobState.CANCELING:
+            await self._record_unrun()
+            return True
+        user = users.lookup(self.job.owner.uid)
+        if user is None:
+            await self._fail_unrun(f"there is no user with uid {self.job.owner.uid}")
+            return True
+        spec = await self._get_spec()
+        message = launch.start_message(
+            self.job,
+            spec,
+            user,
+            results=self._parts.results,
+            grace_s=self._parts.settings.jobs.cancel_grace_s,
+            log_limit=self._parts.settings.jobs.log_limit,
+        )
+        try:
+            handle = await self._parts.runs.start(message)
+        except Refused as refusal:
+            if refusal.why == "storage":
+                await self._put_back(str(refusal))
+                return True
+            return False
+        return await self._supervise(handle)
+
+    async def _get_spec(self) -> JobSpec:
+        if self._spec is None:
+            self._spec = await self._parts.store.spec(self.job.number)
+        return self._spec
+
+    async def _supervise(self, handle: Supervised) -> bool:
+        """Listen to a supervisor until the attempt is over; False when it fell silent."""
+        self._handle = handle
+        try:
+            if self.status is JobState.CANCELING:
+                handle.cancel(self._grace_s)
+            while (report := await handle.report()) is not None:
+                if report["op"] == "running":
+                    await self._on_running(report)
+                elif report["op"] == "exited":
+                    await self._conclude(report["facts"], handle)
+                    return True
+            return False
+        except Exception:
+            # The next look finds it as a new daemon would.
+            handle.hang_up()
+            raise
+        finally:
+            self._handle = None
+            handle.forget()
+
+    def _note_started(self, at: int | None, pid: int | None = None) -> None:
+        """Take note of a start that is to be recorded, at the latest with its end."""
+        if at and not self._running and self.status is JobState.ASSIGNED:
+            word = None if pid is None else str(pid)
+            self._running = self._next(Trigger.RUN, at=at, handle=word)
+
+    async def _on_running(self, report: Message) -> None:
+        await self._settled()
+        self._note_started(report["at"], report["pid"])
+        if said := self._unsaid():
+            # Nothing waits for it: should it fail, the final commit takes it along.
+            self._move(*said).add_done_callback(_note_failure)
+
+    # -- ends ---------------------------------------------------------------------------------
+
+    async def _conclude(self, facts: Facts, handle: Supervised | None) -> None:
+        """Decide what an attempt's end means, have it sealed, and record it."""
+        self.free()
+        await self._settled()
+        if facts.get("storage"):
+            await self._put_back(facts["cannot_start"] or "storage failed", handle)
+            return
+        self.is_over = True
+        self._note_started(facts.get("started_at"), facts.get("pid"))
+        decided = outcome.judge(facts, self.status, retries_left=self._retries_left())
+        await self._end(decided, handle, facts.get("kept_whole", []))
+
+    def _retries_left(self) -> int:
+        return self.job.retries - (self.job.attempt - 1)
+
+    async def _lose_swept(self) -> None:
+        user = users.lookup(self.job.owner.uid)
+        left: list[str] = []
+        if user:
+            who = launch.identity(user)
+            left = await self._parts.runs.sweep(self.job.job_id, self.job.attempt, who)
+        await self._lose("its supervisor was killed, so nobody saw how it ended", left)
+
+    async def _lose(self, message: str, left: list[str]) -> None:
+        await self._settled()
+        self.is_over = True
+        self.free()
+        decided = outcome.lost(
+            now_us(),
+            message,
+            self.status,
+            retries_left=self._retries_left(),
+            left=left,
+        )
+        await self._end(decided, None, [])
+
+    async def _end(
+        self, decided: Outcome, handle: Supervised | None, kept_whole: list[str]
+    ) -> None:
+        if decided.trigger is Trigger.REQUEUE:
+            await self._requeue(decided.ending, handle)
+            return
+        status, ending = await self._seal(decided, handle, kept_whole)
+        await self._record(status, ending, handle)
+
+    async def _requeue(self, ending: Ending | None, handle: Supervised | None) -> None:
+        move = self._next(Trigger.REQUEUE, ending=ending)
+        await self._commit(*self._unsaid(), move)
+        await self._dismiss(handle)
+
+    async def _put_back(self, obstacle: str, handle: Supervised | None = None) -> None:
+        """Return a job that the disk kept from starting; it is not to blame."""
+        await self._settled()
+        if self.status is JobState.CANCELING:
+            await self._record_unrun(handle)
+            return
+        ending = Ending(now_us(), Reason.STORAGE, message=obstacle)
+        self._parts.on_obstacle(f"waits for the disk: {obstacle}")
+        await self._requeue(ending, handle)
+
+    async def _seal(
+        self, decided: Outcome, handle: Supervised | None, kept_whole: list[str]
+    ) -> tuple[JobState, Ending]:
+        """Have the package sealed, however long the disk is full; return what it says."""
+        user = users.lookup(self.job.owner.uid)
+        if user is None:
+            raise AitbcError(f"there is no user with uid {self.job.owner.uid} any more")
+        spec = await self._get_spec()
+        pause_s, tries = AGAIN_FIRST_S, 0
+        while True:
+            status = after(self._status(), decided.trigger, job=self.job.job_id)
+            order = await self._order(spec, user, status, decided.ending, kept_whole)
+            if tries:
+                order["artifacts"] = []
+            try:
+                report = await (handle or self._parts.runs).seal(order)
+            except LauncherGone:
+                # A supervisor that was killed, or a sealer that is at it: whoever takes the lock.
+                handle = None
+                await asyncio.sleep(AGAIN_FIRST_S / 10)
+                continue
+            except SealFailed as failure:
+                tries += 1
+                _log.error("job=%s: cannot seal its results: %s", self.job.job_id, failure)
+                decided = _for_want_of_storage(decided, failure)
+                if failure.errno not in _NO_ROOM and tries >= _SEAL_TRIES:
+                    return after(self._status(), decided.trigger), decided.ending
+                self._parts.reserve.release()
+                if tries > 1:
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, AGAIN_MOST_S)
+                continue
+            return status, replace(
+                decided.ending,
+                results=ResultsState.KEPT,
+                digest=report["digest"],
+                result_bytes=report["bytes"],
+                result_files=report["files"],
+            )
+
+    async def _order(
+        self,
+        spec: JobSpec,
+        user: users.User,
+        status: JobState,
+        ending: Ending,
+        kept_whole: list[str],
+    ) -> Message:
+        job = self.job
+        earlier = await self._parts.store.attempts(job.number) if job.attempt > 1 else []
+        document = output.build(
+            job,
+            spec,
+            status,
+            ending,
+            started_at=self._running.at if self._running else self.started_at,
+            earlier=[one for one in earlier if one.attempt < job.attempt],
+            environment_names=launch.environment_names(spec, user),
+            cwd=launch.cwd_of(spec, user),
+            miner_id=self._parts.machine.miner_id,
+            gpu_uuids=(),
+            kept_whole=kept_whole,
+        )
+        return launch.seal_order(
+            job, spec, user, document, log_limit=self._parts.settings.jobs.log_limit
+        )
+
+    async def _record(self, status: JobState, ending: Ending, handle: Supervised | None) -> None:
+        """Commit the final status of a sealed attempt; then its run folder goes."""
+        await self._settled()
+        self.is_over = True
+        moves = self._unsaid()
+        current = self._status()
+        if current is JobState.ASSIGNED and status is JobState.COMPLETED:
+            moves = [self._next(Trigger.RUN, at=ending.finished_at)]
+            current = JobState.RUNNING
+        elif current is not JobState.CANCELING and status is JobState.CANCELED:
+            # Sealed as canceled, so its owner's wish was committed; it cannot be otherwise.
+            raise AitbcError(f"job {self.job.job_id} was sealed as canceled but is {current}")
+        elif current is JobState.CANCELING and ending.reason is not Reason.CANCELLATION_FAILED:
+            # Sealed before its owner's wish came; then the wish counts.
+            status, ending = JobState.CANCELED, replace(ending, reason=Reason.CANCELED)
+        trigger = _FINAL_TRIGGERS[status]
+        moves.append(self._next(trigger, expected=current, ending=ending))
+        await self._commit(*moves)
+        await self._dismiss(handle)
+
+    async def _record_unrun(self, handle: Supervised | None = None) -> None:
+        ending = Ending(
+            now_us(), Reason.CANCELED, message="canceled by its owner before it started"
+        )
+        await self._settled()
+        self.is_over = True
+        await self._commit(self._next(Trigger.CANCELED, ending=ending))
+        await self._dismiss(handle)
+
+    async def _fail_unrun(self, message: str) -> None:
+        ending = Ending(now_us(), Reason.CANNOT_START, message=message)
+        await self._settled()
+        self.is_over = True
+        await self._commit(self._next(Trigger.FAIL, ending=ending))
+
+    async def _dismiss(self, handle: Supervised | None) -> None:
+        """Let the run folder go: its end is in the store."""
+        if handle:
+            handle.done()
+        else:
+            await clear(self._parts.runs, self.job.job_id, self.job.attempt)
+
+    # -- commits ------------------------------------------------------------------------------
+
+    def _status(self) -> JobState:
+        """Return the status once what its supervisor said of its start is committed too."""
+        return JobState.RUNNING if self._unsaid() else self.status
+
+    def _unsaid(self) -> list[Move]:
+        is_unsaid = self._running and self.status is JobState.ASSIGNED
+        return [self._running] if self._running and is_unsaid else []
+
+    def _next(
+        self,
+        trigger: Trigger,
+        *,
+        expected: JobState | None = None,
+        at: int | None = None,
+        handle: str | None = None,
+        ending: Ending | None = None,
+    ) -> Move:
+        job = self.job
+        return Move(
+            job.number,
+            job.attempt,
+            expected or (self.status if trigger is Trigger.RUN else self._status()),
+            trigger,
+            at or (ending.finished_at if ending else now_us()),
+            handle=handle,
+            ending=ending,
+        )
+
+    def _move(self, *moves: Move) -> asyncio.Future[list[Event]]:
+        """Ask for changes of a job's status; when they are committed, ``job`` and readers know."""
+        future = self._parts.store.move(*moves)
+        self._moving = future
+        future.add_done_callback(lambda done: self._on_moved(moves, done))
+        return future
+
+    def _on_moved(self, moves: tuple[Move, ...], done: asyncio.Future[list[Event]]) -> None:
+        if done.cancelled() or done.exception():
+            return
+        for move in moves:
+            self.status = after(move.expected, move.trigger)
+            if move.trigger is Trigger.RUN:
+                self.started_at = move.at
+        self._parts.feed.publish(done.result())
+
+    async def _settled(self) -> None:
+        """Wait until no change of this job's status is under way."""
+        while self._moving and not self._moving.done():
+            await asyncio.wait([self._moving])
+
+    async def _commit(self, *moves: Move) -> None:
+        """Commit what has happened and cannot be taken back, however long the disk is full."""
+        pause_s = AGAIN_FIRST_S
+        while True:
+            try:
+                await self._move(*moves)
+                break
+            except (StorageFull, Unavailable) as error:
+                self._parts.reserve.release()
+                _log.error("job=%s: %s; trying again", self.job.job_id, error.detail)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, AGAIN_MOST_S)
+        self._parts.reserve.hold()
+
+
+async def clear(runs: Runs, job_id: str, attempt: int) -> None:
+    """Remove the run folder of an attempt whose end is recorded, or dismiss its supervisor."""
+    try:
+        while not await runs.remove(job_id, attempt):
+            handle = await runs.adopt(job_id, attempt)
+            if handle:
+                handle.done()
+                return
+    except LauncherGone:
+        # The next start of the daemon sees it again.
+        _log.warning("a run folder was left: job=%s attempt=%d", job_id, attempt)
+
+
+_FINAL_TRIGGERS = {
+    JobState.COMPLETED: Trigger.COMPLETE,
+    JobState.FAILED: Trigger.FAIL,
+    JobState.CANCELED: Trigger.CANCELED,
+}
+
+
+def _note_failure(done: asyncio.Future[list[Event]]) -> None:
+    if not done.cancelled() and (error := done.exception()):
+        _log.error("the start of a job is recorded with its end: %s", error)
+
+
+def _for_want_of_storage(decided: Outcome, failure: SealFailed) -> Outcome:
+    """Return the outcome of an attempt whose results could not be stored as they are."""
+    message = f"its results could not be stored in full: {failure}"
+    if decided.trigger is Trigger.CANCELED or decided.ending.reason is Reason.CANCELLATION_FAILED:
+        return Outcome(decided.trigger, replace(decided.ending, message=message))
+    ending = replace(decided.ending, reason=Reason.STORAGE, message=message)
+    return Outcome(Trigger.FAIL, ending)
