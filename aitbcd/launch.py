@@ -32,8 +32,11 @@ def environment(
     """Return the job's whole environment; the AITBC_ and CUDA_ names are always ours."""
     base = base_environment(user) if spec.environment is None else _variables(spec.environment)
     gpus = ",".join(gpu_uuids)
+    # What a shell said of its own directory is not true of the job's.
+    here = {"PWD": cwd_of(spec, user)} if "PWD" in base else {}
     return {
         **base,
+        **here,
         **_variables(spec.env),
         "AITBC_JOB_ID": job.job_id,
         "AITBC_ATTEMPT": str(job.attempt),
