@@ -17,7 +17,7 @@ _NAMES = {
     "day": "d", "days": "d", "week": "w", "weeks": "w",
 }  # fmt: skip
 _PART = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.ASCII)
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgtp]?)(?:i?b)?\s*", re.ASCII)
+_SIZE = re.compile(r"\s*(\d{1,40}(?:\.\d*)?|\.\d+)\s*([kmgtp]?)(?:i?b)?\s*", re.ASCII)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 #: Longer than any job, and far inside what a 64-bit count of microseconds holds.
@@ -36,9 +36,9 @@ def parse_duration(value: str | int | float) -> float:
     """
     seconds = _parts(value) if isinstance(value, str) else _number(value)
     if seconds is None:
-        raise ValueError(f"{value!r} is not a duration: expected {_DURATION_FORMS}")
+        raise ValueError(f"{_shown(value)} is not a duration: expected {_DURATION_FORMS}")
     if not 0 <= seconds <= DURATION_MAX_S:
-        raise ValueError(f"{value!r} is out of range: a duration is between 0 and 100 years")
+        raise ValueError(f"{_shown(value)} is out of range: a duration is between 0 and 100 years")
     return seconds
 
 
@@ -49,12 +49,12 @@ def parse_size(value: str | int) -> int:
         ValueError: ``value`` is not a size; the text says what is one.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError(f"{value!r} is not a size: expected {_SIZE_FORMS}")
+        raise ValueError(f"{_shown(value)} is not a size: expected {_SIZE_FORMS}")
     size = value if isinstance(value, int) else _size(value)
     if size is None:
-        raise ValueError(f"{value!r} is not a size: expected {_SIZE_FORMS}")
+        raise ValueError(f"{_shown(value)} is not a size: expected {_SIZE_FORMS}")
     if not 0 <= size <= SIZE_MAX:
-        raise ValueError(f"{value!r} is out of range: a size is between 0 and 4 EiB")
+        raise ValueError(f"{_shown(value)} is out of range: a size is between 0 and 4 EiB")
     return size
 
 
@@ -82,6 +82,11 @@ def format_size(size: int) -> str:
         value, unit = value / 1024, name
     text = f"{value:.1f}".removesuffix(".0")
     return f"{text} {unit}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _number(value: float) -> float | None:

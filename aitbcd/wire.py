@@ -98,11 +98,7 @@ def given(description: Json) -> Given:
     for key, value in description.items():
         reader = _READERS.get(key)
         if reader is None:
-            raise InvalidJob(
-                f"unknown field '{key}' in the job",
-                hint="known fields: " + ", ".join(_READERS),
-                field=key,
-            )
+            raise _unknown(key[:80], "the job", _READERS)
         if value is not None:
             reader(key, value, fields)
     if "gpus" in fields or "_gpu_wish" in fields:
@@ -115,6 +111,11 @@ def _wrong(key: str, value: Json, allowed: str) -> InvalidJob:
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     quoted = f'"{shown}"' if isinstance(value, str) else shown
     return InvalidJob(f"{key} is {quoted}: expected {allowed}", field=key)
+
+
+def _unknown(field: str, where: str, known: Iterable[str]) -> InvalidJob:
+    hint = "known fields: " + ", ".join(known)
+    return InvalidJob(f"unknown field '{field}' in {where}", hint=hint, field=field)
 
 
 def _kind(value: Json) -> str:
@@ -254,11 +255,7 @@ def _read_requirements(key: str, value: Json, fields: Given) -> None:
     for name, wish in value.items():
         reader = _REQUIREMENTS.get(name)
         if reader is None:
-            raise InvalidJob(
-                f"unknown field '{name}' in requirements",
-                hint="known fields: " + ", ".join(_REQUIREMENTS),
-                field=f"{key}.{name}",
-            )
+            raise _unknown(f"{key}.{name[:80]}", key, _REQUIREMENTS)
         if wish is not None:
             reader(f"{key}.{name}", wish, fields)
 
