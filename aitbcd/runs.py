@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -166,14 +167,20 @@ class Supervised:
         self._runs = runs
         self.key = key
         self.channel: _Channel | None = None
-        self._reports: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._reports: deque[Message | None] = deque()
+        self._waiting: asyncio.Future[None] | None = None
 
     async def report(self) -> Message | None:
         """Return the next word of the supervisor; None when it is gone: look again."""
-        return await self._reports.get()
+        while not self._reports:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        return self._reports.popleft()
 
     def take(self, message: Message | None) -> None:
-        self._reports.put_nowait(message)
+        self._reports.append(message)
+        if self._waiting and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def cancel(self, grace_s: float) -> None:
         self._send({"op": "cancel", "grace_s": grace_s})
