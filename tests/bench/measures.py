@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import sqlite3
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +137,37 @@ def drain(bench: Bench) -> list[Row]:
             rate >= spawn / 6,
         ),
         Row("  of that, the daemon's own processor time", f"{cost * 1e3:.2f} ms a job", "", "", ""),
+        *([drain_of_another_user(bench)] if os.geteuid() == 0 else []),
     ]
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Connect as a user that a root daemon must switch to for each job."""
+    os.seteuid(pwd.getpwnam("daemon").pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def drain_of_another_user(bench: Bench) -> Row:
+    rates, spawns = [], []
+    for _ in range(bench.counts.rounds):
+        spawns.append(spawn_rate(bench.counts.drain))
+        with bench.service(2, name="drain-user") as service:
+            service.socket.parent.chmod(0o755)
+            with another_user():
+                rate = drain_rate(service, bench.counts.drain)
+            rates.append(rate)
+    spawn, rate = statistics.median(spawns), statistics.median(rates)
+    return Row(
+        "  the same as another user than the daemon's",
+        f"{rate:,.0f} jobs/s",
+        f"B {spawn:,.0f}/s",
+        f"B/{spawn / rate:.1f}",
+        "",
+    )
 
 
 # -- latency -------------------------------------------------------------------------------------
