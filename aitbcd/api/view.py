@@ -48,11 +48,12 @@ def progress_of(api: Api, job: Job) -> int:
     """Return a percentage: 100 when completed, 0 before running, else what the job says."""
     if job.status is JobState.COMPLETED:
         return 100
+    key = (job.number, job.attempt)
     if job.ending is not None:
-        return job.ending.progress or 0
+        kept = job.ending.progress
+        return _reported.get(key, 0) if kept is None else kept
     if job.status not in (JobState.RUNNING, JobState.CANCELING):
         return 0
-    key = (job.number, job.attempt)
     percent = reported_progress(api, job.job_id)
     if percent is None:
         # It said nothing yet, or its package is being sealed.
