@@ -18,6 +18,8 @@ from aitbcd.errors import AitbcError, BadRange, BadRequest, InvalidValue, Storag
 BODY_PAUSE_S = 30.0
 #: Larger bodies are kept in a file while they arrive.
 _IN_MEMORY_MAX = 1 << 20
+#: More than any number of ours has, and few enough for int() (it refuses thousands).
+_DIGITS_MAX = 40
 
 
 class SlowBody(BadRequest):
@@ -62,10 +64,14 @@ def whole_number(request: Request, name: str, default: int, least: int, most: in
     value = request.query_params.get(name)
     if value is None:
         return default
-    if not (value.isascii() and value.isdigit()) or not least <= int(value) <= most:
+    if not _is_number(value) or not least <= int(value) <= most:
         detail = f"{name} is '{value}': expected a whole number from {least} to {most}"
         raise InvalidValue(detail, field=name)
     return int(value)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX
 
 
 def refuse_unknown(request: Request, *known: str) -> None:
@@ -202,7 +208,7 @@ def range_of(request: Request, size: int) -> tuple[int, int] | None:
 
 
 def _are_digits(*texts: str) -> bool:
-    return all(not text or (text.isascii() and text.isdigit()) for text in texts)
+    return all(not text or _is_number(text) for text in texts)
 
 
 def range_headers(span: tuple[int, int] | None, size: int) -> tuple[int, dict[str, str]]:
