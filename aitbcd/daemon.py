@@ -23,7 +23,7 @@ import uvloop
 from aitbcd import __version__, machine, paths, settings
 from aitbcd.api import app
 from aitbcd.api.context import Api
-from aitbcd.api.socket import Clients, Server
+from aitbcd.api.socket import Clients, Server, check_free
 from aitbcd.engine import Engine
 from aitbcd.errors import AitbcError
 from aitbcd.feed import Feed
@@ -69,6 +69,7 @@ def run(arguments: Sequence[str]) -> int:
         chosen = settings.load(where.config, is_named=where.config_is_named)
         with StateFolder(where) as folder:
             folder.check()
+            check_free(where.socket)
             uvloop.run(_serve(where, chosen))
     except AitbcError as error:
         print(f"aitbcd: {error.detail}", file=sys.stderr)

@@ -324,6 +324,19 @@ def check_path(path: Path) -> None:
         )
 
 
+def check_free(path: Path) -> None:
+    """Refuse a path where no socket can be bound, before anything else is started.
+
+    Raises:
+        StartupError: it is too long, or somebody listens there.
+    """
+    check_path(path)
+    try:
+        _refuse_live(path)
+    except OSError:
+        pass  # Its folder is not there yet, or closed to us: binding will tell.
+
+
 def bind_unix(path: Path, mode: int) -> socket.socket:
     """Return a bound socket, made with ``mode`` from the start; a stale one is replaced.
 
@@ -340,6 +353,8 @@ def bind_unix(path: Path, mode: int) -> socket.socket:
             sock.bind(os.fspath(path))
         finally:
             os.umask(before)
+        # At once: until then it looks stale to others.
+        sock.listen(BACKLOG)
     except OSError as problem:
         sock.close()
         raise StartupError(
@@ -353,21 +368,27 @@ def bind_unix(path: Path, mode: int) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
+    if _refuse_live(path):
+        path.unlink()
+
+
+def _refuse_live(path: Path) -> bool:
+    """Return whether there is a stale socket; refuse anything else that is there."""
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(kind):
         raise StartupError(f"{path} is in the way: it is no socket", hint="remove or rename it")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         refused = probe.connect_ex(os.fspath(path))
-    # EAGAIN: somebody listens, and its queue is full.
-    if refused in (0, errno.EAGAIN, errno.EPROTOTYPE):
+    # Only this says that nobody listens: EAGAIN is a full queue, EACCES somebody else's socket.
+    if refused != errno.ECONNREFUSED:
         raise StartupError(
             f"another program listens on the socket {path}",
             hint="stop it first, or name another folder with --runtime-dir",
         )
-    path.unlink()
+    return True
 
 
 def bind_tcp(address: tuple[str, int]) -> socket.socket:
