@@ -1,7 +1,6 @@
 """What a transaction does: submit, submit many, move. It runs in the writer's thread.
 
-Each function is one all-or-nothing change for ``writer.Writer``: it either refuses before it has
-written anything, or runs in a savepoint.
+Each public function is one change for ``writer.Writer``, which makes it all or nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from aitbcd import lifecycle
@@ -16,7 +16,7 @@ from aitbcd.errors import IllegalTransition, NoSuchJob, WrongState
 from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Owner
 from aitbcd.store.ids import JobIds
 from aitbcd.store.rows import pack
-from aitbcd.store.sql import QUERIES
+from aitbcd.store.sql import QUERIES, with_rows
 from aitbcd.store.writer import Transaction
 
 Pieces = Callable[[], Iterable[Sequence[JobSpec]]]
@@ -26,6 +26,10 @@ WORTH_KNOWING_US = 100_000
 
 _INSERT_JOB = QUERIES["insert_job"]
 _INSERT_SPEC = QUERIES["insert_spec"]
+#: Rows in one statement; SQLite before 3.32 takes 999 values in all.
+_ROWS = 50
+_INSERT_JOBS = with_rows(_INSERT_JOB, _ROWS)
+_INSERT_SPECS = with_rows(_INSERT_SPEC, _ROWS)
 _INSERT_EVENT = QUERIES["insert_event"]
 _INSERT_FIRST_EVENTS = QUERIES["insert_first_events"]
 _INSERT_ATTEMPT = QUERIES["insert_attempt"]
@@ -103,10 +107,7 @@ class Changes:
         return job, self._event(transaction, (number, owner.uid, at, JobState.PENDING, 0, None))
 
     def submit_many(self, transaction: Transaction, work: tuple[Owner, Pieces, int]) -> Batch:
-        """Store jobs piece by piece, all or none."""
-        return transaction.atomically(self._submit_pieces, work)
-
-    def _submit_pieces(self, transaction: Transaction, work: tuple[Owner, Pieces, int]) -> Batch:
+        """Store jobs piece by piece."""
         owner, pieces, at = work
         first, seq = transaction.number + 1, transaction.seq + 1
         ids: list[tuple[int, str]] = []
@@ -127,19 +128,17 @@ class Changes:
         ids: list[tuple[int, str]],
     ) -> None:
         job_id, begin = self._job_id, transaction.number + 1
-        transaction.executemany(
-            _INSERT_JOB,
-            [_job_row(number, owner, spec, at) for number, spec in enumerate(piece, begin)],
-        )
+        jobs = [_job_row(number, owner, spec, at) for number, spec in enumerate(piece, begin)]
+        _insert(transaction, _INSERT_JOB, _INSERT_JOBS, jobs)
         environment: tuple[bytes, ...] | None = None
         environment_id: int | None = None
-        rows = []
+        specs = []
         for number, spec in enumerate(piece, begin):
             if spec.environment is not environment:
                 environment = spec.environment
                 environment_id = self._environment(transaction, environment)
-            rows.append(_spec_row(number, spec, environment_id))
-        transaction.executemany(_INSERT_SPEC, rows)
+            specs.append(_spec_row(number, spec, environment_id))
+        _insert(transaction, _INSERT_SPEC, _INSERT_SPECS, specs)
         transaction.number += len(piece)
         ids += [(number, job_id(number)) for number in range(begin, begin + len(piece))]
 
@@ -168,12 +167,7 @@ class Changes:
     # Moving
 
     def move(self, transaction: Transaction, moves: tuple[Move, ...]) -> list[Event]:
-        """Change statuses, all of them or none."""
-        if len(moves) == 1:
-            return [self._move(transaction, moves[0])]
-        return transaction.atomically(self._move_each, moves)
-
-    def _move_each(self, transaction: Transaction, moves: tuple[Move, ...]) -> list[Event]:
+        """Change statuses."""
         return [self._move(transaction, move) for move in moves]
 
     def _move(self, transaction: Transaction, move: Move) -> Event:
@@ -270,16 +264,24 @@ def _wrong_state(move: Move, status: str, attempt: int) -> WrongState:
 def _job_row(number: int, owner: Owner, spec: JobSpec, at: int) -> tuple[Any, ...]:
     return (
         number, owner.uid, owner.name, spec.name, spec.cpus, spec.memory, spec.gpus,
-        spec.timeout_s, spec.priority, spec.retries, at,
+        spec.timeout_s, int(spec.priority), spec.retries, at,
     )  # fmt: skip
 
 
 def _spec_row(number: int, spec: JobSpec, environment: int | None) -> tuple[Any, ...]:
     return (
-        number, pack(spec.argv), spec.is_shell, spec.cwd, environment,
+        number, pack(spec.argv), int(spec.is_shell), spec.cwd, environment,
         pack(spec.env) if spec.env else b"", pack(spec.artifacts) if spec.artifacts else b"",
         spec.umask, spec.stdin,
     )  # fmt: skip
+
+
+def _insert(transaction: Transaction, one: str, several: str, rows: list[tuple[Any, ...]]) -> None:
+    """Insert rows, ``_ROWS`` at a time as far as they go."""
+    whole = len(rows) - len(rows) % _ROWS
+    for begin in range(0, whole, _ROWS):
+        transaction.execute(several, tuple(chain.from_iterable(rows[begin : begin + _ROWS])))
+    transaction.executemany(one, rows[whole:])
 
 
 def _package(ending: Ending) -> tuple[Any, ...]:

@@ -10,14 +10,20 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 from urllib.parse import quote
 
 from aitbcd.errors import StartupError
 
 #: "AITB", in the header of the file (``PRAGMA application_id``).
 APPLICATION_ID = 0x41495442
+
+# The sqlite3 module binds int and str as they are, but searches an adapter for each None and each
+# bytes object, by raising and catching AttributeError: half the time of an insert.
+sqlite3.register_adapter(bytes, bytes)
+sqlite3.register_adapter(type(None), cast("Callable[[None], None]", {}.get))
 
 #: Larger files are read through only after a crash: that costs about a second a gigabyte.
 _ALWAYS_CHECKED = 64 << 20

@@ -30,4 +30,10 @@ def parse(text: str) -> Mapping[str, str]:
     return MappingProxyType(queries)
 
 
+def with_rows(statement: str, rows: int) -> str:
+    """Return an INSERT of one row as one of several: it costs half as much a row."""
+    head, values = statement.split(" VALUES ")
+    return f"{head} VALUES {', '.join([values] * rows)}"
+
+
 QUERIES = parse(Path(__file__).with_name("queries.sql").read_text("utf-8"))

@@ -118,10 +118,11 @@ class Store:
         """Put jobs into the queue, all or none.
 
         Args:
-            pieces: called in the writer's thread, perhaps twice; what it raises is raised here,
-                and then nothing is stored.
+            pieces: called once, in the writer's thread; what it raises is raised here, and then
+                nothing is stored.
         """
-        return self._writer.submit(self._changes.submit_many, (owner, pieces, at))
+        work = owner, pieces, at
+        return self._writer.submit(self._changes.submit_many, work, is_alone=True)
 
     def move(self, *moves: Move) -> asyncio.Future[list[Event]]:
         """Change statuses: all moves or none, in their order. The only way a status changes.

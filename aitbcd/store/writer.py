@@ -2,11 +2,11 @@
 
 SQLite in WAL mode has one writer at a time, and a commit costs an fsync whatever is in it. So the
 thread takes every change that waits, runs them in one transaction and answers them together, with
-one wake-up of the event loop. A change that is refused undoes only itself: it says so before it
-writes anything, or it asked for a savepoint. Changes that fit neither (a constraint refuses the
-second row of a move) are found by ``total_changes``; then the group is rolled back and run again,
-each change in a savepoint. That keeps savepoints, which copy every page that is touched, out of
-the common path.
+one wake-up of the event loop. A refused change undoes only itself. Most are refused before they
+write anything, and then there is nothing to undo; when one had written (``total_changes`` tells)
+the group is rolled back and run again, each change in a savepoint. That keeps savepoints, which
+copy every page that is touched, out of the common path. What is large enough to fill a transaction
+has one to itself.
 
 FULL, IOERR, NOMEM and any error of COMMIT end the transaction for all (SQLite drops the savepoints
 with it): then nothing of the group is stored, and every caller is told so.
@@ -18,6 +18,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 from aitbcd.errors import AitbcError, StorageFull, Unavailable
 
 T = TypeVar("T")
+Change = Callable[["Transaction", Any], T]
 Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 #: What a refused change leaves standing: the statement was undone, the transaction goes on.
@@ -110,7 +112,7 @@ class Transaction:
         """Rows written so far, without those that a savepoint took back."""
         return self.connection.total_changes - self._undone
 
-    def atomically(self, change: Callable[[Transaction, Any], T], argument: Any) -> T:
+    def in_savepoint(self, change: Change[T], argument: Any) -> T:
         """Run a change in a savepoint: an exception leaves nothing of it."""
         mark, written = self.mark(), self.written
         self.execute("SAVEPOINT change")
@@ -128,8 +130,22 @@ class Transaction:
         return result
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A change that waits for the thread."""
+
+    future: asyncio.Future[Any]
+    change: Change[Any]
+    argument: Any
+    is_alone: bool
+
+
 class _WroteBeforeRefusal(Exception):
     """A change without a savepoint wrote something and then failed."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Writer:
@@ -144,7 +160,7 @@ class Writer:
         self._path = path
         self._connect = connect
         self._loop = loop
-        self._queue: SimpleQueue[tuple[asyncio.Future[Any], Any, Any] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
         self._ended = loop.create_future()
         self._is_closed = False
         #: Jobs that wait and the highest number, as of the last commit.
@@ -158,13 +174,20 @@ class Writer:
         thread.start()
         await ready
 
-    def submit(self, change: Callable[[Transaction, Any], T], argument: Any) -> asyncio.Future[T]:
-        """Queue a change. A caller that goes away does not take it back."""
+    def submit(
+        self, change: Change[T], argument: Any, *, is_alone: bool = False
+    ) -> asyncio.Future[T]:
+        """Queue a change. A caller that goes away does not take it back.
+
+        Args:
+            change: all or nothing by itself only as far as it refuses before it writes; the rest
+                is seen to here. It may run twice, unless it ``is_alone`` in its transaction.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
         if self._is_closed:
             future.set_exception(Unavailable("the store is closed", hint="start aitbcd again"))
         else:
-            self._queue.put((future, change, argument))
+            self._queue.put(_Asked(future, change, argument, is_alone))
         return future
 
     async def close(self) -> None:
@@ -186,12 +209,19 @@ class Writer:
         self._answer([(ready, None, None)])
         is_open = True
         while is_open:
-            group = [self._queue.get()]
-            group += [self._queue.get() for _ in range(self._queue.qsize())]
-            changes = [change for change in group if change is not None]
-            is_open = len(changes) == len(group)
-            if changes:
-                self._answer(self._commit(transaction, changes))
+            asked = [self._queue.get()]
+            asked += [self._queue.get() for _ in range(self._queue.qsize())]
+            group: list[_Asked] = []
+            for one in asked:
+                if group and (one is None or one.is_alone or group[-1].is_alone):
+                    self._answer(self._commit(transaction, group))
+                    group = []
+                if one is None:
+                    is_open = False
+                else:
+                    group.append(one)
+            if group:
+                self._answer(self._commit(transaction, group))
         transaction.connection.close()
         self._answer([(self._ended, None, None)])
 
@@ -202,52 +232,54 @@ class Writer:
             # The loop is closed: nobody waits any more, and what was committed stays.
             pass
 
-    def _commit(
-        self, transaction: Transaction, group: list[tuple[asyncio.Future[Any], Any, Any]]
-    ) -> list[Outcome]:
+    def _commit(self, transaction: Transaction, group: list[_Asked]) -> list[Outcome]:
         try:
             try:
                 outcomes = self._run_group(transaction, group, in_savepoints=False)
-            except _WroteBeforeRefusal:
+            except _WroteBeforeRefusal as refusal:
                 transaction.roll_back()
+                if len(group) == 1:
+                    return [(group[0].future, None, refusal.error)]
                 outcomes = self._run_group(transaction, group, in_savepoints=True)
             transaction.execute("COMMIT")
         except (sqlite3.Error, MemoryError) as error:
             transaction.roll_back()
             failure = storage_error(self._path, error)
-            return [(future, None, failure) for future, _, _ in group]
+            return [(asked.future, None, failure) for asked in group]
         self.pending, self.number = transaction.pending, transaction.number
         return outcomes
 
     def _run_group(
-        self,
-        transaction: Transaction,
-        group: list[tuple[asyncio.Future[Any], Any, Any]],
-        *,
-        in_savepoints: bool,
+        self, transaction: Transaction, group: list[_Asked], *, in_savepoints: bool
     ) -> list[Outcome]:
         transaction.pending = self.pending
         transaction.begin()
         outcomes: list[Outcome] = []
-        for future, change, argument in group:
+        for asked in group:
             mark, written = transaction.mark(), transaction.written
             try:
                 if in_savepoints:
-                    result = transaction.atomically(change, argument)
+                    result = transaction.in_savepoint(asked.change, asked.argument)
                 else:
-                    result = change(transaction, argument)
+                    result = asked.change(transaction, asked.argument)
             except Exception as error:
-                if isinstance(error, (sqlite3.Error, MemoryError)):
-                    if not isinstance(error, _REFUSALS):
-                        raise
-                    error = AitbcError(f"the store refused the change: {error}")
+                refusal = _as_refusal(error)
                 if transaction.written != written:
-                    raise _WroteBeforeRefusal from None
+                    raise _WroteBeforeRefusal(refusal) from None
                 transaction.reset(mark)
-                outcomes.append((future, None, error))
+                outcomes.append((asked.future, None, refusal))
             else:
-                outcomes.append((future, result, None))
+                outcomes.append((asked.future, result, None))
         return outcomes
+
+
+def _as_refusal(error: Exception) -> Exception:
+    """Return what to tell the caller of one change; what ends the transaction is raised again."""
+    if isinstance(error, _REFUSALS):
+        return AitbcError(f"the store refused the change: {error}")
+    if isinstance(error, (sqlite3.Error, MemoryError)):
+        raise error
+    return error
 
 
 def _resolve(outcomes: list[Outcome]) -> None:
