@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from aitbcd.api.peer import Peer, owner_of
 from aitbcd.engine import Engine
-from aitbcd.errors import Forbidden
+from aitbcd.errors import Forbidden, NoSuchJob
 from aitbcd.feed import Feed
 from aitbcd.model import Job, Machine, Owner
 from aitbcd.paths import Paths
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: Reads of large files that may wait for the disk at the same time.
 _READERS = 4
+#: Longer than any id or number; int() refuses thousands of digits with an error of its own.
+_REF_LENGTH_MAX = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +60,8 @@ class Api:
         """
         owner = caller(request)
         ref: str = request.path_params["ref"]
+        if len(ref) > _REF_LENGTH_MAX:
+            raise NoSuchJob(f"there is no job {ref[:_REF_LENGTH_MAX]}...", ref=ref)
         # Root sees everybody's jobs; its latest is still its own.
         uid = None if owner.uid == 0 and ref != "@" else owner.uid
         return await self.store.resolve(ref, uid)
