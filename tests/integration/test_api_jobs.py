@@ -418,7 +418,8 @@ def test_a_list_is_filtered_by_status_and_time(box: Box) -> None:
     ("query", "field"),
     [
         ("limit=0", "limit"), ("limit=201", "limit"), ("limit=x", "limit"),
-        ("status=new", "status"), ("from=monday", "from"), ("to=2026-13-01", "to"), ("after=x", "after"),
+        ("status=new", "status"), ("from=monday", "from"), ("to=2026-13-01", "to"),
+        ("after=x", "after"),
         ("after=" + "9" * 30, "after"), ("colour=red", "colour"), ("all=perhaps", "all"),
         ("limit=" + "9" * 5000, "limit"),
     ],
