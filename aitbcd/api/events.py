@@ -14,12 +14,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aitbcd import wire
-from aitbcd.api import view
 from aitbcd.api.context import Api
 from aitbcd.api.following import Following
 from aitbcd.api.messages import JsonResponse, flag, refuse_unknown, stream, whole_number
 from aitbcd.model import Event, Job, JobState
-from aitbcd.results import beneath
+from aitbcd.results import beneath, reported
 
 LINES = "application/x-ndjson"
 #: Seconds between two lines of progress.
@@ -136,7 +135,7 @@ class _Ticker:
                     self._set(watches, written)
                 except (beneath.NotThere, OSError):
                     return
-                percent = view.reported_progress(self._api, self._job.job_id)
+                percent = reported.percentage(self._api.paths.building(self._job.job_id))
                 if percent is not None and percent != self._percent:
                     self._percent = percent
                     self._following.woken.set()

@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 import time
 
-from aitbcd import progress, wire
+from aitbcd import wire
 from aitbcd.api.context import Api
 from aitbcd.model import Job, JobState
-from aitbcd.results import beneath
+from aitbcd.results import reported
 from aitbcd.store import digest_of_command
 
-_STDERR = b"logs/stderr.log"
-_PROGRESS = b"progress"
 #: Kept in mind for what is asked for often: digests of commands, the progress last told.
 _KEPT = 1024
 _digests: dict[int, bytes] = {}
@@ -54,7 +52,7 @@ def progress_of(api: Api, job: Job) -> int:
         return _reported.get(key, 0) if kept is None else kept
     if job.status not in (JobState.RUNNING, JobState.CANCELING):
         return 0
-    percent = reported_progress(api, job.job_id)
+    percent = reported.percentage(api.paths.building(job.job_id))
     if percent is None:
         # It said nothing yet, or its package is being sealed.
         return _reported.get(key, 0)
@@ -62,31 +60,6 @@ def progress_of(api: Api, job: Job) -> int:
         _reported.clear()
     _reported[key] = percent
     return percent
-
-
-def reported_progress(api: Api, job_id: str) -> int | None:
-    """Return what a job that runs says of its progress, None where it says nothing."""
-    try:
-        folder = beneath.open_folder(api.paths.building(job_id))
-    except (beneath.NotThere, PermissionError):
-        return None
-    try:
-        percent = progress.from_file(_tail(folder, _PROGRESS))
-        return progress.from_stderr(_tail(folder, _STDERR)) if percent is None else percent
-    finally:
-        os.close(folder)
-
-
-def _tail(folder: int, path: bytes) -> bytes:
-    try:
-        fd = beneath.open_beneath(folder, path)
-    except (beneath.NotThere, PermissionError):
-        return b""
-    try:
-        start = max(0, os.fstat(fd).st_size - progress.TAIL_BYTES)
-        return os.pread(fd, progress.TAIL_BYTES, start)
-    finally:
-        os.close(fd)
 
 
 async def _estimate(api: Api, job: Job, percent: int) -> int | None:

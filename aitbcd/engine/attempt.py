@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from aitbcd import launch, outcome, output, users
@@ -24,6 +25,7 @@ from aitbcd.lifecycle import Trigger, after
 from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Machine, Reason, ResultsState
 from aitbcd.outcome import Outcome
 from aitbcd.reserve import Reserve
+from aitbcd.results import reported
 from aitbcd.runs import Found, LauncherGone, Refused, Runs, SealFailed, Supervised
 from aitbcd.settings import Settings
 from aitbcd.store import Move, Store
@@ -276,6 +278,11 @@ class Attempt:
         self.is_over = True
         self._note_started(facts.get("started_at"), facts.get("pid"))
         decided = outcome.judge(facts, self.status, retries_left=self._retries_left())
+        if decided.trigger in (Trigger.FAIL, Trigger.CANCELED) and facts.get("started_at"):
+            # The last that it said of it; sealing drops the file.
+            building = Path(self._parts.results, f".{self.job.job_id}")
+            said = reported.percentage(building)
+            decided = decided._replace(ending=replace(decided.ending, progress=said))
         await self._end(decided, handle, facts.get("kept_whole", []))
 
     def _retries_left(self) -> int:

@@ -144,8 +144,9 @@ class Engine:
             )
         if spec.gpus > self._whole.gpus:
             why = self._machine.gpu_problem or "no more were detected"
+            asked = f"{spec.gpus} GPU{'' if spec.gpus == 1 else 's'}"
             raise NotSatisfiable(
-                f"the job asks for {spec.gpus} GPUs and this machine has {self._whole.gpus}: {why}",
+                f"the job asks for {asked} and this machine has {self._whole.gpus}: {why}",
                 hint="ask for --gpus 0",
                 field="gpus",
             )

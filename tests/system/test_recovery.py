@@ -526,3 +526,10 @@ def test_nothing_is_left_when_all_is_over(box: Box) -> None:
     assert box.service.stop() == 0
     wait_for("the launcher ends", lambda: not box._launchers())
     wait_for("no run folder is left", lambda: not list(box.service.state.glob("run/job_*")))
+
+
+def test_the_progress_of_a_failed_job_is_the_last_that_it_said(box: Box) -> None:
+    job = box.submit("sh", "-c", "echo 3/4 > $AITBC_PROGRESS; exit 1")
+    assert box.wait_end(job)["progress"] == 75
+    box.restart()
+    assert box.status(job)["progress"] == 75
