@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, overload
 
 from aitbcd import lifecycle
 from aitbcd.errors import IllegalTransition, NoSuchJob, WrongState
 from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Owner
-from aitbcd.store.ids import JobIds
+from aitbcd.store.ids import JobIds, Named
 from aitbcd.store.rows import pack
 from aitbcd.store.sql import QUERIES, with_rows
 from aitbcd.store.writer import Transaction
@@ -61,11 +61,35 @@ class Move:
     ending: Ending | None = None
 
 
+class BatchIds(Sequence[tuple[int, str]]):
+    """(number, job_id) of each job of a batch, in order; made when it is asked for."""
+
+    def __init__(self, numbers: range, job_id: Callable[[int], str]) -> None:
+        self._numbers = numbers
+        self._job_id = job_id
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[int, str]: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[tuple[int, str]]: ...
+    def __getitem__(self, place: int | slice) -> tuple[int, str] | list[tuple[int, str]]:
+        if isinstance(place, slice):
+            return [(number, self._job_id(number)) for number in self._numbers[place]]
+        number = self._numbers[place]
+        return number, self._job_id(number)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What ``submit_many`` made: (number, job_id) in order, and the seqs of their events."""
+    """What ``submit_many`` made: (number, job_id) in order, and the seqs of their events.
 
-    ids: list[tuple[int, str]]
+    However many jobs it had, it is small: the daemon's memory does not follow the queue.
+    """
+
+    ids: Sequence[tuple[int, str]]
     events: range
 
 
@@ -85,6 +109,7 @@ class Changes:
     """The changes of one store; what they keep in mind belongs to the writer's thread."""
 
     def __init__(self, ids: JobIds) -> None:
+        self._ids = ids
         self._job_id = ids.of
 
     # Submitting
@@ -110,24 +135,18 @@ class Changes:
         """Store jobs piece by piece."""
         owner, pieces, at = work
         first, seq = transaction.number + 1, transaction.seq + 1
-        ids: list[tuple[int, str]] = []
         for piece in pieces():
-            self._submit_piece(transaction, owner, piece, at, ids)
-        last = transaction.number
-        transaction.execute(_INSERT_FIRST_EVENTS, (seq - first, first, last))
-        transaction.seq += len(ids)
-        transaction.pending += len(ids)
-        return Batch(ids, range(seq, seq + len(ids)))
+            self._submit_piece(transaction, owner, piece, at)
+        numbers = range(first, transaction.number + 1)
+        transaction.execute(_INSERT_FIRST_EVENTS, (seq - first, first, transaction.number))
+        transaction.seq += len(numbers)
+        transaction.pending += len(numbers)
+        return Batch(Named(numbers, self._ids), range(seq, seq + len(numbers)))
 
     def _submit_piece(
-        self,
-        transaction: Transaction,
-        owner: Owner,
-        piece: Sequence[JobSpec],
-        at: int,
-        ids: list[tuple[int, str]],
+        self, transaction: Transaction, owner: Owner, piece: Sequence[JobSpec], at: int
     ) -> None:
-        job_id, begin = self._job_id, transaction.number + 1
+        begin = transaction.number + 1
         jobs = [_job_row(number, owner, spec, at) for number, spec in enumerate(piece, begin)]
         _insert(transaction, _INSERT_JOB, _INSERT_JOBS, jobs)
         environment: tuple[bytes, ...] | None = None
@@ -140,7 +159,6 @@ class Changes:
             specs.append(_spec_row(number, spec, environment_id))
         _insert(transaction, _INSERT_SPEC, _INSERT_SPECS, specs)
         transaction.number += len(piece)
-        ids += [(number, job_id(number)) for number in range(begin, begin + len(piece))]
 
     def _environment(
         self, transaction: Transaction, environment: tuple[bytes, ...] | None
