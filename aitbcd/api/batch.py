@@ -6,7 +6,7 @@ decoded in pieces by the store's thread, in its transaction: memory does not fol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import BinaryIO
 
 import msgspec
@@ -17,7 +17,7 @@ from starlette.routing import Route
 from aitbcd import wire
 from aitbcd.api.context import Api, caller
 from aitbcd.api.jobs import JOB_BYTES_MAX
-from aitbcd.api.messages import JsonResponse, refuse_unknown, spooled_body_of
+from aitbcd.api.messages import refuse_unknown, spooled_body_of, stream
 from aitbcd.errors import AitbcError, BadRequest, InvalidJob, TooLarge
 from aitbcd.model import JobSpec
 
@@ -62,13 +62,18 @@ class _Batch:
                 return spec
 
             batch = await self._api.engine.submit_batch(owner, lambda: _pieces(read(body, check)))
-        return JsonResponse(
-            {
-                "jobs": [{"job_id": job_id, "number": number} for number, job_id in batch.ids],
-                "count": len(batch.ids),
-            },
-            201,
-        )
+        return stream(request, _answer(batch.ids), "application/json", status=201)
+
+
+async def _answer(ids: Sequence[tuple[int, str]]) -> AsyncIterator[bytes]:
+    """Yield the answer in pieces: as one document of many objects it takes tens of megabytes."""
+    yield b'{"jobs":['
+    for start in range(0, len(ids), _PIECE):
+        jobs = [
+            {"job_id": job_id, "number": number} for number, job_id in ids[start : start + _PIECE]
+        ]
+        yield (b"," if start else b"") + wire.encode(jobs)[1:-1]
+    yield b'],"count":%d}\n' % len(ids)
 
 
 def _is_object(body: BinaryIO) -> bool:

@@ -40,7 +40,11 @@ class Following:
         self._subscription = self._api.feed.subscribe(number=self._number)
         self._pump = asyncio.create_task(self._take_events())
         self._api.followings.add(self)
-        job = await self._api.store.job(self._number)
+        try:
+            job = await self._api.store.job(self._number)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         if job is not None and not self.events:
             self.status, self.attempt = job.status, job.attempt
         if self._api.is_stopping.is_set():

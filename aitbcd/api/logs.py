@@ -54,9 +54,9 @@ class _Logs:
             raise InvalidValue("tail and offset are both given: give one of them", field="tail")
         if flag(request, "follow"):
             return stream(request, _follow(self._api, job, name, offset, tail), MEDIA_TYPE)
-        return self._as_it_is(request, job, name, offset, tail)
+        return await self._as_it_is(request, job, name, offset, tail)
 
-    def _as_it_is(
+    async def _as_it_is(
         self, request: Request, job: Job, name: bytes, offset: int, tail: int
     ) -> Response:
         file = _open(self._api, job, name)
@@ -65,7 +65,9 @@ class _Logs:
                 raise NoSuchFile(f"job {job.job_id} has no log: it never started")
             return Response(b"", media_type=MEDIA_TYPE)
         size = file.size
-        start = logs.offset_of_tail(file.fd, tail) if tail >= 0 else min(offset, size)
+        start = min(offset, size)
+        if tail >= 0:
+            start = await self._api.in_thread(partial(logs.offset_of_tail, file, tail))
         limit = self._api.settings.jobs.log_limit
         if not job.status.is_final and size > limit // 2:
             # It may lose its middle while it is sent, so that its length is not known.
@@ -93,7 +95,7 @@ async def _pieces(
 ) -> AsyncIterator[bytes]:
     """Yield what is between two offsets."""
     while start < end:
-        read = partial(logs.read, file.fd, start, min(end - start, logs.PIECE_BYTES), limit)
+        read = partial(logs.read, file, start, min(end - start, logs.PIECE_BYTES), limit)
         piece = await api.in_thread(read)
         if not piece.data:
             return
@@ -112,7 +114,7 @@ async def _follow(api: Api, job: Job, name: bytes, offset: int, tail: int) -> As
             is_over = following.is_over
             while data := await log.read():
                 yield data
-            if log.turn_to(following):
+            if await log.turn_to(following):
                 continue
             if is_over:
                 return
@@ -136,7 +138,7 @@ class _Followed:
         self._attempt = 0
         self._limit = api.settings.jobs.log_limit
 
-    def turn_to(self, following: Following) -> bool:
+    async def turn_to(self, following: Following) -> bool:
         """Open the log of an attempt that has started; True when there is another one to read.
 
         An attempt begins in an empty package, so that it has another file. Sealing can give a log
@@ -151,7 +153,8 @@ class _Followed:
         if self._file is not None:
             self._offset = 0
         elif self._tail >= 0:
-            self._offset = logs.offset_of_tail(found.fd, self._tail)
+            find = partial(logs.offset_of_tail, found, self._tail)
+            self._offset = await self._api.in_thread(find)
         self._file = found
         return True
 
@@ -159,7 +162,7 @@ class _Followed:
         """Return the next bytes, none at the end."""
         if self._file is None:
             return b""
-        read = partial(logs.read, self._file.fd, self._offset, logs.PIECE_BYTES, self._limit)
+        read = partial(logs.read, self._file, self._offset, logs.PIECE_BYTES, self._limit)
         is_much = self._file.size - self._offset > _MUCH
         piece = await self._api.in_thread(read) if is_much else read()
         self._offset = piece.next_offset

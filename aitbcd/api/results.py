@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from functools import partial
 from urllib.parse import unquote_to_bytes
@@ -138,8 +137,7 @@ def _gone(job: Job) -> NoResults:
 
 async def _pieces(api: Api, file: beneath.OpenFile, start: int, end: int) -> AsyncIterator[bytes]:
     while start < end:
-        read = partial(os.pread, file.fd, min(_PIECE, end - start), start)
-        piece = await api.in_thread(read)
+        piece = await api.in_thread(partial(file.pread, min(_PIECE, end - start), start))
         if not piece:
             raise StreamBroken("the file became shorter while it was sent")
         start += len(piece)
@@ -153,5 +151,3 @@ async def _zip(api: Api, archive: Archive) -> AsyncIterator[bytes]:
             yield piece
     except (RuntimeError, OSError, beneath.NotThere) as problem:
         raise StreamBroken(f"the package changed while it was sent: {problem}") from None
-    finally:
-        archive.close()

@@ -24,7 +24,7 @@ class NotThere(Exception):
 
 
 class OpenFile:
-    """An open file whose descriptor goes with its last reference, wherever that is dropped."""
+    """An open file or folder; its descriptor goes with the last reference to this."""
 
     __slots__ = ("fd",)
 
@@ -54,11 +54,13 @@ def open_in(package: Path, path: bytes) -> OpenFile:
     Raises:
         NotThere, PermissionError: as ``open_beneath``.
     """
-    folder = open_folder(package)
-    try:
-        return OpenFile(open_beneath(folder, path))
-    finally:
-        os.close(folder)
+    folder = OpenFile(open_folder(package))
+    return open_at(folder.fd, path)
+
+
+def open_at(folder: int, path: bytes) -> OpenFile:
+    """Return the regular file ``path`` below an open folder; see ``open_beneath``."""
+    return OpenFile(open_beneath(folder, path))
 
 
 def open_folder(path: Path) -> int:

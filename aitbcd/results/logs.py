@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from aitbcd.results.beneath import OpenFile
+
 PIECE_BYTES = 256 * 1024
 _TAIL_STEP = 64 * 1024
 
@@ -21,39 +23,35 @@ class Piece(NamedTuple):
     next_offset: int
 
 
-def size(fd: int) -> int:
-    return os.fstat(fd).st_size
-
-
-def read(fd: int, offset: int, length: int, limit: int) -> Piece:
+def read(file: OpenFile, offset: int, length: int, limit: int) -> Piece:
     """Return at most ``length`` bytes from ``offset``; none at the end of what is written.
 
     Args:
         limit: what the log may keep; a file below it has no holes of ours.
     """
-    data = os.pread(fd, length, offset)
+    data = file.pread(length, offset)
     end = offset + len(data)
-    if not data or size(fd) <= limit:
+    if not data or file.size <= limit:
         return Piece(data, end)
     # The hole is looked for after the read: one punched between the two would read as zeros.
-    hole = os.lseek(fd, offset, os.SEEK_HOLE)
+    hole = os.lseek(file.fd, offset, os.SEEK_HOLE)
     if hole >= end:
         return Piece(data, end)
     if hole > offset:
         return Piece(data[: hole - offset], hole)
-    after = _end_of_hole(fd, offset)
-    return Piece(note(after - _start_of_hole(fd, offset)), after)
+    after = _end_of_hole(file, offset)
+    return Piece(note(after - _start_of_hole(file, offset)), after)
 
 
-def offset_of_tail(fd: int, lines: int) -> int:
+def offset_of_tail(file: OpenFile, lines: int) -> int:
     """Return where the last ``lines`` lines begin; an unfinished last line counts as one."""
-    end = at = size(fd)
+    end = at = file.size
     if lines <= 0:
         return end
     wanted = lines
     while at > 0:
         start = max(0, at - _TAIL_STEP)
-        block = os.pread(fd, at - start, start)
+        block = file.pread(at - start, start)
         if at == end and block.endswith(b"\n"):
             wanted += 1
         count = block.count(b"\n")
@@ -72,13 +70,13 @@ def note(dropped: int) -> bytes:
     return b"\n[aitbcd: %d bytes dropped here; this log had passed its limit]\n" % dropped
 
 
-def _start_of_hole(fd: int, offset: int) -> int:
+def _start_of_hole(file: OpenFile, offset: int) -> int:
     # A hole begins where the data before it ends; ours is the first and only one.
-    return min(os.lseek(fd, 0, os.SEEK_HOLE), offset)
+    return min(os.lseek(file.fd, 0, os.SEEK_HOLE), offset)
 
 
-def _end_of_hole(fd: int, offset: int) -> int:
+def _end_of_hole(file: OpenFile, offset: int) -> int:
     try:
-        return os.lseek(fd, offset, os.SEEK_DATA)
+        return os.lseek(file.fd, offset, os.SEEK_DATA)
     except OSError:  # ENXIO: nothing but hole until the end
-        return size(fd)
+        return file.size

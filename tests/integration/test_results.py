@@ -136,11 +136,12 @@ def punch(fd: int, start: int, length: int) -> None:
     assert libc.fallocate(*arguments) == 0, os.strerror(ctypes.get_errno())
 
 
-def read_all(fd: int, limit: int, offset: int = 0, length: int = 3000) -> bytes:
+def read_all(log: io.BufferedRandom, limit: int, offset: int = 0, length: int = 3000) -> bytes:
+    file = beneath.OpenFile(os.dup(log.fileno()))
     out = b""
-    while piece := logs.read(fd, offset, length, limit).data:
-        out += piece
-        offset = logs.read(fd, offset, length, limit).next_offset
+    while (piece := logs.read(file, offset, length, limit)).data:
+        out += piece.data
+        offset = piece.next_offset
     return out
 
 
@@ -154,8 +155,8 @@ def test_a_log_is_read_in_pieces_as_it_is(log: io.BufferedRandom) -> None:
     content = os.urandom(10_000) + bytes(10_000)
     log.write(content)
     log.flush()
-    assert read_all(log.fileno(), limit=1000) == content
-    assert read_all(log.fileno(), limit=1000, offset=9_990) == content[9_990:]
+    assert read_all(log, limit=1000) == content
+    assert read_all(log, limit=1000, offset=9_990) == content[9_990:]
 
 
 def test_what_was_dropped_is_said_in_one_line(log: io.BufferedRandom) -> None:
@@ -164,9 +165,9 @@ def test_what_was_dropped_is_said_in_one_line(log: io.BufferedRandom) -> None:
     log.flush()
     punch(log.fileno(), len(first), len(middle))
     said = b"\n[aitbcd: %d bytes dropped here; this log had passed its limit]\n" % len(middle)
-    assert read_all(log.fileno(), limit=4 * BLOCK) == first + said + last
+    assert read_all(log, limit=4 * BLOCK) == first + said + last
     # Who comes to stand in the hole is led out of it and told the same.
-    within = read_all(log.fileno(), limit=4 * BLOCK, offset=len(first) + 100)
+    within = read_all(log, limit=4 * BLOCK, offset=len(first) + 100)
     assert within == said + last
 
 
@@ -175,12 +176,12 @@ def test_zeros_that_a_job_wrote_are_not_taken_for_a_hole(log: io.BufferedRandom)
     log.write(content)
     log.flush()
     os.fsync(log.fileno())
-    assert read_all(log.fileno(), limit=2 * BLOCK) == content
+    assert read_all(log, limit=2 * BLOCK) == content
 
 
 def test_a_hole_in_a_log_within_its_limit_is_the_jobs_own(log: io.BufferedRandom) -> None:
     os.ftruncate(log.fileno(), 3 * BLOCK)
-    assert read_all(log.fileno(), limit=3 * BLOCK) == bytes(3 * BLOCK)
+    assert read_all(log, limit=3 * BLOCK) == bytes(3 * BLOCK)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,8 @@ def test_a_tail_begins_where_its_lines_do(
 ) -> None:
     log.write(content)
     log.flush()
-    assert content[logs.offset_of_tail(log.fileno(), lines) :] == tail
+    file = beneath.OpenFile(os.dup(log.fileno()))
+    assert content[logs.offset_of_tail(file, lines) :] == tail
 
 
 # --- verify
@@ -268,7 +270,6 @@ def test_a_missing_manifest_and_a_missing_package_are_said(package: Path, tmp_pa
 def test_a_zip_has_everything_and_the_size_it_said(package: Path) -> None:
     archive = Archive(package, "job_7k3m9q2x")
     data = b"".join(archive.pieces())
-    archive.close()
     assert len(data) == archive.size
     with zipfile.ZipFile(io.BytesIO(data)) as unpacked:
         assert unpacked.testzip() is None
@@ -283,7 +284,6 @@ def test_a_zip_has_no_links(package: Path) -> None:
     (package / "artifacts/passwd").symlink_to("/etc/passwd")
     archive = Archive(package, "job_x")
     data = b"".join(archive.pieces())
-    archive.close()
     assert b"passwd" not in data
 
 
@@ -293,7 +293,14 @@ def test_a_file_that_grows_while_it_is_sent_breaks_the_zip_off(package: Path) ->
         file.write(b"more")
     with pytest.raises(RuntimeError):
         b"".join(archive.pieces())
-    archive.close()
+
+
+def test_a_zip_that_nobody_reads_holds_nothing_open(package: Path) -> None:
+    before = open_fds()
+    archive = Archive(package, "job_x")
+    next(archive.pieces())
+    del archive
+    assert open_fds() == before
 
 
 def test_a_package_that_is_gone_has_no_zip(tmp_path: Path) -> None:
