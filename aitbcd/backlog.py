@@ -7,7 +7,7 @@ that memory does not follow the queue's length.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from aitbcd.model import Job, JobSpec
@@ -24,7 +24,7 @@ class Entry(NamedTuple):
 
     rank: tuple[int, int]
     job: Job
-    #: None until it is needed, for a job that was read from the store.
+    #: None when it was not at hand.
     spec: JobSpec | None
 
     @property
@@ -95,16 +95,32 @@ class Backlog:
     def arrivals(self) -> int:
         return self._arrivals
 
+    def without_spec(self, jobs: Iterable[Job]) -> list[int]:
+        """Return the numbers of those whose spec is not in the window."""
+        known = {entry.job.number for entry in self._window if entry.spec}
+        return [job.number for job in jobs if job.number not in known]
+
     def refill(
-        self, jobs: Iterable[Job], *, but: Container[int], is_all: bool, arrivals: int
+        self,
+        jobs: Iterable[Job],
+        specs: Mapping[int, JobSpec],
+        *,
+        but: Container[int],
+        is_all: bool,
+        arrivals: int,
     ) -> None:
         """Take the front of the queue as just read.
 
         Args:
+            specs: of those that were ``without_spec``.
             but: numbers that have been chosen, though the store may not know it yet.
             is_all: no more jobs waited in the store.
             arrivals: ``arrivals`` from before the read; a job that came since may be missing.
         """
-        specs = {entry.job.number: entry.spec for entry in self._window}
-        self._window = [_entry(job, specs.get(job.number)) for job in jobs if job.number not in but]
+        known = {entry.job.number: entry.spec for entry in self._window}
+        self._window = [
+            _entry(job, known.get(job.number) or specs.get(job.number))
+            for job in jobs
+            if job.number not in but
+        ]
         self._is_whole = is_all and arrivals == self._arrivals

@@ -268,8 +268,9 @@ class Engine:
             arrivals = self._backlog.arrivals
             limit = WINDOW + len(self._active)
             jobs = await self._store.head(limit)
+            specs = await self._store.specs(self._backlog.without_spec(jobs))
             self._backlog.refill(
-                jobs, but=self._active, is_all=len(jobs) < limit, arrivals=arrivals
+                jobs, specs, but=self._active, is_all=len(jobs) < limit, arrivals=arrivals
             )
         finally:
             self._refilling = False

@@ -14,7 +14,8 @@ over random ids cost a third of the time of a large submit.)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 from aitbcd.model import ID_ALPHABET, ID_LENGTH
 
@@ -73,6 +74,29 @@ class JobIds:
                 return
             yield number - steps
             number -= steps + 1
+
+
+class Named(Sequence[tuple[int, str]]):
+    """(number, id) of jobs in a row; none is made before it is asked for."""
+
+    __slots__ = ("_ids", "_numbers")
+
+    def __init__(self, numbers: range, ids: JobIds) -> None:
+        self._numbers = numbers
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, at: int) -> tuple[int, str]: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[tuple[int, str]]: ...
+    def __getitem__(self, at: int | slice) -> tuple[int, str] | list[tuple[int, str]]:
+        some = self._numbers[at]
+        if isinstance(some, int):
+            return some, self._ids.of(some)
+        return [(number, self._ids.of(number)) for number in some]
 
 
 def _value(letters: str) -> int:

@@ -171,13 +171,13 @@ AND j.created_at < :created_before
 -- Fragment: ends a list.
 ORDER BY j.number DESC LIMIT :limit
 
--- spec --
--- What was submitted.
+-- specs --
+-- What was submitted, of some jobs.
 SELECT
-    s.argv, s.is_shell, j.name, s.cwd, s.environment IS NOT NULL, n.entries, s.env, j.cpus,
+    s.number, s.argv, s.is_shell, j.name, s.cwd, s.environment IS NOT NULL, n.entries, s.env, j.cpus,
     j.memory, j.gpus, j.timeout_s, j.priority, s.artifacts, j.retries, s.umask, s.stdin
 FROM specs s JOIN jobs j ON j.number = s.number LEFT JOIN environments n ON n.id = s.environment
-WHERE s.number = :number
+WHERE s.number IN (SELECT value FROM json_each(:numbers))
 
 -- attempts --
 -- The attempts of a job, the first one first. The package belongs to the one that ended it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from aitbcd.model import (
@@ -81,6 +82,12 @@ def _ending(facts: Row, package: Row) -> Ending:
     )
 
 
+@lru_cache(maxsize=32)
+def _environment(entries: bytes) -> tuple[bytes, ...]:
+    """Return a base environment: one object for all jobs that have it."""
+    return unpack(entries)
+
+
 def spec(row: Row) -> JobSpec:
     """Return the JobSpec of a row of ``spec``."""
     (argv, is_shell, name, cwd, has_base, base, env, cpus) = row[:8]
@@ -90,7 +97,7 @@ def spec(row: Row) -> JobSpec:
         is_shell=bool(is_shell),
         name=name,
         cwd=cwd,
-        environment=unpack(base) if has_base else None,
+        environment=_environment(base) if has_base else None,
         env=unpack(env),
         cpus=cpus,
         memory=memory,

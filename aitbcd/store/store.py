@@ -12,6 +12,7 @@ SQLite in WAL mode, https://www.sqlite.org/wal.html.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -196,10 +197,15 @@ class Store:
         Raises:
             NoSuchJob: there is no such job, or what it was is deleted.
         """
-        found = await _fetch(self._lookups, QUERIES["spec"], number=number)
+        found = await self.specs([number])
         if not found:
             raise _no_such_job(str(number))
-        return rows.spec(found[0])
+        return found[number]
+
+    async def specs(self, numbers: Iterable[int]) -> dict[int, JobSpec]:
+        """Return what was submitted by number; jobs that are not there are left out."""
+        found = await _fetch(self._lookups, QUERIES["specs"], numbers=str(list(numbers)))
+        return {row[0]: rows.spec(row[1:]) for row in found}
 
     async def head(self, limit: int) -> list[Job]:
         """Return the next jobs of the queue: by priority, then in the order of their submits."""

@@ -207,23 +207,28 @@ class Writer:
             return
         self.pending, self.number = transaction.pending, transaction.number
         self._answer([(ready, None, None)])
-        is_open = True
-        while is_open:
-            asked = [self._queue.get()]
-            asked += [self._queue.get() for _ in range(self._queue.qsize())]
-            group: list[_Asked] = []
-            for one in asked:
-                if group and (one is None or one.is_alone or group[-1].is_alone):
-                    self._answer(self._commit(transaction, group))
-                    group = []
-                if one is None:
-                    is_open = False
-                else:
-                    group.append(one)
-            if group:
-                self._answer(self._commit(transaction, group))
+        while self._take(transaction):
+            pass
         transaction.connection.close()
         self._answer([(self._ended, None, None)])
+
+    def _take(self, transaction: Transaction) -> bool:
+        """Wait for changes, commit all that are there; False at the end.
+
+        A function of its own, so that nothing of what was answered is kept while it waits.
+        """
+        asked = [self._queue.get()]
+        asked += [self._queue.get() for _ in range(self._queue.qsize())]
+        group: list[_Asked] = []
+        for one in asked:
+            if group and (one is None or one.is_alone or group[-1].is_alone):
+                self._answer(self._commit(transaction, group))
+                group = []
+            if one is None:
+                return False
+            group.append(one)
+        self._answer(self._commit(transaction, group))
+        return True
 
     def _answer(self, outcomes: list[Outcome]) -> None:
         try:

@@ -42,6 +42,7 @@ class Queue:
         front = self.waiting()[:WINDOW]
         self.backlog.refill(
             front,
+            {},
             but=self.taken,
             is_all=len(front) < WINDOW,
             arrivals=self.backlog.arrivals,
@@ -100,15 +101,15 @@ def test_a_job_that_comes_during_a_refill_is_not_forgotten() -> None:
     backlog = Backlog()
     before = backlog.arrivals
     backlog.offer(job(2), None)
-    backlog.refill([job(1)], but=set(), is_all=True, arrivals=before)
+    backlog.refill([job(1)], {}, but=set(), is_all=True, arrivals=before)
     assert backlog.is_low
-    backlog.refill([job(1), job(2)], but=set(), is_all=True, arrivals=backlog.arrivals)
+    backlog.refill([job(1), job(2)], {}, but=set(), is_all=True, arrivals=backlog.arrivals)
     assert [each.number for each in backlog.waiting()] == [1, 2]
     assert not backlog.is_low
 
 
 def test_a_job_offered_twice_is_there_once() -> None:
     backlog = Backlog()
-    backlog.refill([job(1)], but=set(), is_all=True, arrivals=backlog.arrivals)
+    backlog.refill([job(1)], {}, but=set(), is_all=True, arrivals=backlog.arrivals)
     backlog.offer(job(1), None)
     assert len(backlog) == 1
