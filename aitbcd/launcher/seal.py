@@ -228,16 +228,19 @@ class _Sealer:
         fd = _open_folder(parent, name)
         known = len(self._files), len(self._left_out)
         try:
-            self._walk(fd, path, depth)
+            is_empty = self._walk(fd, path, depth)
         except PermissionError:
             os.fchmod(fd, 0o700 | self._setgid)
             del self._files[known[0] :], self._left_out[known[1] :]
-            self._walk(fd, path, depth)
-        self._close_folder(fd)
+            is_empty = self._walk(fd, path, depth)
+        self._close_folder(fd, is_empty=is_empty)
 
-    def _walk(self, fd: int, path: bytes, depth: int) -> None:
-        for name, kind in _list(fd).items():
+    def _walk(self, fd: int, path: bytes, depth: int) -> bool:
+        """Take all that is in a folder; return whether there is nothing."""
+        kinds = _list(fd)
+        for name, kind in kinds.items():
             self._take(fd, name, path + b"/" + name, kind, depth + 1)
+        return not kinds
 
     def _take_file(self, folder: int, name: bytes, path: bytes) -> None:
         fd = self._open_own(folder, name)
@@ -373,8 +376,12 @@ class _Sealer:
         if len(self._unsynced_files) >= _OPEN_AT_ONCE:
             self._sync()
 
-    def _close_folder(self, fd: int) -> None:
+    def _close_folder(self, fd: int, *, is_empty: bool = False) -> None:
         os.fchmod(fd, 0o550 | self._setgid)
+        if is_empty:
+            # It has nothing to lose: that it exists is its parent's to keep.
+            os.close(fd)
+            return
         self._unsynced_folders.append(fd)
         if len(self._unsynced_folders) >= _OPEN_AT_ONCE:
             self._sync()
