@@ -522,4 +522,5 @@ def _kinds(base: type[AitbcError]) -> Iterable[type[AitbcError]]:
         yield from _kinds(kind)
 
 
-_ERRORS = {kind.code: kind for kind in _kinds(errors.AitbcError)}
+#: A kind without a code of its own is a special case of the one whose code it has.
+_ERRORS = {kind.code: kind for kind in _kinds(errors.AitbcError) if "code" in vars(kind)}
