@@ -6,7 +6,7 @@ decoded in pieces by the store's thread, in its transaction: memory does not fol
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import BinaryIO
 
 import msgspec
@@ -65,7 +65,7 @@ class _Batch:
         return stream(request, _answer(batch.ids), "application/json", status=201)
 
 
-async def _answer(ids: Sequence[tuple[int, str]]) -> AsyncIterator[bytes]:
+async def _answer(ids: Sequence[tuple[int, str]]) -> AsyncGenerator[bytes]:
     """Yield the answer in pieces: as one document of many objects it takes tens of megabytes."""
     yield b'{"jobs":['
     for start in range(0, len(ids), _PIECE):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from typing import Self
 
@@ -46,7 +46,7 @@ class _Events:
         return JsonResponse({"events": [wire.event(each) for each in events], "next": following})
 
 
-async def _follow(api: Api, job: Job, since: int) -> AsyncIterator[bytes]:
+async def _follow(api: Api, job: Job, since: int) -> AsyncGenerator[bytes]:
     """Yield the events after ``since``, then new ones and the progress, until the job is over."""
     last = since
     async with Following(api, job) as following:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 from starlette.requests import Request
@@ -64,6 +64,15 @@ class _Logs:
             if job.status.is_final:
                 raise NoSuchFile(f"job {job.job_id} has no log: it never started")
             return Response(b"", media_type=MEDIA_TYPE)
+        try:
+            return await self._answer(request, job, file, offset, tail)
+        except BaseException:
+            file.close()
+            raise
+
+    async def _answer(
+        self, request: Request, job: Job, file: beneath.OpenFile, offset: int, tail: int
+    ) -> Response:
         size = file.size
         start = min(offset, size)
         if tail >= 0:
@@ -72,12 +81,12 @@ class _Logs:
         if not job.status.is_final and size > limit // 2:
             # It may lose its middle while it is sent, so that its length is not known.
             pieces = _pieces(self._api, file, start, size, limit)
-            return stream(request, pieces, MEDIA_TYPE)
+            return stream(request, pieces, MEDIA_TYPE, release=file.close)
         span = range_of(request, size - start)
         status, headers = range_headers(span, size - start)
         first, end = (start + span[0], start + span[1]) if span else (start, size)
         pieces = _pieces(self._api, file, first, end, _NO_LIMIT)
-        return stream(request, pieces, MEDIA_TYPE, headers, status)
+        return stream(request, pieces, MEDIA_TYPE, headers, status, release=file.close)
 
 
 def _open(api: Api, job: Job, name: bytes) -> beneath.OpenFile | None:
@@ -92,7 +101,7 @@ def _open(api: Api, job: Job, name: bytes) -> beneath.OpenFile | None:
 
 async def _pieces(
     api: Api, file: beneath.OpenFile, start: int, end: int, limit: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Yield what is between two offsets."""
     while start < end:
         read = partial(logs.read, file, start, min(end - start, logs.PIECE_BYTES), limit)
@@ -103,26 +112,26 @@ async def _pieces(
         yield piece.data
 
 
-async def _follow(api: Api, job: Job, name: bytes, offset: int, tail: int) -> AsyncIterator[bytes]:
+async def _follow(api: Api, job: Job, name: bytes, offset: int, tail: int) -> AsyncGenerator[bytes]:
     """Yield what is there from the offset or the tail on, then what comes, to the job's end."""
     async with Following(api, job) as following:
-        log = _Followed(api, job, name, offset, tail)
-        while True:
-            following.woken.clear()
-            following.events.clear()
-            # Taken before the log is read: what was written before the end is sent.
-            is_over = following.is_over
-            while data := await log.read():
-                yield data
-            if await log.turn_to(following):
-                continue
-            if is_over:
-                return
-            with log.watch(following.woken):
-                if not log.has_more():
-                    await following.wait()
-            if not following.is_over:
-                await asyncio.sleep(_GATHER_S)
+        with closing(_Followed(api, job, name, offset, tail)) as log:
+            while True:
+                following.woken.clear()
+                following.events.clear()
+                # Taken before the log is read: what was written before the end is sent.
+                is_over = following.is_over
+                while data := await log.read():
+                    yield data
+                if await log.turn_to(following):
+                    continue
+                if is_over:
+                    return
+                with log.watch(following.woken):
+                    if not log.has_more():
+                        await following.wait()
+                if not following.is_over:
+                    await asyncio.sleep(_GATHER_S)
 
 
 class _Followed:
@@ -148,15 +157,23 @@ class _Followed:
             return False
         self._attempt = following.attempt
         found = _open(self._api, self._job, self._name)
-        if found is None or (self._file is not None and found.inode == self._file.inode):
+        if found is None:
             return False
-        if self._file is not None:
-            self._offset = 0
-        elif self._tail >= 0:
+        before, self._file = self._file, found
+        if before is not None:
+            with before:
+                if before.inode != found.inode:
+                    self._offset = 0
+                    return True
+                return False
+        if self._tail >= 0:
             find = partial(logs.offset_of_tail, found, self._tail)
             self._offset = await self._api.in_thread(find)
-        self._file = found
         return True
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     async def read(self) -> bytes:
         """Return the next bytes, none at the end."""
@@ -178,7 +195,8 @@ class _Followed:
             return
         with ExitStack() as stack:
             try:
-                stack.enter_context(self._api.watches.on_write(self._file.fd, woken))
+                fd = stack.enter_context(self._file.held())
+                stack.enter_context(self._api.watches.on_write(fd, woken))
             except OSError:
                 # The user has no watch left (fs.inotify.max_user_watches).
                 timer = asyncio.get_running_loop().call_later(_LOOK_S, woken.set)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from aitbcd import wire
 from aitbcd.errors import AitbcError, BadRange, BadRequest, InvalidValue, StorageFull, TooLarge
@@ -164,21 +165,53 @@ def _too_large(limit: int) -> TooLarge:
 # --- streams --------------------------------------------------------------------------------
 
 
+class _Stream(StreamingResponse):
+    """Cleans up at its end, however it ends: what it leaves to the garbage collector lives long."""
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes],
+        status: int,
+        headers: Mapping[str, str],
+        media_type: str,
+        release: Callable[[], None] | None,
+    ) -> None:
+        super().__init__(pieces, status, headers, media_type)
+        self._pieces = pieces
+        self._release = release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # A generator that was not begun does not run its own.
+            if self._release is not None:
+                self._release()
+            await self._pieces.aclose()
+
+
 def stream(
     request: Request,
-    pieces: AsyncIterator[bytes],
+    pieces: AsyncGenerator[bytes],
     media_type: str,
     headers: Mapping[str, str] | None = None,
     status: int = 200,
+    release: Callable[[], None] | None = None,
 ) -> Response:
-    """Return an answer that is sent piece by piece; of one to HEAD the head only."""
+    """Return an answer that is sent piece by piece; of one to HEAD the head only.
+
+    Args:
+        release: called at the end, also when no piece was asked for.
+    """
     kept = {"x-content-type-options": "nosniff", **(headers or {})}
-    if request.method == "HEAD":
-        response = Response(status_code=status, headers=kept, media_type=media_type)
-        if "content-length" not in kept:
-            del response.headers["content-length"]
-        return response
-    return StreamingResponse(pieces, status, kept, media_type)
+    if request.method != "HEAD":
+        return _Stream(pieces, status, kept, media_type, release)
+    if release is not None:
+        release()
+    response = Response(status_code=status, headers=kept, media_type=media_type)
+    if "content-length" not in kept:
+        del response.headers["content-length"]
+    return response
 
 
 def range_of(request: Request, size: int) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import partial
 from urllib.parse import unquote_to_bytes
 
@@ -66,7 +66,8 @@ class _Results:
             "content-length": str(archive.size),
             "content-disposition": f'attachment; filename="{job.job_id}.zip"',
         }
-        return stream(request, _zip(self._api, archive), "application/zip", headers)
+        pieces = _zip(self._api, archive)
+        return stream(request, pieces, "application/zip", headers, release=archive.close)
 
     async def result(self, request: Request) -> Response:
         job = await self._job_with_results(request)
@@ -119,13 +120,18 @@ class _Results:
             hint = "its owner changed its mode; it is under result_path"
             raise NoSuchFile(detail, hint=hint) from None
         size = file.size
-        span = range_of(request, size)
+        try:
+            span = range_of(request, size)
+        except BaseException:
+            file.close()
+            raise
         status, headers = range_headers(span, size)
         start, end = span or (0, size)
         kind = _TYPES.get(path.rpartition(b".")[2], "application/octet-stream")
         # A job's text is anybody's text: no browser may run it as a page of ours.
         headers["content-security-policy"] = "sandbox"
-        return stream(request, _pieces(self._api, file, start, end), kind, headers, status)
+        pieces = _pieces(self._api, file, start, end)
+        return stream(request, pieces, kind, headers, status, release=file.close)
 
 
 def _gone(job: Job) -> NoResults:
@@ -135,7 +141,7 @@ def _gone(job: Job) -> NoResults:
     )
 
 
-async def _pieces(api: Api, file: beneath.OpenFile, start: int, end: int) -> AsyncIterator[bytes]:
+async def _pieces(api: Api, file: beneath.OpenFile, start: int, end: int) -> AsyncGenerator[bytes]:
     while start < end:
         piece = await api.in_thread(partial(file.pread, min(_PIECE, end - start), start))
         if not piece:
@@ -144,7 +150,7 @@ async def _pieces(api: Api, file: beneath.OpenFile, start: int, end: int) -> Asy
         yield piece
 
 
-async def _zip(api: Api, archive: Archive) -> AsyncIterator[bytes]:
+async def _zip(api: Api, archive: Archive) -> AsyncGenerator[bytes]:
     pieces = archive.pieces()
     try:
         while piece := await api.in_thread(lambda: next(pieces, b"")):

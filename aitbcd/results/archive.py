@@ -18,7 +18,7 @@ _PIECE = 256 * 1024
 
 
 class Archive:
-    """One zip of one package. ``pieces`` blocks on the disk: iterate in a thread."""
+    """One zip of one package. ``pieces`` blocks on the disk: iterate in a thread. Close it."""
 
     def __init__(self, package: Path, name: str) -> None:
         """Look through the package.
@@ -30,39 +30,62 @@ class Archive:
             beneath.NotThere: the package is gone.
         """
         self._folder = beneath.OpenFile(beneath.open_folder(package))
+        self._file: beneath.OpenFile | None = None
+        self._is_closed = False
         self._zip = ZipStream(compress_type=ZIP_STORED, sized=True)
-        for path, is_file in beneath.walk(self._folder.fd):
-            self._add(f"{name}/{_shown(path)}", path, is_file)
+        try:
+            with self._folder.held() as folder:
+                for path, is_file in beneath.walk(folder):
+                    self._add(folder, f"{name}/{_shown(path)}", path, is_file)
+        except BaseException:
+            self.close()
+            raise
         #: Bytes of the whole zip.
         self.size = len(self._zip)
 
     def pieces(self) -> Iterator[bytes]:
         yield from self._zip
 
-    def _add(self, shown: str, path: bytes, is_file: bool) -> None:
+    def close(self) -> None:
+        """Close what is open, also while a thread is in ``pieces``: that ends with an error."""
+        self._is_closed = True
+        self._folder.close()
+        if self._file is not None:
+            self._file.close()
+
+    def open(self, path: bytes) -> beneath.OpenFile:
+        """Open the file whose turn it is."""
+        with self._folder.held() as folder:
+            self._file = beneath.OpenFile(beneath.open_beneath(folder, path))
+        if self._is_closed:
+            self._file.close()
+        return self._file
+
+    def _add(self, folder: int, shown: str, path: bytes, is_file: bool) -> None:
         if path.endswith(b"/"):
             self._zip.mkdir(shown)
         elif is_file:
             try:
-                size = beneath.open_at(self._folder.fd, path).size
+                with beneath.OpenFile(beneath.open_beneath(folder, path)) as file:
+                    size = file.size
             except (beneath.NotThere, PermissionError):
                 return
-            self._zip.add(_File(self._folder, path), shown, size=size)
+            self._zip.add(_File(self, path), shown, size=size)
 
 
 class _File:
     """Opened when its turn comes: a package may have more files than we may open at once."""
 
-    def __init__(self, folder: beneath.OpenFile, path: bytes) -> None:
-        self._folder = folder
+    def __init__(self, archive: Archive, path: bytes) -> None:
+        self._archive = archive
         self._path = path
 
     def __iter__(self) -> Iterator[bytes]:
-        file = beneath.open_at(self._folder.fd, self._path)
-        at = 0
-        while piece := file.pread(_PIECE, at):
-            at += len(piece)
-            yield piece
+        with self._archive.open(self._path) as file:
+            at = 0
+            while piece := file.pread(_PIECE, at):
+                at += len(piece)
+                yield piece
 
 
 def _shown(path: bytes) -> str:

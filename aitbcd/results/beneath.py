@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
+from typing import Self
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -24,28 +27,69 @@ class NotThere(Exception):
 
 
 class OpenFile:
-    """An open file or folder; its descriptor goes with the last reference to this."""
+    """An open file or folder that a thread may be reading when somebody else closes it.
 
-    __slots__ = ("fd",)
+    Who has left his connection is cleaned up after at once, but a descriptor that is in use must
+    not be closed: its number would be another file's by the next read.
+    """
+
+    __slots__ = ("_fd", "_is_closed", "_lock", "_users")
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self._fd = fd
+        self._lock = Lock()
+        self._users = 0
+        self._is_closed = False
+
+    @contextmanager
+    def held(self) -> Iterator[int]:
+        """Give the descriptor, which stays open meanwhile.
+
+        Raises:
+            NotThere: it was closed before.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise NotThere(self._fd)
+            self._users += 1
+        try:
+            yield self._fd
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._close_if_unused()
+
+    def close(self) -> None:
+        """Close it once nobody reads it; calling again does nothing."""
+        with self._lock:
+            self._is_closed = True
+            self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._is_closed and self._users == 0 and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     @property
     def size(self) -> int:
-        return os.fstat(self.fd).st_size
+        with self.held() as fd:
+            return os.fstat(fd).st_size
 
     @property
     def inode(self) -> tuple[int, int]:
-        about = os.fstat(self.fd)
-        return about.st_dev, about.st_ino
+        with self.held() as fd:
+            about = os.fstat(fd)
+            return about.st_dev, about.st_ino
 
     def pread(self, length: int, offset: int) -> bytes:
-        return os.pread(self.fd, length, offset)
+        with self.held() as fd:
+            return os.pread(fd, length, offset)
 
-    def __del__(self) -> None:
-        # Never before: a thread may still read for somebody who has gone.
-        os.close(self.fd)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def open_in(package: Path, path: bytes) -> OpenFile:
@@ -54,13 +98,11 @@ def open_in(package: Path, path: bytes) -> OpenFile:
     Raises:
         NotThere, PermissionError: as ``open_beneath``.
     """
-    folder = OpenFile(open_folder(package))
-    return open_at(folder.fd, path)
-
-
-def open_at(folder: int, path: bytes) -> OpenFile:
-    """Return the regular file ``path`` below an open folder; see ``open_beneath``."""
-    return OpenFile(open_beneath(folder, path))
+    folder = open_folder(package)
+    try:
+        return OpenFile(open_beneath(folder, path))
+    finally:
+        os.close(folder)
 
 
 def open_folder(path: Path) -> int:

@@ -29,18 +29,19 @@ def read(file: OpenFile, offset: int, length: int, limit: int) -> Piece:
     Args:
         limit: what the log may keep; a file below it has no holes of ours.
     """
-    data = file.pread(length, offset)
-    end = offset + len(data)
-    if not data or file.size <= limit:
-        return Piece(data, end)
-    # The hole is looked for after the read: one punched between the two would read as zeros.
-    hole = os.lseek(file.fd, offset, os.SEEK_HOLE)
-    if hole >= end:
-        return Piece(data, end)
-    if hole > offset:
-        return Piece(data[: hole - offset], hole)
-    after = _end_of_hole(file, offset)
-    return Piece(note(after - _start_of_hole(file, offset)), after)
+    with file.held() as fd:
+        data = os.pread(fd, length, offset)
+        end = offset + len(data)
+        if not data or os.fstat(fd).st_size <= limit:
+            return Piece(data, end)
+        # The hole is looked for after the read: one punched between the two would read as zeros.
+        hole = os.lseek(fd, offset, os.SEEK_HOLE)
+        if hole >= end:
+            return Piece(data, end)
+        if hole > offset:
+            return Piece(data[: hole - offset], hole)
+        after = _end_of_hole(fd, offset)
+        return Piece(note(after - _start_of_hole(fd, offset)), after)
 
 
 def offset_of_tail(file: OpenFile, lines: int) -> int:
@@ -70,13 +71,13 @@ def note(dropped: int) -> bytes:
     return b"\n[aitbcd: %d bytes dropped here; this log had passed its limit]\n" % dropped
 
 
-def _start_of_hole(file: OpenFile, offset: int) -> int:
+def _start_of_hole(fd: int, offset: int) -> int:
     # A hole begins where the data before it ends; ours is the first and only one.
-    return min(os.lseek(file.fd, 0, os.SEEK_HOLE), offset)
+    return min(os.lseek(fd, 0, os.SEEK_HOLE), offset)
 
 
-def _end_of_hole(file: OpenFile, offset: int) -> int:
+def _end_of_hole(fd: int, offset: int) -> int:
     try:
-        return os.lseek(file.fd, offset, os.SEEK_DATA)
+        return os.lseek(fd, offset, os.SEEK_DATA)
     except OSError:  # ENXIO: nothing but hole until the end
-        return file.size
+        return os.fstat(fd).st_size

@@ -137,11 +137,11 @@ def punch(fd: int, start: int, length: int) -> None:
 
 
 def read_all(log: io.BufferedRandom, limit: int, offset: int = 0, length: int = 3000) -> bytes:
-    file = beneath.OpenFile(os.dup(log.fileno()))
     out = b""
-    while (piece := logs.read(file, offset, length, limit)).data:
-        out += piece.data
-        offset = piece.next_offset
+    with beneath.OpenFile(os.dup(log.fileno())) as file:
+        while (piece := logs.read(file, offset, length, limit)).data:
+            out += piece.data
+            offset = piece.next_offset
     return out
 
 
@@ -204,8 +204,8 @@ def test_a_tail_begins_where_its_lines_do(
 ) -> None:
     log.write(content)
     log.flush()
-    file = beneath.OpenFile(os.dup(log.fileno()))
-    assert content[logs.offset_of_tail(file, lines) :] == tail
+    with beneath.OpenFile(os.dup(log.fileno())) as file:
+        assert content[logs.offset_of_tail(file, lines) :] == tail
 
 
 # --- verify
@@ -270,6 +270,7 @@ def test_a_missing_manifest_and_a_missing_package_are_said(package: Path, tmp_pa
 def test_a_zip_has_everything_and_the_size_it_said(package: Path) -> None:
     archive = Archive(package, "job_7k3m9q2x")
     data = b"".join(archive.pieces())
+    archive.close()
     assert len(data) == archive.size
     with zipfile.ZipFile(io.BytesIO(data)) as unpacked:
         assert unpacked.testzip() is None
@@ -284,6 +285,7 @@ def test_a_zip_has_no_links(package: Path) -> None:
     (package / "artifacts/passwd").symlink_to("/etc/passwd")
     archive = Archive(package, "job_x")
     data = b"".join(archive.pieces())
+    archive.close()
     assert b"passwd" not in data
 
 
@@ -293,14 +295,32 @@ def test_a_file_that_grows_while_it_is_sent_breaks_the_zip_off(package: Path) ->
         file.write(b"more")
     with pytest.raises(RuntimeError):
         b"".join(archive.pieces())
+    archive.close()
 
 
-def test_a_zip_that_nobody_reads_holds_nothing_open(package: Path) -> None:
+def test_a_zip_that_is_read_no_further_holds_nothing_open(package: Path) -> None:
     before = open_fds()
     archive = Archive(package, "job_x")
-    next(archive.pieces())
-    del archive
+    pieces = archive.pieces()
+    for _ in range(4):
+        assert next(pieces)
+    assert open_fds() > before
+    archive.close()
     assert open_fds() == before
+    with pytest.raises((beneath.NotThere, RuntimeError)):
+        b"".join(pieces)
+
+
+def test_a_file_in_use_is_closed_by_its_last_user(package: Path) -> None:
+    before = open_fds()
+    file = beneath.open_in(package, b"result.txt")
+    with file.held() as fd:
+        file.close()
+        file.close()
+        assert os.pread(fd, 100, 0) == b"hello\n"
+    assert open_fds() == before
+    with pytest.raises(beneath.NotThere):
+        file.pread(1, 0)
 
 
 def test_a_package_that_is_gone_has_no_zip(tmp_path: Path) -> None:
