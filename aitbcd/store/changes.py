@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, overload
+from typing import Any
 
 from aitbcd import lifecycle
 from aitbcd.errors import IllegalTransition, NoSuchJob, WrongState
@@ -59,27 +59,6 @@ class Move:
     handle: str | None = None
     #: COMPLETE, FAIL, CANCELED: how it ended. REQUEUE: how the attempt ended, if it had begun.
     ending: Ending | None = None
-
-
-class BatchIds(Sequence[tuple[int, str]]):
-    """(number, job_id) of each job of a batch, in order; made when it is asked for."""
-
-    def __init__(self, numbers: range, job_id: Callable[[int], str]) -> None:
-        self._numbers = numbers
-        self._job_id = job_id
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, place: int) -> tuple[int, str]: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[tuple[int, str]]: ...
-    def __getitem__(self, place: int | slice) -> tuple[int, str] | list[tuple[int, str]]:
-        if isinstance(place, slice):
-            return [(number, self._job_id(number)) for number in self._numbers[place]]
-        number = self._numbers[place]
-        return number, self._job_id(number)
 
 
 @dataclass(frozen=True, slots=True)
