@@ -61,11 +61,13 @@ class _Gate:
         try:
             await self._app(scope, receive, watched_send)
         except Exception as problem:
-            if not sent:
-                raise
             if not _is_broken_off(problem):
                 _log.exception("answering %s %s failed", scope["method"], scope["path"])
-            if sent[0]["type"] != "http.response.body" or sent[0].get("more_body"):
+            if not sent:
+                await problem_response(_bug(scope["method"], scope["path"], problem))(
+                    scope, receive, send
+                )
+            elif sent[0]["type"] != "http.response.body" or sent[0].get("more_body"):
                 state["abort"]()
 
 
@@ -100,9 +102,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    return problem_response(
-        AitbcError(
-            f"the daemon failed at {request.method} {request.url.path}: {type(error).__name__}",
-            hint="that is a fault of aitbcd; its log says more",
-        )
+    return problem_response(_bug(request.method, request.url.path, error))
+
+
+def _bug(method: str, path: str, error: Exception) -> AitbcError:
+    return AitbcError(
+        f"the daemon failed at {method} {path}: {type(error).__name__}",
+        hint="that is a fault of aitbcd; its log says more",
     )

@@ -33,8 +33,9 @@ from aitbcd.paths import SOCKET_PATH_MAX
 from aitbcd.results.watches import Watches
 
 _log = logging.getLogger(__name__)
-# A client's garbage is answered, not logged: anybody could fill the log with it.
-logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+# A client's garbage is answered, not logged: anybody could fill the log with it. What fails in the
+# application is logged there, and it leaves answers unfinished on purpose (``StreamBroken``).
+logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 BACKLOG = 1024
 #: Seconds that a connection may stay open without a request.

@@ -103,6 +103,26 @@ def test_jobs_go_on_over_a_stop_and_are_counted(tmp_path: Path) -> None:
         assert box.ended(job)["status"] == "completed"
 
 
+def test_followers_are_hung_up_on_at_a_stop_and_see_that_it_was_not_the_end(tmp_path: Path) -> None:
+    with serving(tmp_path / "daemon") as box:
+        job = box.submit_waiting(tmp_path / "go")
+        for route in ("logs/stdout", "events"):
+            with box.connect() as follower, box.connect() as idle, box.connect() as slow:
+                idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b"200 OK" in idle.recv(4096)
+                slow.sendall(b"GET /v1/jo")
+                url = f"/v1/jobs/{job}/{route}?follow=true"
+                follower.sendall(f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert b"200 OK" in follower.recv(4096)
+                assert box.service.stop() == 0
+                rest = b"".join(iter(lambda: follower.recv(4096), b""))
+                assert not rest.endswith(b"0\r\n\r\n")
+            box.service.start()
+        assert "ERROR" not in box.service.log.read_text()
+        (tmp_path / "go").touch()
+        assert box.ended(job)["status"] == "completed"
+
+
 # -- the state directory
 
 
