@@ -12,6 +12,7 @@ import os
 from typing import NamedTuple
 
 from aitbcd.launcher.linux import ModifyWatch, punch_hole
+from aitbcd.launcher.package import open_new
 
 _watch: ModifyWatch | None = None
 
@@ -20,6 +21,9 @@ FIRST_LOOK_S = 0.1
 #: Between a first write and the look at it.
 LOOK_S = 0.2
 _BLOCK = 4096
+_LEAST = 4 * _BLOCK
+_NOTE_HEAD = b"\n[aitbcd: "
+_NOTE_TAIL = b" bytes dropped here; this log had passed its limit]\n"
 #: Names that begin so in a package are unfinished copies of ours.
 TEMPORARY = ".aitbcd."
 
@@ -36,7 +40,7 @@ class LogLimit:
 
     def __init__(self, logs: dict[str, int], limit: int, now: float) -> None:
         self._logs = logs
-        self._limit = max(limit, 4 * _BLOCK)
+        self._limit = max(limit, _LEAST)
         self._punched = dict.fromkeys(logs, 0)
         self._is_watching = False
         self.look_at: float | None = now + FIRST_LOOK_S
@@ -128,37 +132,38 @@ def find_hole(fd: int, limit: int) -> Dropped | None:
 
 def note(dropped: Dropped) -> bytes:
     """Return the line that stands where the middle was."""
-    return (
-        f"\n[aitbcd: {dropped.end - dropped.start} bytes dropped here; "
-        f"this log had passed its limit]\n"
-    ).encode()
+    return b"%s%d%s" % (_NOTE_HEAD, dropped.end - dropped.start, _NOTE_TAIL)
 
 
-def close_hole(directory_fd: int, name: str, limit: int) -> Dropped | None:
-    """Write a log without its hole under the same name; returns what was dropped.
+def close_hole(directory_fd: int, name: str, fd: int, limit: int) -> Dropped | None:
+    """Write an open log without its hole under the same name; returns what was dropped.
 
-    Idempotent: a log without a hole is left alone, and a half-written copy is written again.
+    Idempotent: a half-written copy is written again, and a log that was closed before a crash
+    says itself what was dropped.
     """
-    if os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_size <= limit:
-        return None
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    dropped = find_hole(fd, limit)
+    if dropped is None:
+        return _read_note(fd, limit)
+    temporary = f"{TEMPORARY}{name}"
+    copy = open_new(temporary, 0o640, directory_fd)
     try:
-        dropped = find_hole(fd, limit)
-        if dropped is None:
-            return None
-        temporary = f"{TEMPORARY}{name}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        copy = os.open(temporary, flags, 0o640, dir_fd=directory_fd)
-        try:
-            copy_bytes(fd, copy, 0, dropped.start)
-            os.write(copy, note(dropped))
-            copy_bytes(fd, copy, dropped.end, os.fstat(fd).st_size - dropped.end)
-        finally:
-            os.close(copy)
-        os.rename(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
-        return dropped
+        copy_bytes(fd, copy, 0, dropped.start)
+        os.write(copy, note(dropped))
+        copy_bytes(fd, copy, dropped.end, os.fstat(fd).st_size - dropped.end)
     finally:
-        os.close(fd)
+        os.close(copy)
+    os.rename(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+    return dropped
+
+
+def _read_note(fd: int, limit: int) -> Dropped | None:
+    """Return what the note of a closed log says, where ``LogLimit`` begins to drop."""
+    start = _round_up(max(limit, _LEAST) // 2)
+    text = os.pread(fd, 128, start)
+    number, found, _ = text.removeprefix(_NOTE_HEAD).partition(_NOTE_TAIL)
+    if not text.startswith(_NOTE_HEAD) or not found or not number.isdigit() or len(number) > 18:
+        return None
+    return Dropped(start, start + int(number))
 
 
 def copy_bytes(source: int, target: int, start: int, length: int) -> None:

@@ -6,6 +6,7 @@ everything is made below a folder that only root can enter, and given away last.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any, NamedTuple
 
@@ -78,7 +79,10 @@ def remove(results_fd: int, name: str, who: Identity | None) -> None:
     """Remove a package: its content as its user, the emptied folder itself as us."""
 
     def empty() -> dict[str, Any]:
-        fd = os.open(name, DIRECTORY, dir_fd=results_fd)
+        try:
+            fd = os.open(name, DIRECTORY, dir_fd=results_fd)
+        except PermissionError:
+            fd = _open_forced(results_fd, name)
         try:
             empty_directory(fd)
         finally:
@@ -92,19 +96,65 @@ def remove(results_fd: int, name: str, who: Identity | None) -> None:
         pass
 
 
-def empty_directory(fd: int) -> None:
-    """Remove all below an open directory, following no link, however modes were set."""
-    os.fchmod(fd, 0o700)
-    with os.scandir(fd) as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_directory in found:
-        if not is_directory:
-            os.unlink(name, dir_fd=fd)
-            continue
-        os.chmod(name, 0o700, dir_fd=fd)
-        below = os.open(name, DIRECTORY, dir_fd=fd)
+def open_new(name: str | bytes, mode: int, folder: int) -> int:
+    """Make a file of ours; what stood there goes first, so that it leads nowhere."""
+    clear(folder, name)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, mode, dir_fd=folder)
+
+
+def clear(folder: int, name: str | bytes) -> None:
+    """Remove whatever has this name in an open folder, a folder with all that is in it."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        fd = _open_forced(folder, name)
         try:
-            empty_directory(below)
+            empty_directory(fd)
         finally:
-            os.close(below)
-        os.rmdir(name, dir_fd=fd)
+            os.close(fd)
+        os.rmdir(name, dir_fd=folder)
+
+
+def empty_directory(fd: int) -> None:
+    """Remove all below an open directory, following no link, however modes were set.
+
+    Folders are moved up before they are emptied: any depth costs one descriptor and no stack.
+    """
+    os.fchmod(fd, 0o700)
+    moved = 0
+    while folders := _unlink_files(fd):
+        for name in folders:
+            below = _open_forced(fd, name)
+            try:
+                for inner in _unlink_files(below):
+                    # Only the owner of a folder that he may write can move it elsewhere.
+                    os.chmod(inner, 0o700, dir_fd=below)
+                    while True:
+                        moved += 1
+                        try:
+                            os.rename(inner, b"%d" % moved, src_dir_fd=below, dst_dir_fd=fd)
+                            break
+                        except OSError as error:
+                            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                                raise
+            finally:
+                os.close(below)
+            os.rmdir(name, dir_fd=fd)
+
+
+def _open_forced(folder: int, name: str | bytes) -> int:
+    os.chmod(name, 0o700, dir_fd=folder)
+    return os.open(name, DIRECTORY, dir_fd=folder)
+
+
+def _unlink_files(fd: int) -> list[bytes]:
+    """Remove what is no folder; return the folders."""
+    with os.scandir(fd) as entries:
+        found = [(os.fsencode(each.name), each.is_dir(follow_symlinks=False)) for each in entries]
+    for name, is_folder in found:
+        if not is_folder:
+            os.unlink(name, dir_fd=fd)
+    return [name for name, is_folder in found if is_folder]

@@ -43,11 +43,12 @@ _OPEN_AT_ONCE = 64
 _MAX_DEPTH = 200
 #: ioctl_ficlone(2): share the blocks where the file system can.
 _FICLONE = 0x40049409
+_ANOTHERS = "belongs to another user"
+_UNREADABLE = "not readable, and it has another name elsewhere"
 _FILE_KIND, _FOLDER, _OTHER = "file", "folder", "other"
 #: Names of unfinished copies of ours.
 _OURS = os.fsencode(logs.TEMPORARY)
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 #: Seconds that a user's own files may take to be collected, hashed and synced.
 DEADLINE_S = 6 * 3600.0
@@ -100,13 +101,16 @@ def _report(text: bytes, sizes: list[int]) -> dict[str, Any]:
 
 
 def _build(results_fd: int, building: str, order: Order) -> dict[str, Any]:
-    top = os.open(building, DIRECTORY, dir_fd=results_fd)
+    top = _open_folder(results_fd, building.encode())
     try:
         try:
             return _run(top, order)
         except PermissionError:
             # Left read-only by the job, or by a sealing that did not come to its end.
             os.fchmod(top, 0o700 | _setgid(top))
+            for ours in (LOGS, ARTIFACTS):
+                if _kind(top, ours) == stat.S_IFDIR:
+                    os.chmod(ours, 0o700 | _setgid(top), dir_fd=top)
             return _run(top, order)
     finally:
         os.close(top)
@@ -184,33 +188,66 @@ class _Sealer:
         try:
             found = _list(folder)
             for log in (STDOUT, STDERR):
-                name = log.encode()
-                if found.get(name) != _FILE_KIND:
-                    if name in found:
-                        self._drop(folder, name, f"{LOGS}/{log}".encode(), "not a regular file")
-                    os.close(os.open(log, _NEW, 0o640, dir_fd=folder))
-                cut = logs.close_hole(folder, log, self._order["log_limit"])
-                if cut:
-                    self._dropped[log] = {"at": cut.start, "bytes": cut.end - cut.start}
+                if found.get(log.encode()) == _FILE_KIND:
+                    self._close_log(folder, log)
+                else:
+                    self._replace_log(folder, log, "not a regular file")
+            self._make_result(kinds, folder)
         finally:
             os.close(folder)
-        self._make_result(kinds)
 
-    def _make_result(self, kinds: dict[bytes, str]) -> None:
-        name, log = RESULT.encode(), f"{LOGS}/{STDOUT}"
+    def _close_log(self, folder: int, log: str) -> None:
+        about = os.stat(log, dir_fd=folder, follow_symlinks=False)
+        if about.st_uid != self._uid:
+            self._replace_log(folder, log, _ANOTHERS)
+        if about.st_uid != self._uid or about.st_size <= self._order["log_limit"]:
+            return
+        fd = _open_file(folder, log.encode(), self._uid)
+        if fd is None:
+            self._replace_log(folder, log, _UNREADABLE)
+            return
+        try:
+            cut = logs.close_hole(folder, log, fd, self._order["log_limit"])
+        finally:
+            os.close(fd)
+        if cut:
+            self._dropped[log] = {"at": cut.start, "bytes": cut.end - cut.start}
+
+    def _replace_log(self, folder: int, log: str, why: str) -> None:
+        if _kind(folder, log):
+            self._drop(folder, log.encode(), f"{LOGS}/{log}".encode(), why)
+        os.close(package.open_new(log, 0o640, folder))
+
+    def _make_result(self, kinds: dict[bytes, str], folder: int) -> None:
+        name = RESULT.encode()
         if kinds.get(name) == _FILE_KIND:
             mine = os.stat(name, dir_fd=self._top, follow_symlinks=False)
-            both = os.stat(log, dir_fd=self._top, follow_symlinks=False)
-            if mine.st_size and not os.path.samestat(mine, both):
+            both = os.stat(STDOUT, dir_fd=folder, follow_symlinks=False)
+            if mine.st_uid != self._uid:
+                self._drop(self._top, name, name, _ANOTHERS)
+            elif mine.st_size and not os.path.samestat(mine, both):
                 return
-            os.unlink(name, dir_fd=self._top)
+            else:
+                os.unlink(name, dir_fd=self._top)
         elif name in kinds:
             self._drop(self._top, name, name, "not a regular file")
-        os.link(log, name, src_dir_fd=self._top, dst_dir_fd=self._top, follow_symlinks=False)
+        about = self._link_result(folder)
+        if about.st_nlink > 2:
+            # The log has a third name, perhaps outside: ours are two names of a copy.
+            os.unlink(name, dir_fd=self._top)
+            if (fd := self._open_own(folder, STDOUT.encode())) is not None:
+                os.close(fd)
+            else:
+                self._replace_log(folder, STDOUT, _UNREADABLE)
+            about = self._link_result(folder)
         kinds[name] = _FILE_KIND
         # Before the folder that holds the log, so that its hash is known when the log comes.
         kinds[LOGS.encode()] = kinds.pop(LOGS.encode())
-        self._shared = (os.stat(name, dir_fd=self._top, follow_symlinks=False).st_ino, "")
+        self._shared = (about.st_ino, "")
+
+    def _link_result(self, folder: int) -> os.stat_result:
+        os.link(STDOUT, RESULT, src_dir_fd=folder, dst_dir_fd=self._top, follow_symlinks=False)
+        return os.stat(RESULT, dir_fd=self._top, follow_symlinks=False)
 
     # -- what is in the package -------------------------------------------------------------
 
@@ -245,7 +282,9 @@ class _Sealer:
     def _take_file(self, folder: int, name: bytes, path: bytes) -> None:
         fd = self._open_own(folder, name)
         if fd is None:
-            self._drop(folder, name, path, "belongs to another user")
+            about = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            is_own = about.st_uid == self._uid
+            self._drop(folder, name, path, _UNREADABLE if is_own else _ANOTHERS)
             return
         about = os.fstat(fd)
         is_shared = self._shared is not None and self._shared[0] == about.st_ino
@@ -271,7 +310,7 @@ class _Sealer:
         try:
             if about.st_uid != self._uid or not stat.S_ISREG(about.st_mode):
                 return None
-            copy = os.open(_TEMPORARY, _NEW, 0o600, dir_fd=folder)
+            copy = package.open_new(_TEMPORARY, 0o600, folder)
             _copy(fd, copy)
             os.fchmod(copy, about.st_mode & 0o777)
             os.rename(_TEMPORARY, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -281,15 +320,7 @@ class _Sealer:
 
     def _drop(self, folder: int, name: bytes, path: bytes, why: str | None) -> None:
         """Remove what a package does not hold; ``why`` goes into output.json."""
-        try:
-            os.unlink(name, dir_fd=folder)
-        except IsADirectoryError:
-            fd = _open_folder(folder, name)
-            try:
-                package.empty_directory(fd)
-            finally:
-                os.close(fd)
-            os.rmdir(name, dir_fd=folder)
+        package.clear(folder, name)
         if why:
             self._left_out.append({"path": shown(path), "why": why})
 
@@ -301,13 +332,14 @@ class _Sealer:
         try:
             cwd = os.open(self._order["cwd"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            self._left_out.append({"path": self._order["cwd"], "why": str(error.strerror)})
+            cwd_name = shown(os.fsencode(self._order["cwd"]))
+            self._left_out.append({"path": cwd_name, "why": str(error.strerror)})
             return
         target = os.open(ARTIFACTS, DIRECTORY, dir_fd=self._top)
         try:
             os.fchmod(target, 0o700 | self._setgid)
             for glob in self._order["artifacts"]:
-                parts = [part for part in os.fsencode(glob).split(b"/") if part not in (b"", b".")]
+                parts = _split(os.fsencode(glob))
                 if glob.startswith("/") or b".." in parts or not parts:
                     continue
                 for path in _matches(cwd, parts, b"", 0):
@@ -327,7 +359,7 @@ class _Sealer:
             into = _make_below(target, folders)
             if _kind(into, name):
                 return
-            copy = os.open(_TEMPORARY, _NEW, 0o600, dir_fd=into)
+            copy = package.open_new(_TEMPORARY, 0o600, into)
             try:
                 _copy(source, copy)
                 os.fchmod(copy, os.fstat(source).st_mode & 0o777)
@@ -355,7 +387,7 @@ class _Sealer:
         return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
     def _write(self, name: str, data: bytes) -> None:
-        fd = os.open(name, _NEW, 0o640, dir_fd=self._top)
+        fd = package.open_new(name, 0o640, self._top)
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
@@ -512,6 +544,14 @@ def _matches(fd: int, parts: list[bytes], prefix: bytes, depth: int) -> Iterator
             yield from _enter(fd, name, following, prefix, depth)
         elif (part == b"**" and not rest) or (part != b"**" and not rest):
             yield prefix + name
+
+
+def _split(glob: bytes) -> list[bytes]:
+    parts = [part for part in glob.split(b"/") if part not in (b"", b".")]
+    # "**/**" names what "**" does, but in as many ways as the tree is deep.
+    return [
+        each for at, each in enumerate(parts) if at == 0 or each != b"**" or parts[at - 1] != each
+    ]
 
 
 def _is_meant(name: bytes, part: bytes) -> bool:

@@ -1,0 +1,664 @@
+"""Sealing on real folders: what a package holds, what it leaves alone, and what a kill leaves.
+
+Most tests run three times: as ourselves, as a second user, and as root for a second user. What the
+job left is made by who the job would be.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aitbcd import manifest
+from aitbcd.launcher import package, seal
+from aitbcd.launcher.identity import Identity, do_as
+from aitbcd.launcher.linux import punch_hole
+
+JOB = "job_7k3m9q2x"
+IS_ROOT = os.getuid() == 0
+needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root: only it can be somebody else")
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[Identity]:
+    name = f"aitbcd-s{os.getpid()}"
+    subprocess.run(["useradd", "--no-create-home", name], check=True)
+    user = pwd.getpwnam(name)
+    yield Identity(user.pw_uid, user.pw_gid, name)
+    subprocess.run(["userdel", name], check=True, capture_output=True)
+
+
+class Case:
+    """A results folder and the working directory of one job, whose user is ``owner``.
+
+    ``is_for_him``: root seals for the owner; else the owner does all himself.
+    """
+
+    def __init__(self, folder: Path, owner: Identity | None, *, is_for_him: bool) -> None:
+        self.folder = folder
+        self.results = folder / "results"
+        self.cwd = folder / "cwd"
+        self.building = self.results / f".{JOB}"
+        self.sealed = self.results / JOB
+        self.logs = self.building / "logs"
+        self.artifacts = self.building / "artifacts"
+        self.owner = owner
+        self._sealer = None if is_for_him else owner
+        self._for = owner if is_for_him else None
+        folder.chmod(0o711)
+        for made in (self.results, self.cwd):
+            made.mkdir(mode=0o711)
+        if owner:
+            os.chown(self.cwd, owner.uid, owner.gid)
+            if not is_for_him:
+                os.chown(self.results, owner.uid, owner.gid)
+        self.fd = os.open(self.results, os.O_RDONLY | os.O_DIRECTORY)
+        self.create()
+
+    def create(self) -> None:
+        def action() -> Json:
+            package.create(self.fd, JOB, self._for).close()
+            return {}
+
+        do_as(self._sealer, action, 60)
+
+    def job(self, *steps: Callable[[], object]) -> None:
+        """Do something as the job's user."""
+
+        def action() -> Json:
+            os.umask(0o022)
+            for step in steps:
+                step()
+            return {}
+
+        do_as(self.owner, action, 60)
+
+    def order(self, *artifacts: str, **more: Any) -> Json:
+        uid, gid, user = self.owner or Identity(os.getuid(), os.getgid(), "")
+        return {
+            "job": JOB,
+            "attempt": 1,
+            "uid": uid,
+            "gid": gid,
+            "user": user,
+            "cwd": str(self.cwd),
+            "artifacts": list(artifacts),
+            "log_limit": 1 << 20,
+            "output": {"format": 1, "attempt": 1},
+            **more,
+        }
+
+    def seal(self, *artifacts: str, **more: Any) -> Json:
+        order = self.order(*artifacts, **more)
+        return do_as(self._sealer, lambda: seal.seal(self.fd, order), 60)
+
+    def sealed_files(self, *artifacts: str, **more: Any) -> list[str]:
+        """Seal, check the package, and return the names of its artifacts."""
+        report = self.seal(*artifacts, **more)
+        found = self.check(report)
+        prefix = b"artifacts/"
+        names = [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
+        return sorted(name.decode("utf-8", "backslashreplace") for name in names)
+
+    def output(self) -> Json:
+        found: Json = json.loads((self.sealed / "output.json").read_bytes())
+        return found
+
+    def left_out(self) -> dict[str, str]:
+        return {str(entry["path"]): entry["why"] for entry in self.output()["left_out"]}
+
+    def check(self, report: Json) -> dict[bytes, str]:
+        """Assert that the package is whole and read-only; return its manifest."""
+        assert not self.building.exists()
+        text = (self.sealed / manifest.FILE_NAME).read_bytes()
+        assert hashlib.sha256(text).hexdigest() == report["digest"]
+        command = ["sha256sum", "--check", "--strict", "--quiet", manifest.FILE_NAME]
+        subprocess.run(command, cwd=self.sealed, check=True)
+        uid = self.owner.uid if self.owner else os.getuid()
+        present = set()
+        for path in self._walk():
+            about = path.lstat()
+            assert about.st_uid == uid, path
+            assert stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode), path
+            assert not about.st_mode & (0o222 | stat.S_ISUID | stat.S_ISVTX), path
+            if stat.S_ISREG(about.st_mode):
+                assert not about.st_mode & stat.S_ISGID, path
+                present.add(os.fsencode(path.relative_to(self.sealed)))
+        stated = manifest.parse(text)
+        assert present == {*stated, manifest.FILE_NAME.encode()}
+        assert {b"result.txt", b"logs/stdout.log", b"logs/stderr.log"} <= present
+        output = self.output()
+        assert report["files"] == len(output["files"]) == len(stated) - 1
+        assert report["bytes"] == sum(entry["size"] for entry in output["files"])
+        return stated
+
+    def _walk(self) -> Iterator[Path]:
+        yield self.sealed
+        for root, folders, files in os.walk(self.sealed):
+            for name in (*folders, *files):
+                yield Path(root) / name
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that other users can reach."""
+    made = Path(tempfile.mkdtemp(prefix="aitbcd-seal-"))
+    yield made
+    subprocess.run(["chmod", "-R", "u+rwx", made], check=False, capture_output=True)
+    shutil.rmtree(made)
+
+
+@pytest.fixture(params=["self", "user", "for_user"])
+def case(request: pytest.FixtureRequest, folder: Path) -> Case:
+    if request.param == "self":
+        return Case(folder, None, is_for_him=False)
+    if not IS_ROOT:
+        pytest.skip("needs root: only it can be somebody else")
+    return Case(folder, request.getfixturevalue("other"), is_for_him=request.param == "for_user")
+
+
+@pytest.fixture
+def mine(folder: Path) -> Case:
+    return Case(folder, None, is_for_him=False)
+
+
+# -- what is in it ------------------------------------------------------------------------------
+
+
+def test_a_job_that_wrote_no_result_has_stdout_log_as_its_result(case: Case) -> None:
+    case.job(lambda: (case.logs / "stdout.log").write_text("out\n"))
+    assert case.sealed_files() == []
+    both = (case.sealed / "result.txt", case.sealed / "logs/stdout.log")
+    assert both[0].read_text() == "out\n"
+    assert both[0].samefile(both[1])
+    assert [path.stat().st_nlink for path in both] == [2, 2]
+
+
+def test_a_result_of_its_own_stays(case: Case) -> None:
+    case.job(
+        lambda: (case.logs / "stdout.log").write_text("out\n"),
+        lambda: (case.building / "result.txt").write_text("42\n"),
+    )
+    case.sealed_files()
+    assert (case.sealed / "result.txt").read_text() == "42\n"
+    assert (case.sealed / "logs/stdout.log").read_text() == "out\n"
+
+
+def test_names_of_any_bytes_are_escaped_and_told(case: Case) -> None:
+    names = [b"new\nline", b"back\\slash", b"'quotes' \"both\"", b"\xff\xfe", b"\r", b" ", b"-rf"]
+
+    def make() -> None:
+        for name in names:
+            path = os.path.join(os.fsencode(case.artifacts), name)
+            os.mkdir(path)
+            with open(os.path.join(path, name), "wb") as file:
+                file.write(name)
+
+    case.job(make)
+    report = case.seal()
+    stated = case.check(report)
+    assert {b"artifacts/" + name + b"/" + name for name in names} <= set(stated)
+    shown = [entry["path"] for entry in case.output()["files"]]
+    assert "artifacts/new\nline/new\nline" in shown
+    assert {"b64": "YXJ0aWZhY3RzL//+L//+"} in shown
+
+
+def test_only_regular_files_stay(case: Case) -> None:
+    def make() -> None:
+        os.chdir(case.artifacts)
+        os.symlink("/etc/passwd", "link")
+        os.symlink("/etc", "folder-link")
+        os.mkfifo("fifo")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind("socket")
+        Path("file").write_text("stays")
+        Path("empty").mkdir()
+
+    case.job(make)
+    odd = ["link", "folder-link", "fifo", "socket"]
+    if IS_ROOT:
+        os.mknod(case.artifacts / "device", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        odd.append("device")
+        os.mknod(case.artifacts / "disk", stat.S_IFBLK | 0o666, os.makedev(7, 0))
+        odd.append("disk")
+    assert case.sealed_files() == ["file"]
+    assert case.left_out() == {f"artifacts/{name}": "not a regular file" for name in odd}
+    assert (case.sealed / "artifacts/empty").is_dir()
+
+
+def test_set_id_bits_go_and_execute_bits_stay(case: Case) -> None:
+    def make() -> None:
+        for mode in (0o4755, 0o2755, 0o1644, 0o7777, 0o755):
+            path = case.artifacts / f"{mode:o}"
+            path.write_text("x")
+            path.chmod(mode)
+
+    case.job(make)
+    case.sealed_files()
+    assert (case.sealed / "artifacts/755").stat().st_mode & 0o7777 == 0o550
+    assert (case.sealed / "artifacts/1644").stat().st_mode & 0o7777 == 0o440
+
+
+def test_an_own_file_with_another_name_outside_is_copied(case: Case) -> None:
+    kept = case.cwd / "kept"
+
+    def make() -> None:
+        kept.write_text("mine")
+        kept.chmod(0o664)
+        os.link(kept, case.artifacts / "linked")
+        os.link(kept, case.artifacts / "linked-again")
+
+    case.job(make)
+    before = kept.stat()
+    assert case.sealed_files() == ["linked", "linked-again"]
+    after = kept.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid, after.st_mtime_ns) == (
+        before.st_mode,
+        before.st_uid,
+        before.st_gid,
+        before.st_mtime_ns,
+    )
+    assert kept.read_text() == (case.sealed / "artifacts/linked").read_text() == "mine"
+    assert after.st_nlink == 1
+
+
+@needs_root
+def test_a_file_of_another_user_is_left_out_and_left_alone(case: Case) -> None:
+    theirs = case.cwd / "theirs"
+    theirs.write_text("secret")
+    os.chown(theirs, 4242, 4242)
+    theirs.chmod(0o4640)
+    before = theirs.stat()
+    places = ["artifacts/a", "result.txt", "logs/stderr.log"]
+    for place in places:
+        (case.building / place).unlink(missing_ok=True)
+        os.link(theirs, case.building / place)
+    case.job(lambda: (case.logs / "stdout.log").write_text("out\n"))
+    assert case.sealed_files() == []
+    assert set(case.left_out()) == set(places)
+    after = theirs.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, 4242, 4242)
+    assert theirs.read_text() == "secret"
+    # They are there all the same, as if the job had written nothing.
+    assert (case.sealed / "result.txt").read_text() == "out\n"
+    assert (case.sealed / "logs/stderr.log").read_text() == ""
+
+
+@pytest.mark.parametrize("log", ["stdout.log", "stderr.log"])
+def test_a_second_name_of_a_log_outside_is_left_alone(case: Case, log: str) -> None:
+    kept = case.cwd / "kept"
+
+    def make() -> None:
+        (case.logs / log).write_text("said")
+        (case.logs / log).chmod(0o664)
+        os.link(case.logs / log, kept)
+
+    case.job(make)
+    case.sealed_files()
+    assert kept.stat().st_mode & 0o777 == 0o664
+    assert kept.stat().st_nlink == 1
+    assert (case.sealed / "logs" / log).read_text() == "said"
+
+
+def test_a_name_of_our_copies_leads_nowhere(case: Case) -> None:
+    """A job that knows how we name what is not finished can aim no copy of ours at a file."""
+    precious, kept = case.cwd / "precious", case.cwd / "kept"
+
+    def make() -> None:
+        for path in (precious, kept):
+            path.write_text(path.name)
+        os.link(precious, case.artifacts / ".aitbcd.copy")
+        os.link(kept, case.artifacts / "linked")
+        (case.logs / "stdout.log").write_bytes(bytes(range(256)) * (3 << 12))
+        with (case.logs / "stdout.log").open("r+b") as log:
+            punch_hole(log.fileno(), 1 << 19, 1 << 20)
+        os.mkfifo(case.logs / ".aitbcd.stdout.log")
+
+    case.job(make)
+    assert case.sealed_files() == ["linked"]
+    assert precious.read_text() == "precious"
+
+
+@pytest.mark.parametrize("what", ["link", "dangling", "folder", "file", "fifo", "nothing"])
+def test_what_the_job_put_in_the_place_of_ours_is_replaced(case: Case, what: str) -> None:
+    outside = case.cwd / "outside"
+
+    def put(path: Path) -> None:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        match what:
+            case "link":
+                path.symlink_to(outside)
+            case "dangling":
+                path.symlink_to(case.cwd / "nowhere")
+            case "folder":
+                (path / "deep").mkdir(parents=True)
+                (path / "deep/file").touch()
+            case "file":
+                path.write_text("mine")
+            case "fifo":
+                os.mkfifo(path)
+
+    def make() -> None:
+        outside.mkdir()
+        (outside / "stdout.log").write_text("precious")
+        ours = ["result.txt", "progress", "output.json", "output.sha256"]
+        ours.append("logs" if what == "file" else "logs/stdout.log")
+        for name in ours:
+            put(case.building / name)
+
+    case.job(make)
+    case.sealed_files()
+    assert [path.name for path in outside.iterdir()] == ["stdout.log"]
+    assert (outside / "stdout.log").read_text() == "precious"
+    assert not (case.cwd / "nowhere").exists()
+    expected = {"result.txt": "mine" if what == "file" else "", "logs/stdout.log": ""}
+    assert {name: (case.sealed / name).read_text() for name in expected} == expected
+
+
+@pytest.mark.parametrize("what", ["link", "file", "nothing"])
+def test_folders_that_the_job_replaced_are_made_again(case: Case, what: str) -> None:
+    outside = case.cwd / "outside"
+
+    def make() -> None:
+        outside.mkdir()
+        (case.cwd / "model").write_text("m")
+        for path in (case.logs, case.artifacts):
+            shutil.rmtree(path)
+            if what == "link":
+                path.symlink_to(outside)
+            elif what == "file":
+                path.write_text("x")
+
+    case.job(make)
+    assert case.sealed_files("model") == ["model"]
+    assert list(outside.iterdir()) == []
+    replaced = {"logs", "artifacts"} if what != "nothing" else set()
+    assert set(case.left_out()) == replaced
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o400, 0o555])
+def test_a_tree_that_its_owner_may_not_enter_is_sealed(case: Case, mode: int) -> None:
+    def make() -> None:
+        (case.logs / "stdout.log").write_bytes(b"x" * (3 << 20))
+        with (case.logs / "stdout.log").open("r+b") as log:
+            punch_hole(log.fileno(), 1 << 19, 2 << 20)
+        deep = case.artifacts / "a/b/c"
+        deep.mkdir(parents=True)
+        (deep / "file").write_text("f")
+        (deep / "link").symlink_to("/etc")
+        os.link(case.logs / "stderr.log", deep / "linked")
+        (case.cwd / "model").write_text("m")
+        for root, folders, files in os.walk(case.building, topdown=False):
+            for name in (*folders, *files):
+                if name != "link":
+                    os.chmod(os.path.join(root, name), mode)
+        case.building.chmod(mode)
+
+    case.job(make)
+    # A second name's mode is not changed, so that what may not be read is not copied.
+    linked = [] if mode == 0 and case.owner else ["a/b/c/linked"]
+    assert case.sealed_files("model") == ["a/b/c/file", *linked, "model"]
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o555])
+def test_a_tree_that_its_owner_may_not_enter_makes_way_for_the_next_attempt(
+    case: Case, mode: int
+) -> None:
+    def make() -> None:
+        (case.artifacts / "a/b/c/1/1/1").mkdir(parents=True)
+        (case.artifacts / "1/2/3").mkdir(parents=True)
+        (case.artifacts / "a/b/c/file").write_text("f")
+        for root, folders, files in os.walk(case.building, topdown=False):
+            for name in (*folders, *files):
+                os.chmod(os.path.join(root, name), mode)
+        case.building.chmod(mode)
+
+    case.job(make)
+    case.create()
+    assert case.sealed_files() == []
+
+
+def test_what_lies_too_deep_is_left_out(case: Case) -> None:
+    def make() -> None:
+        os.chdir(case.artifacts)
+        for _ in range(2500):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("bottom").touch()
+        os.chdir(case.artifacts / "d")
+        Path("top").touch()
+
+    case.job(make)
+    assert case.sealed_files() == ["d/top"]
+    assert list(case.left_out().values()) == ["too deep"]
+
+
+def test_thousands_of_files(case: Case) -> None:
+    def make() -> None:
+        for number in range(3000):
+            path = case.artifacts / f"{number % 150}"
+            path.mkdir(exist_ok=True)
+            (path / f"{number}").write_bytes(b"%d" % number)
+
+    case.job(make)
+    assert len(case.sealed_files()) == 3000
+
+
+# -- what is collected ----------------------------------------------------------------------------
+
+TREE = ["a.pt", ".hidden.pt", "ckpt/1.pt", "ckpt/.2.pt", "ckpt/deep/er/3.pt", "ckpt/log", "x/a.pt"]
+
+
+@pytest.mark.parametrize(
+    ("globs", "expected"),
+    [
+        (["*.pt"], ["a.pt"]),
+        (["ckpt/*.pt"], ["ckpt/1.pt"]),
+        (["*/*.pt"], ["ckpt/1.pt", "x/a.pt"]),
+        (["**/*.pt"], ["a.pt", "ckpt/1.pt", "ckpt/deep/er/3.pt", "x/a.pt"]),
+        (["**/**/./**//*.pt"], ["a.pt", "ckpt/1.pt", "ckpt/deep/er/3.pt", "x/a.pt"]),
+        (["ckpt/**/*.pt"], ["ckpt/1.pt", "ckpt/deep/er/3.pt"]),
+        ([".hidden.pt", ".*.pt"], [".hidden.pt"]),
+        (["ckpt/.2*"], ["ckpt/.2.pt"]),
+        (["ckpt"], ["ckpt/.2.pt", "ckpt/1.pt", "ckpt/deep/er/3.pt", "ckpt/log"]),
+        (["ckpt/"], ["ckpt/.2.pt", "ckpt/1.pt", "ckpt/deep/er/3.pt", "ckpt/log"]),
+        (["ckpt/deep/**"], ["ckpt/deep/er/3.pt"]),
+        (["./a.pt", "a.pt", "[a]?pt"], ["a.pt"]),
+        (["nothing*", "a.pt/x"], []),
+        (["../*", "ckpt/../../*", "/etc/passwd", "/", "", ".", ".."], []),
+        (["link/*", "link", "file-link", "**/passwd"], []),
+        (["fifo"], []),
+    ],
+)
+def test_globs(mine: Case, globs: list[str], expected: list[str]) -> None:
+    for name in TREE:
+        path = mine.cwd / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (mine.folder / "outside").write_text("outside")
+    (mine.cwd / "link").symlink_to("/etc")
+    (mine.cwd / "file-link").symlink_to("/etc/passwd")
+    os.mkfifo(mine.cwd / "fifo")
+    assert mine.sealed_files(*globs) == expected
+    assert {(mine.sealed / "artifacts" / name).read_text() for name in expected} == set(expected)
+
+
+def test_collecting_reads_and_changes_nothing_that_the_user_may_not(case: Case) -> None:
+    def make() -> None:
+        (case.cwd / "model").write_text("theirs")
+        (case.cwd / "read-only").write_text("r")
+        (case.cwd / "read-only").chmod(0o400)
+        (case.artifacts / "model").write_text("the job's own")
+
+    case.job(make)
+    if IS_ROOT:
+        (case.cwd / "root").write_text("secret")
+        (case.cwd / "root").chmod(0o600)
+    files = case.sealed_files("*")
+    assert (case.sealed / "artifacts/model").read_text() == "the job's own"
+    assert (case.cwd / "read-only").stat().st_mode & 0o777 == 0o400
+    if case.owner:
+        assert files == ["model", "read-only"]
+        assert case.left_out() == {"root": "Permission denied"}
+
+
+def test_a_working_directory_that_is_gone_is_told(case: Case) -> None:
+    case.sealed_files("*.pt", cwd=os.fsdecode(os.fsencode(case.folder) + b"/gone\xff"))
+    assert [entry["why"] for entry in case.output()["left_out"]] == ["No such file or directory"]
+    assert "b64" in case.output()["left_out"][0]["path"]
+
+
+# -- again ----------------------------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_TRACEME, _KILL_WITH_TRACER, _SYSCALL, _SETOPTIONS = 0, 0x100000, 24, 0x4200
+
+
+def _ptrace(request: int, pid: int, data: int = 0) -> None:
+    address = ctypes.c_void_p(0)
+    if _libc.ptrace(ctypes.c_long(request), pid, address, ctypes.c_void_p(data)) != 0:
+        raise OSError(ctypes.get_errno(), f"ptrace({request})")
+
+
+def seal_in_part(case: Case, order: Json, calls: int) -> bool:
+    """Seal in a child that is killed after so many system calls; False: it was done before."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _ptrace(_TRACEME, 0)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            seal.seal(case.fd, order)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    _ptrace(_SETOPTIONS, pid, _KILL_WITH_TRACER)
+    for _ in range(2 * calls):
+        _ptrace(_SYSCALL, pid)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFEXITED(status):
+            return False
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return True
+
+
+def _a_bit_of_all(case: Case) -> Json:
+    """Make a package whose sealing has to do all that sealing does; return the order."""
+    (case.cwd / "ckpt").mkdir(exist_ok=True)
+    (case.cwd / "ckpt/model").write_text("model")
+    with (case.logs / "stdout.log").open("wb") as log:
+        log.write(b"first\n" + b"x" * (256 << 10) + b"last\n")
+        log.flush()
+        punch_hole(log.fileno(), 32 << 10, 192 << 10)
+    (case.artifacts / "sub").mkdir()
+    (case.artifacts / "sub/own").write_text("own")
+    os.link(case.cwd / "ckpt/model", case.artifacts / "sub/linked")
+    (case.artifacts / "sub/link").symlink_to("/etc")
+    (case.artifacts / "sub").chmod(0o555)
+    (case.building / "progress").write_text("50")
+    return case.order("ckpt", log_limit=64 << 10)
+
+
+def test_killed_after_any_system_call_it_is_sealed_again(mine: Case) -> None:
+    calls = 0
+    while True:
+        order = _a_bit_of_all(mine)
+        was_killed = seal_in_part(mine, order, calls)
+        assert mine.sealed.exists() or mine.building.exists()
+        report = seal.seal(mine.fd, order)
+        stated = mine.check(report)
+        assert set(stated) == {
+            b"output.json",
+            b"result.txt",
+            b"logs/stdout.log",
+            b"logs/stderr.log",
+            b"artifacts/ckpt/model",
+            b"artifacts/sub/own",
+            b"artifacts/sub/linked",
+        }
+        log = (mine.sealed / "logs/stdout.log").read_bytes()
+        assert log.startswith(b"first\n")
+        assert log.endswith(b"last\n")
+        assert log.count(b"[aitbcd: 196608 bytes dropped here;") == 1
+        dropped = {"stdout.log": {"at": 32 << 10, "bytes": 192 << 10}}
+        assert mine.output()["logs_dropped"] == dropped, calls
+        if not was_killed:
+            break
+        calls += 1
+        package.remove(mine.fd, JOB, None)
+        mine.create()
+    assert calls > 60
+
+
+def test_a_sealed_package_is_reported_again_unchanged(case: Case) -> None:
+    case.job(lambda: (case.logs / "stdout.log").write_text("out"))
+    first = case.seal()
+    before = {path: path.stat() for path in case._walk()}
+    assert case.seal(output={"format": 1, "attempt": 1, "other": True}) == first
+    after = {path: path.stat() for path in case._walk()}
+    assert {path: about.st_ctime_ns for path, about in before.items()} == {
+        path: about.st_ctime_ns for path, about in after.items()
+    }
+    with pytest.raises(OSError, match="of attempt 1") as refusal:
+        case.seal(attempt=2)
+    assert refusal.value.errno == errno.EEXIST
+
+
+def test_a_package_that_a_power_cut_took_is_sealed_empty(case: Case) -> None:
+    shutil.rmtree(case.building)
+    assert case.sealed_files("*") == []
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["collect", "copy"])
+def test_a_full_disk_leaves_nothing_sealed_and_can_be_tried_again(
+    folder: Path, other: Identity, what: str
+) -> None:
+    disk = folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
+    try:
+        case = Case(disk, other, is_for_him=True)
+        outside = folder / "big"
+        outside.write_bytes(b"x" * (4 << 20))
+        folder.chmod(0o755)
+
+        def make() -> None:
+            (case.logs / "stdout.log").write_text("out\n")
+            if what == "copy":
+                (case.artifacts / "big").write_bytes(b"x" * (3 << 19))
+                os.link(case.artifacts / "big", case.cwd / "big")
+
+        case.job(make)
+        globs = ["big"] if what == "collect" else []
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left") as full:
+                case.seal(*globs, cwd=str(folder))
+            assert full.value.errno == errno.ENOSPC
+            assert not case.sealed.exists()
+        if what == "copy":
+            (case.cwd / "big").unlink()
+        expected = ["big"] if what == "copy" else []
+        assert case.sealed_files() == expected
+        os.close(case.fd)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
