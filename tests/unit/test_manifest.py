@@ -53,7 +53,7 @@ def test_a_line_begins_with_a_backslash_exactly_when_the_name_is_escaped(name: b
     assert format_line(ONE, name).startswith(b"\\") is is_escaped
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.dictionaries(file_names, st.binary(max_size=99), min_size=1, max_size=5))
 @example({name: name for name in AWKWARD})
 def test_sha256sum_accepts_it_and_says_the_same(files: dict[bytes, bytes]) -> None:
