@@ -147,16 +147,16 @@ WHERE j.number < :before
 -- Fragment of a list.
 AND j.uid = :uid
 
--- and_pending --
--- Fragment of a list: walks the jobs from the newest, where most of those that wait are.
-AND j.status = 'pending'
+-- and_status --
+-- Fragment of a list: walks the jobs from the newest; most of those that wait are there.
+AND j.status = :status
 
 -- and_active --
 -- Fragment of a list: finds them by jobs_active.
 AND j.finished_at IS NULL AND j.current IS NOT NULL AND j.status = :status
 
 -- and_final --
--- Fragment of a list: finds them by jobs_final.
+-- Fragment of a list of one owner: finds them by jobs_final.
 AND j.finished_at IS NOT NULL AND j.status = :status
 
 -- and_created_from --

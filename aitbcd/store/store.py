@@ -22,7 +22,6 @@ import aiosqlite
 
 from aitbcd.errors import AmbiguousJob, NoSuchJob
 from aitbcd.model import (
-    FINAL,
     ID_LENGTH,
     Attempt,
     Event,
@@ -39,6 +38,7 @@ from aitbcd.store.sql import QUERIES
 from aitbcd.store.writer import Transaction, Writer
 
 _MAX_NUMBER = (1 << 63) - 1
+_DIGITS = len(str(_MAX_NUMBER))
 #: How many jobs a message about an ambiguous prefix names.
 _NAMED = 5
 #: How many numbers are looked up at once where a short prefix fits many jobs.
@@ -159,7 +159,7 @@ class Store:
             if not latest:
                 raise NoSuchJob("there is no latest job: none was submitted yet", ref=ref)
             return latest[0]
-        if ref.isascii() and ref.isdecimal() and int(ref) <= _MAX_NUMBER:
+        if ref.isascii() and ref.isdecimal() and len(ref) < _DIGITS:
             job = await self.job(int(ref))
             if job is not None and uid in (None, job.owner.uid):
                 return job
@@ -280,28 +280,8 @@ class Store:
         return [rows.event(row, self._ids) for row in found]
 
     async def _page(self, wanted: JobFilter, status: JobState | None) -> list[Job]:
-        """Return the newest jobs of one status: of several, no index has them in order."""
-        parts = ["where_listed"]
-        if status is not None:
-            parts.append(_part_of(status))
-        for part, value in (
-            ("and_owner", wanted.uid),
-            ("and_created_from", wanted.created_from),
-            ("and_created_before", wanted.created_before),
-        ):
-            if value is not None:
-                parts.append(part)
-        return await self._jobs(
-            self._lists,
-            *parts,
-            "newest_first",
-            uid=wanted.uid,
-            status=status and status.value,
-            created_from=wanted.created_from,
-            created_before=wanted.created_before,
-            before=_MAX_NUMBER if wanted.before is None else wanted.before,
-            limit=wanted.limit,
-        )
+        statement, values = listing(wanted, status)
+        return [rows.job(row, self._ids) for row in await _fetch(self._lists, statement, **values)]
 
     async def _jobs(self, reader: aiosqlite.Connection, *parts: str, **values: Any) -> list[Job]:
         statement = " ".join([_SELECT_JOB, *(QUERIES[part] for part in parts)])
@@ -318,10 +298,31 @@ async def _fetch(reader: aiosqlite.Connection, statement: str, **values: Any) ->
     return list(await reader.execute_fetchall(statement, values))
 
 
-def _part_of(status: JobState) -> str:
-    if status is JobState.PENDING:
-        return "and_pending"
-    return "and_final" if status in FINAL else "and_active"
+def listing(wanted: JobFilter, status: JobState | None) -> tuple[str, dict[str, Any]]:
+    """Return the statement for the newest jobs of one status; no index has several in order."""
+    conditions = {
+        "and_owner": wanted.uid,
+        "and_created_from": wanted.created_from,
+        "and_created_before": wanted.created_before,
+    }
+    parts = ["select_job", "where_listed", *([_part_of(status, wanted.uid)] if status else [])]
+    parts += [part for part, value in conditions.items() if value is not None]
+    values = {
+        "uid": wanted.uid,
+        "status": status and status.value,
+        "created_from": wanted.created_from,
+        "created_before": wanted.created_before,
+        "before": _MAX_NUMBER if wanted.before is None else wanted.before,
+        "limit": wanted.limit,
+    }
+    return " ".join(QUERIES[part] for part in [*parts, "newest_first"]), values
+
+
+def _part_of(status: JobState, uid: int | None) -> str:
+    if status.is_active:
+        return "and_active"
+    # Of all users together, the final ones are in no order of their numbers.
+    return "and_final" if status.is_final and uid is not None else "and_status"
 
 
 def _by_number(job: Job) -> int:

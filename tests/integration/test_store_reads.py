@@ -1,0 +1,298 @@
+"""Finding jobs: by every form of a name, and in pages that are what filtering all would give."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from aitbcd.errors import AmbiguousJob, NoSuchJob
+from aitbcd.model import FINAL, ID_ALPHABET, Job, JobState, Priority
+from aitbcd.store import JobFilter, Store
+from aitbcd.store.store import listing
+from tests.integration.stores import (
+    ANN,
+    BEN,
+    NOW,
+    TRUE,
+    WAYS,
+    S,
+    assert_gapless,
+    assign,
+    in_pieces,
+    job_in,
+    on_store,
+    opened,
+    whole_way,
+)
+
+# One job by its name
+
+
+@on_store
+async def test_each_form_of_a_name_leads_to_the_job(store: Store) -> None:
+    batch = await store.submit_many(ANN, in_pieces([TRUE] * 500), at=NOW)
+    number, job_id = batch.ids[321]
+    job = await store.job(number)
+    letters = job_id.removeprefix("job_")
+    for ref in (job_id, letters, job_id[:-1], letters[:5], letters.upper(), str(number)):
+        assert await store.resolve(ref, None) == job
+        assert await store.resolve(ref, ANN.uid) == job
+
+
+@on_store
+async def test_the_latest_is_the_callers_own(store: Store) -> None:
+    for uid in (None, ANN.uid):
+        with pytest.raises(NoSuchJob, match="none was submitted"):
+            await store.resolve("@", uid)
+    ann, _ = await store.submit(ANN, TRUE, at=NOW)
+    ben, _ = await store.submit(BEN, TRUE, at=NOW)
+    assert await store.resolve("@", ANN.uid) == ann
+    assert await store.resolve("@", BEN.uid) == await store.resolve("@", None) == ben
+
+
+@on_store
+async def test_jobs_of_others_are_not_there(store: Store) -> None:
+    job, _ = await store.submit(ANN, TRUE, at=NOW)
+    for ref in (job.job_id, job.job_id[:8], job.job_id[4:5], "1", "@"):
+        with pytest.raises(NoSuchJob):
+            await store.resolve(ref, BEN.uid)
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "2", "0", "-1", "99999999999999999999999", "1.0", "00", "", "job_", "@@", "job_@", "%", "_",
+        "job_1", "x' OR 1", "job_zzzzzzzz", "ß", "٣", "1\n", "\ud800", "9" * 5000,
+    ],
+)  # fmt: skip
+def test_what_names_no_job_is_refused_by_its_name(ref: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "queue.db") as store:
+            job, _ = await store.submit(ANN, TRUE, at=NOW)
+            if job.job_id.startswith(("job_1", f"job_{ref}")) or ref == "job_zzzzzzzz":
+                # One offset in thirty-two gives such an id: then the number alone is not it.
+                return
+            with pytest.raises(NoSuchJob) as refused:
+                await store.resolve(ref, None)
+            assert refused.value.fields["ref"] == ref
+
+    asyncio.run(scenario())
+
+
+@on_store
+async def test_an_exact_number_wins_over_a_prefix(store: Store) -> None:
+    batch = await store.submit_many(ANN, in_pieces([TRUE] * 2000), at=NOW)
+    digits = [i for n, i in batch.ids if i[4:6].isdecimal() and i[4] != "0"]
+    for job_id in digits[:20]:
+        number = int(job_id[4:6])
+        assert (await store.resolve(job_id[4:6], ANN.uid)).number == number
+        # With job_ before it, it is an id.
+        try:
+            named = await store.resolve(job_id[:6], ANN.uid)
+        except AmbiguousJob:
+            continue
+        assert named.job_id == job_id
+
+
+@on_store
+async def test_a_number_of_another_user_is_a_prefix_of_ones_own(store: Store) -> None:
+    batch = await store.submit_many(ANN, in_pieces([TRUE] * 99), at=NOW)
+    assert len(batch.ids) == 99
+    mine = await store.submit_many(BEN, in_pieces([TRUE] * 400), at=NOW)
+    for number, job_id in mine.ids:
+        digits = job_id[4:6]
+        if digits.isdecimal() and 10 <= int(digits) <= 99:
+            same = [i for _, i in mine.ids if i[4:6] == digits]
+            if len(same) == 1:
+                assert (await store.resolve(digits, BEN.uid)).number == number
+
+
+@on_store
+async def test_an_ambiguous_prefix_names_up_to_five_of_ones_own(store: Store) -> None:
+    """Each letter begins three of a hundred jobs, and half of them are somebody else's."""
+    for owner in (ANN, BEN) * 50:
+        await store.submit(owner, TRUE, at=NOW)
+    jobs = [await store.resolve(str(number), None) for number in range(1, 101)]
+    for letter, uid in product(ID_ALPHABET, (None, ANN.uid, BEN.uid)):
+        fits = [job for job in jobs if job.job_id[4] == letter and uid in (None, job.owner.uid)]
+        fits.reverse()
+        ref = f"job_{letter}"
+        if len(fits) > 1:
+            with pytest.raises(AmbiguousJob) as refused:
+                await store.resolve(ref, uid)
+            assert refused.value.fields["jobs"] == [job.job_id for job in fits[:5]]
+            assert all(job.job_id in refused.value.detail for job in fits[:5])
+        elif fits:
+            assert await store.resolve(ref, uid) == fits[0]
+        else:
+            with pytest.raises(NoSuchJob):
+                await store.resolve(ref, uid)
+
+
+@on_store
+async def test_ones_only_job_is_found_by_a_letter_among_thousands(store: Store) -> None:
+    mine, _ = await store.submit(BEN, TRUE, at=NOW)
+    await store.submit_many(ANN, in_pieces([TRUE] * 40_000, 1000), at=NOW)
+    assert await store.resolve(mine.job_id[:5], BEN.uid) == mine
+    with pytest.raises(AmbiguousJob, match="and more"):
+        await store.resolve(mine.job_id[:5], ANN.uid)
+
+
+@on_store
+async def test_parts_of_a_job_that_is_not_there(store: Store) -> None:
+    assert await store.job(1) is None
+    assert await store.attempts(1) == []
+    assert await store.events(number=1) == []
+    with pytest.raises(NoSuchJob):
+        await store.spec(1)
+    with pytest.raises(NoSuchJob):
+        await store.boot_id_of(1, 1)
+
+
+# The queue
+
+
+@on_store
+async def test_the_queue_is_by_priority_then_by_number(store: Store) -> None:
+    priorities = random.Random(4).choices(list(Priority), k=60)
+    await store.submit_many(
+        ANN, in_pieces([replace(TRUE, priority=priority) for priority in priorities]), at=NOW
+    )
+    for number in (3, 17, 18, 60):
+        await store.move(*whole_way(number)[: number % 3 + 1])
+    jobs = [await store.resolve(str(number), None) for number in range(1, 61)]
+    waiting = [job for job in jobs if job.status is S.PENDING]
+    waiting.sort(key=lambda job: (-job.priority, job.number))
+    assert await store.head(100) == waiting
+    assert await store.head(7) == waiting[:7]
+    assert await store.head(0) == []
+    assert await store.count_pending() == len(waiting) == 56
+    assert [job.number for job in await store.active()] == [
+        job.number for job in jobs if job.status.is_active
+    ]
+
+
+# Lists
+
+
+FILTERS: Sequence[JobFilter] = [
+    JobFilter(),
+    JobFilter(uid=ANN.uid),
+    JobFilter(uid=BEN.uid, statuses=frozenset({S.COMPLETED})),
+    JobFilter(statuses=frozenset(FINAL)),
+    JobFilter(uid=ANN.uid, statuses=frozenset({S.PENDING, S.RUNNING, S.FAILED})),
+    JobFilter(uid=BEN.uid, statuses=frozenset({S.ASSIGNED, S.CANCELING})),
+    JobFilter(statuses=frozenset(JobState)),
+    JobFilter(uid=ANN.uid, created_from=NOW + 50, created_before=NOW + 200),
+    JobFilter(created_before=NOW + 90, statuses=frozenset({S.PENDING, S.CANCELED})),
+    JobFilter(uid=999),
+    JobFilter(created_from=NOW + 10**9),
+]
+
+
+async def _many(store: Store) -> list[Job]:
+    """Submit jobs of two users and bring them somewhere, with a clock that jumps."""
+    chance = random.Random(7)
+    jobs = []
+    for number in range(1, 151):
+        at = NOW + chance.randrange(300)
+        await store.submit(chance.choice([ANN, BEN]), TRUE, at=at)
+        if moves := WAYS[chance.choice(list(WAYS))](number):
+            await store.move(*moves)
+        jobs.append(await store.resolve(str(number), None))
+    return jobs[::-1]
+
+
+def _fits(job: Job, wanted: JobFilter) -> bool:
+    return (
+        wanted.uid in (None, job.owner.uid)
+        and (not wanted.statuses or job.status in wanted.statuses)
+        and (wanted.created_from is None or job.created_at >= wanted.created_from)
+        and (wanted.created_before is None or job.created_at < wanted.created_before)
+    )
+
+
+@on_store
+async def test_pages_are_what_filtering_all_gives(store: Store) -> None:
+    newest_first = await _many(store)
+    for wanted in FILTERS:
+        expected = [job for job in newest_first if _fits(job, wanted)]
+        for limit in (1, 7, 50, 200):
+            pages: list[Job] = []
+            before: int | None = None
+            while page := await store.list_jobs(replace(wanted, limit=limit, before=before)):
+                assert len(page) <= limit
+                pages += page
+                before = page[-1].number
+            assert pages == expected
+
+
+@on_store
+async def test_pages_are_steady_while_jobs_arrive_and_move(store: Store) -> None:
+    await store.submit_many(ANN, in_pieces([TRUE] * 30), at=NOW)
+    first = await store.list_jobs(JobFilter(uid=ANN.uid, limit=10))
+    await store.submit_many(ANN, in_pieces([TRUE] * 30), at=NOW)
+    await store.move(*whole_way(25))
+    second = await store.list_jobs(JobFilter(uid=ANN.uid, limit=10, before=first[-1].number))
+    assert [job.number for job in first + second] == [*range(30, 10, -1)]
+
+
+@pytest.mark.parametrize("status", [None, *JobState])
+@pytest.mark.parametrize("uid", [None, ANN.uid])
+@pytest.mark.parametrize("before", [None, 50])
+def test_a_page_is_read_in_the_order_of_an_index(
+    status: JobState | None, uid: int | None, before: int | None, tmp_path: Path
+) -> None:
+    """Nothing is sorted, so a page costs what its rows cost, however many jobs there are."""
+
+    async def make() -> None:
+        async with opened(tmp_path / "queue.db") as store:
+            await store.submit(ANN, TRUE, at=NOW)
+
+    asyncio.run(make())
+    statement, values = listing(JobFilter(uid=uid, before=before), status)
+    with closing(sqlite3.connect(tmp_path / "queue.db")) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+    assert not any("TEMP B-TREE" in row[3] for row in plan)
+
+
+# Events
+
+
+@on_store
+async def test_events_are_read_by_job_by_user_and_from_where_one_stopped(store: Store) -> None:
+    for owner in (ANN, BEN, ANN):
+        await store.submit(owner, TRUE, at=NOW)
+    await store.move(*whole_way(2))
+    await store.move(assign(1), *whole_way(3))
+    every = await assert_gapless(store)
+    assert [event.number for event in every] == [1, 2, 3, 2, 2, 2, 1, 3, 3, 3]
+    for since, limit in product((0, 1, 5, 9, 10, 99), (1, 3, 100)):
+        later = [event for event in every if event.seq > since]
+        assert await store.events(since=since, limit=limit) == later[:limit]
+        for uid in (ANN.uid, BEN.uid, 5):
+            own = [event for event in later if event.uid == uid]
+            assert await store.events(uid=uid, since=since, limit=limit) == own[:limit]
+            for number in (1, 2, 3, 4):
+                of_job = [event for event in later if event.number == number]
+                found = await store.events(number=number, since=since, limit=limit)
+                assert found == of_job[:limit]
+                of_owner = [event for event in of_job if event.uid == uid]
+                found = await store.events(number=number, uid=uid, since=since, limit=limit)
+                assert found == of_owner[:limit]
+
+
+@on_store
+async def test_a_reader_sees_what_was_answered(store: Store) -> None:
+    for number in range(1, 200):
+        job = await job_in(store, S.ASSIGNED)
+        assert job.number == number
+        assert [one.number for one in await store.list_jobs(JobFilter(limit=1))] == [number]
