@@ -72,10 +72,14 @@ class LogLimit:
     def _punch(self, name: str, fd: int) -> None:
         size = os.fstat(fd).st_size
         half = self._limit // 2
-        start = max(self._punched[name], _round_up(half))
+        start = _round_up(half)
         end = (size - half) // _BLOCK * _BLOCK
+        if size < self._punched[name]:
+            # The job has emptied it ("> /dev/stdout" does).
+            self._punched[name] = 0
+        done = max(self._punched[name], start)
         # In steps, so that a steady writer does not cost a system call a block.
-        if size <= self._limit or end - start < min(self._limit // 8, 1 << 24):
+        if size <= self._limit or end - done < min(self._limit // 8, 1 << 24):
             return
         try:
             punch_hole(fd, start, end - start)
