@@ -11,6 +11,11 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A slow machine is no failure.
+settings.register_profile("aitbcd", deadline=None)
+settings.load_profile("aitbcd")
 
 IS_STRICT = os.environ.get("AITBCD_TEST_STRICT") == "1" or os.environ.get("CI") == "true"
 HAS_GPU = Path("/proc/driver/nvidia/version").exists()
