@@ -6,7 +6,6 @@ and all durations are on the monotonic clock, so that a clock that jumps ends no
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from typing import Any
@@ -22,8 +21,8 @@ from aitbcd.launcher.protocol import Facts
 _KILL_AGAIN_S = 0.1
 #: How long after the first SIGKILL we call the rest unkillable (it hangs in the kernel).
 _PATIENCE_S = 15.0
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+#: Characters of words kept in the facts, which must fit in their room whatever they escape to.
+_WORDS = 240
 
 
 def _now_us() -> int:
@@ -49,11 +48,6 @@ class Attempt:
         self._time_out_at: float | None = None
         self._started_mono = 0.0
         self._user_us = self._system_us = self._max_rss = 0
-
-    @property
-    def may_be_followed(self) -> bool:
-        """True when nothing of this attempt is left, so that its supervisor can take the next."""
-        return self.facts is not None and not self.facts.get("undead")
 
     # -- start ------------------------------------------------------------------------------
 
@@ -107,7 +101,8 @@ class Attempt:
             self._user_us += int(usage.ru_utime * 1e6)
             self._system_us += int(usage.ru_stime * 1e6)
             self._max_rss = max(self._max_rss, usage.ru_maxrss * 1024)
-            if pid == self.pid:
+            # Another process can have its pid later.
+            if pid == self.pid and self._status is None:
                 self._status = status
         if self.facts is not None or self._status is None:
             return
@@ -186,7 +181,7 @@ class Attempt:
             if status is not None and os.WIFSIGNALED(status)
             else None,
             "ended_by": self._ended_by,
-            "cannot_start": cannot_start and cannot_start[:1000],
+            "cannot_start": cannot_start and _shortened(cannot_start),
             "storage": storage,
             "user_us": self._user_us,
             "system_us": self._system_us,
@@ -208,3 +203,9 @@ class Attempt:
             self._package.close()
             self._package = None
         return kept_whole
+
+
+def _shortened(words: str) -> str:
+    """Return words without their middle: the system's own stand at the end of a long path."""
+    half = _WORDS // 2
+    return words if len(words) <= _WORDS else f"{words[:half]} ... {words[-half:]}"

@@ -48,9 +48,12 @@ class Taken(Exception):
         self.why = why
 
 
-def spare_name(worker: int) -> str:
-    """Return the name of the folder that a supervisor keeps between two attempts."""
-    return f"{TEMPORARY}{worker}"
+def spare_name(pid: int) -> str:
+    """Return the name of the folder that a supervisor keeps between two attempts.
+
+    By its pid, because supervisors of an earlier launcher may still be there.
+    """
+    return f"{TEMPORARY}{pid}"
 
 
 def build(run_fd: int, temporary: str) -> Folder:
@@ -59,7 +62,12 @@ def build(run_fd: int, temporary: str) -> Folder:
     Raises:
         OSError: the disk refused; nothing is left.
     """
-    os.mkdir(temporary, 0o750, dir_fd=run_fd)
+    try:
+        os.mkdir(temporary, 0o750, dir_fd=run_fd)
+    except FileExistsError:
+        # Of a supervisor that had this pid before.
+        discard(run_fd, temporary)
+        os.mkdir(temporary, 0o750, dir_fd=run_fd)
     fd = lock = -1
     try:
         fd = os.open(temporary, _DIRECTORY, dir_fd=run_fd)
@@ -180,9 +188,11 @@ def write_exit(fd: int, facts: protocol.Facts) -> None:
 
 def remove(run_fd: int, folder: Folder, name: str) -> None:
     """Remove an owned folder and let go of it. The lock goes last."""
-    remove_content(folder.fd)
-    os.rmdir(name, dir_fd=run_fd)
-    folder.close()
+    try:
+        remove_content(folder.fd)
+        os.rmdir(name, dir_fd=run_fd)
+    finally:
+        folder.close()
 
 
 def remove_content(fd: int) -> None:
@@ -206,12 +216,14 @@ def clear_temporary(run_fd: int) -> None:
 
 def discard(run_fd: int, name: str) -> None:
     """Remove a temporary folder and all that is in it, if it is there."""
+    fd = -1
     try:
         fd = os.open(name, _DIRECTORY, dir_fd=run_fd)
-    except FileNotFoundError:
-        return
-    try:
         package.empty_directory(fd)
         os.rmdir(name, dir_fd=run_fd)
+    except FileNotFoundError:
+        # The supervisor that kept it removes it too.
+        pass
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)

@@ -61,9 +61,11 @@ def do_as(
         os.kill(pid, signal.SIGKILL)
         raise OSError(errno.ETIMEDOUT, "the user's files did not answer in time")
     os.waitpid(pid, 0)
-    if not data:
-        raise OSError(errno.EIO, "the user's files gave no answer")
-    answer: dict[str, Any] = json.loads(data)
+    try:
+        answer: dict[str, Any] = json.loads(data)
+    except ValueError:
+        # Its user can end it.
+        raise OSError(errno.EIO, "the user's files gave no answer") from None
     if "errno" in answer:
         raise OSError(answer["errno"], answer["error"])
     return answer

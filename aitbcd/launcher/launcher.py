@@ -33,6 +33,8 @@ from aitbcd.launcher.supervisor import Supervisor
 
 #: Idle supervisors that are kept; each costs about a megabyte.
 _KEEP_IDLE = 8
+#: How long the first daemon may take to connect; it may have been killed meanwhile.
+_PATIENCE_S = 60.0
 #: How often a leftover is killed before it is reported as unkillable, and the pause between.
 _SWEEPS, _SWEEP_PAUSE_S = 40, 0.05
 
@@ -56,6 +58,7 @@ class Task:
     """A child that seals or sweeps, and what its answer belongs to."""
 
     pid: int
+    pidfd: int
     answer: socket.socket
     rid: int
     generation: int
@@ -81,7 +84,6 @@ class Launcher:
         self._count = 0
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
-        self._is_stopping = False
 
     # -- life -------------------------------------------------------------------------------
 
@@ -109,17 +111,21 @@ class Launcher:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Whatever whoever started us blocked or ignored: with an ignored SIGCHLD the kernel reaps.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         rehearse(self._run_fd)
         # What is there now is shared with every supervisor; a collection would copy it.
         gc.collect()
         gc.disable()
         gc.freeze()
         while not self._is_done():
-            for fd, _ in self._poll.poll():
-                if handler := self._handlers.get(fd):
-                    handler()
-                if self._is_stopping:
-                    return
+            timeout_s = _PATIENCE_S if self._generation == 0 and not self._is_lasting else None
+            # One at a time: what one handler closes, another may open again under its number.
+            found = self._poll.poll(timeout_s, 1)
+            if not found:
+                return
+            self._handlers[found[0][0]]()
 
     def _stop(self, *_: object) -> None:
         """Supervisors go on; a new launcher does without the ones that are busy."""
@@ -128,7 +134,10 @@ class Launcher:
     def _is_done(self) -> bool:
         if self._is_lasting or self._daemon or self._generation == 0:
             return False
-        return len(self._idle) == len(self._workers) and not self._tasks
+        if len(self._idle) < len(self._workers) or self._tasks:
+            return False
+        # The next daemon may be waiting already.
+        return not self._poll.poll(0, 1)
 
     # -- the daemon -------------------------------------------------------------------------
 
@@ -146,20 +155,29 @@ class Launcher:
 
     def _on_daemon(self) -> None:
         assert self._daemon is not None
-        assert self._listener is not None
         try:
             received = protocol.receive(self._daemon)
         except (ValueError, OSError):
             received = None
         if received is None:
-            self._forget(self._daemon.fileno())
-            self._daemon.close()
-            self._daemon = None
-            self._add(self._listener.fileno(), self._on_connect)
+            self._hang_up()
             return
         message, fds = received
         protocol.close_all(fds)
-        self._obey(message)
+        try:
+            self._obey(message)
+        except Exception:
+            # No request, or a bug of ours: the daemon connects anew, and looks at the files.
+            _report_crash()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        assert self._daemon is not None
+        assert self._listener is not None
+        self._forget(self._daemon.fileno())
+        self._daemon.close()
+        self._daemon = None
+        self._add(self._listener.fileno(), self._on_connect)
 
     def _obey(self, message: Message) -> None:
         match message["op"]:
@@ -190,8 +208,8 @@ class Launcher:
         try:
             protocol.send(self._daemon, answer | {"rid": rid}, fds)
         except OSError:
-            # It is gone: its end-of-file comes next, and a new one scans.
-            pass
+            # Gone, or it cannot be told: its end-of-file comes next, and a new one scans.
+            self._daemon.shutdown(socket.SHUT_RDWR)
 
     # -- attempts ---------------------------------------------------------------------------
 
@@ -214,47 +232,53 @@ class Launcher:
 
     def _place(self, worker: Worker, spec: Message, name: str) -> None:
         """Give a supervisor a locked folder of this name, and the attempt that goes with it."""
-        spare = run_folder.spare_name(worker.number)
+        spare = run_folder.spare_name(worker.pid)
         folder: Folder | None = None
-        if not worker.has_folder:
-            folder = run_folder.build(self._run_fd, spare)
+        channel: tuple[socket.socket, ...] = ()
         try:
+            if worker.generation != self._generation:
+                channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            if not worker.has_folder:
+                folder = run_folder.build(self._run_fd, spare)
             run_folder.publish(self._run_fd, spare, name)
+            self._hand_over(worker, spec, folder, channel)
         except BaseException:
             if folder:
-                folder.close()
                 run_folder.discard(self._run_fd, spare)
             raise
-        self._hand_over(worker, spec, folder)
-        worker.has_folder = True
-        if folder:
-            folder.close()
+        finally:
+            if folder:
+                folder.close()
+            for each in channel:
+                each.close()
 
-    def _hand_over(self, worker: Worker, spec: Message, folder: Folder | None) -> None:
+    def _hand_over(
+        self,
+        worker: Worker,
+        spec: Message,
+        folder: Folder | None,
+        channel: tuple[socket.socket, ...],
+    ) -> None:
         # Both descriptors carry the lock until we have let go of ours.
         fds = [folder.fd, folder.lock] if folder else []
-        ours: list[int] = []
-        pair: tuple[socket.socket, ...] = ()
-        if worker.generation != self._generation:
-            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            fds.append(pair[0].fileno())
-            ours.append(pair[1].fileno())
-            worker.generation = self._generation
+        worker.has_folder = True
+        worker.generation = self._generation
+        theirs, ours = channel[:1], channel[1:]
         # The answer goes first: should the supervisor die at once, the daemon knows with what.
-        self._reply(spec, {"op": "placed", "worker": worker.number}, ours)
+        answer = {"op": "placed", "worker": worker.number}
+        self._reply(spec, answer, [each.fileno() for each in ours])
         try:
-            protocol.send(worker.control, spec, fds)
+            protocol.send(worker.control, spec, [*fds, *(each.fileno() for each in theirs)])
         except OSError:
-            # It was killed while idle; the end of its channel tells the daemon to look again.
-            pass
-        for each in pair:
-            each.close()
+            # Killed while it was idle, or it cannot be told. The end of its channel tells the
+            # daemon to look again.
+            signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
 
     def _fork_worker(self) -> Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            self._be_supervisor(self._count + 1, theirs)
+            self._be_supervisor(theirs)
         theirs.close()
         self._count += 1
         worker = Worker(self._count, pid, os.pidfd_open(pid), ours)
@@ -263,13 +287,13 @@ class Launcher:
         self._add(ours.fileno(), lambda: self._on_word(worker))
         return worker
 
-    def _be_supervisor(self, number: int, control: socket.socket) -> NoReturn:
+    def _be_supervisor(self, control: socket.socket) -> NoReturn:
         """Let go of all that is the launcher's, then live as a supervisor."""
         code = 70
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._let_go_of_all_but(control)
-            Supervisor(number, control, self._run_fd, self._results_fd, self._daemon_uid).run()
+            Supervisor(control, self._run_fd, self._results_fd, self._daemon_uid).run()
             code = 0
         except BaseException:
             _report_crash()
@@ -309,7 +333,7 @@ class Launcher:
         if worker.control.fileno() >= 0:
             self._handlers.pop(worker.control.fileno(), None)
             worker.control.close()
-        run_folder.discard(self._run_fd, run_folder.spare_name(worker.number))
+        run_folder.discard(self._run_fd, run_folder.spare_name(worker.pid))
         self._end_orphans()
 
     def _bury(self) -> None:
@@ -351,12 +375,12 @@ class Launcher:
         name = protocol.folder_name(message["job"], message["attempt"])
         try:
             folder = run_folder.take(self._run_fd, name)
+            if folder:
+                run_folder.remove(self._run_fd, folder, name)
         except FileNotFoundError:
+            # Perhaps by its supervisor, just now.
             return True
-        if folder is None:
-            return False
-        run_folder.remove(self._run_fd, folder, name)
-        return True
+        return folder is not None
 
     # -- children that answer once ------------------------------------------------------------
 
@@ -382,9 +406,10 @@ class Launcher:
         if pid == 0:
             self._be_task(theirs, action)
         theirs.close()
-        task = Task(pid, ours, request["rid"], self._generation)
+        ours.setblocking(False)
+        task = Task(pid, os.pidfd_open(pid), ours, request["rid"], self._generation)
         self._tasks[pid] = task
-        self._add(ours.fileno(), lambda: self._on_task(task))
+        self._add(task.pidfd, lambda: self._on_task(task))
 
     def _be_task(self, answer: socket.socket, action: Callable[[], Message]) -> NoReturn:
         try:
@@ -395,12 +420,18 @@ class Launcher:
         os._exit(0)
 
     def _on_task(self, task: Task) -> None:
-        received = protocol.receive(task.answer)
-        answer = received[0] if received else {"op": "failed", "error": "it was killed"}
-        self._forget(task.answer.fileno())
-        task.answer.close()
+        """Reap a task and pass its answer on; what it may have left holds the other end too."""
+        self._forget(task.pidfd)
+        os.close(task.pidfd)
         os.waitpid(task.pid, 0)
         del self._tasks[task.pid]
+        try:
+            received = protocol.receive(task.answer)
+        except BlockingIOError:
+            received = None
+        task.answer.close()
+        self._end_orphans()
+        answer = received[0] if received else {"op": "failed", "error": "it was killed"}
         self._answer(task.rid, task.generation, answer)
 
     # -- the loop -----------------------------------------------------------------------------

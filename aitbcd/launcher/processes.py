@@ -102,10 +102,11 @@ def describe(process: Process) -> str:
 def inherited(job_id: str, attempt: int, uid: int) -> list[Process]:
     """Return this user's processes that an attempt left: by its environment, and their sessions."""
     marks = (f"AITBC_JOB_ID={job_id}".encode(), f"AITBC_ATTEMPT={attempt}".encode())
-    mine = [process for process in all_processes() if _owner(process.pid) == uid]
+    everybody = all_processes()
+    mine = [process for process in everybody if _owner(process.pid) == uid]
     marked = [process for process in mine if _has_marks(process.pid, marks)]
     # Only a session that the attempt itself leads or led: its leader is marked, or gone.
-    alive = {process.pid for process in mine}
+    alive = {process.pid for process in everybody}
     own = {p.pid for p in marked}
     sessions = {p.session for p in marked if p.session in own or p.session not in alive}
     sessions.discard(0)

@@ -153,7 +153,13 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         BlockingIOError: nothing is there on a non-blocking socket.
         ValueError: not a message; its descriptors are closed.
     """
-    data, ancillary, flags, _ = sock.recvmsg(PACKET_BYTES + 1, _ANCILLARY_BYTES, _CLOEXEC)
+    try:
+        received = sock.recvmsg(PACKET_BYTES + 1, _ANCILLARY_BYTES, _CLOEXEC)
+    except ConnectionResetError:
+        # Said once and first when the other side went without having read all that we had sent;
+        # what it had sent itself is still to be read.
+        received = sock.recvmsg(PACKET_BYTES + 1, _ANCILLARY_BYTES, _CLOEXEC)
+    data, ancillary, flags, _ = received
     fds = _descriptors(ancillary) if ancillary else []
     if not data:
         close_all(fds)
@@ -166,7 +172,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
             message = json.loads(_read_sealed(fds.pop()))
         if not isinstance(message, dict):
             raise ValueError("a packet that is no object")
-    except (ValueError, TypeError, IndexError, OSError) as error:
+    except (ValueError, TypeError, IndexError, RecursionError, OSError) as error:
         close_all(fds)
         raise ValueError(f"not a message: {error}") from None
     return message, fds

@@ -47,19 +47,19 @@ class _Rehearsal(Supervisor):
     def __init__(self, stage: int) -> None:
         self._launcher_end, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._daemon_end, self._channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        super().__init__(0, control, stage, stage, os.getuid())
+        super().__init__(control, stage, stage, os.getuid())
         self._stage = stage
         self._left = _TIMES
         self._hand_over([*self._build(), self._channel.detach()])
 
     def _build(self) -> list[int]:
-        made = folder.build(self._stage, folder.spare_name(0))
+        made = folder.build(self._stage, self._spare)
         return list(made)
 
     def _hand_over(self, fds: list[int]) -> None:
         spec = _spec(self._left)
         name = protocol.folder_name(spec["job"], spec["attempt"])
-        folder.publish(self._stage, folder.spare_name(0), name)
+        folder.publish(self._stage, self._spare, name)
         protocol.send(self._launcher_end, spec, fds)
         protocol.close_all(fds)
 
@@ -91,8 +91,6 @@ class _Rehearsal(Supervisor):
         logs.forget_watch()
         signal.set_wakeup_fd(-1)
         protocol.close_all(list(self._wakeup))
-        if self._folder:
-            self._folder.close()
 
 
 def _spec(number: int) -> dict[str, Any]:

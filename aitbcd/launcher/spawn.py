@@ -43,9 +43,14 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
     stdin = -1
     try:
         _enter(spec)
-        streams = [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
-        # Our own standard input is /dev/null.
-        if spec["stdin"] is not None:
+        streams: list[tuple[Any, ...]] = [
+            (os.POSIX_SPAWN_DUP2, stdout, 1),
+            (os.POSIX_SPAWN_DUP2, stderr, 2),
+        ]
+        if spec["stdin"] is None:
+            # Not ours, which is /dev/null too: its flags would be shared with the next job.
+            streams.append((os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0))
+        else:
             stdin = _open_stdin(spec)
             streams.append((os.POSIX_SPAWN_DUP2, stdin, 0))
         environment = spec["env"]
@@ -62,6 +67,9 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
                 )
             except OSError as error:
                 _explain(program, error)
+            except ValueError as error:
+                # A NUL, or a name without letters: what exec cannot be told.
+                raise CannotStart(f"{_shown(program)}: {error}") from None
         raise AssertionError("unreachable: _programs yields at least one, or _explain raises")
     finally:
         if stdin >= 0:
@@ -167,12 +175,10 @@ def _explain(program: str, error: OSError) -> None:
 
 
 @functools.cache
-def _not_default() -> list[signal.Signals]:
+def _not_default() -> list[int]:
     """Signals that exec would leave ignored: Python's SIGPIPE, a nohup's SIGHUP."""
     return [
-        number
-        for number in signal.valid_signals()
-        if isinstance(number, signal.Signals) and signal.getsignal(number) is signal.SIG_IGN
+        number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN
     ]
 
 

@@ -23,15 +23,17 @@ from aitbcd.launcher.protocol import SOCKET, Message
 
 #: A job that is over sooner is reported once, with its end.
 _ANNOUNCE_S = 0.01
+#: poll(2) takes no more than 24 days; a job may.
+_LONGEST_WAIT_S = 24 * 3600.0
 
 
 class Supervisor:
     """``run`` is the whole life of the process."""
 
     def __init__(
-        self, number: int, control: socket.socket, run_fd: int, results_fd: int, daemon_uid: int
+        self, control: socket.socket, run_fd: int, results_fd: int, daemon_uid: int
     ) -> None:
-        self._spare = run_folder.spare_name(number)
+        self._spare = run_folder.spare_name(os.getpid())
         self._wakeup: tuple[int, int] = (-1, -1)
         #: Kept from one attempt to the next; its name is the attempt's, or the spare one.
         self._folder: run_folder.Folder | None = None
@@ -61,6 +63,17 @@ class Supervisor:
                 if handler := self._handlers.get(fd):
                     handler()
             self._look_after_attempt()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Remove the folder that was kept for a next attempt."""
+        if self._folder:
+            try:
+                run_folder.remove(self._run_fd, self._folder, self._spare)
+            except OSError:
+                # The next launcher clears what is left.
+                pass
+            self._folder = None
 
     def _has_work(self) -> bool:
         return self._control is not None or self._attempt is not None
@@ -90,7 +103,8 @@ class Supervisor:
         wake_at = min((when for when in times if when is not None), default=None)
         if wake_at is None:
             return None
-        return max(0, int((wake_at - time.monotonic()) * 1000) + 1)
+        wait_s = min(wake_at - time.monotonic(), _LONGEST_WAIT_S)
+        return max(0, int(wait_s * 1000) + 1)
 
     def _look_after_attempt(self) -> None:
         attempt = self._attempt
@@ -206,7 +220,7 @@ class Supervisor:
             # The launcher gives the next attempt a channel of its own.
             self._drop_daemon()
         name = protocol.folder_name(attempt.spec["job"], attempt.spec["attempt"])
-        if self._control is None or not attempt.may_be_followed:
+        if self._control is None or not _is_alone():
             run_folder.remove(self._run_fd, attempt.folder, name)
             # What would not die is the launcher's to reap now.
             os._exit(0)
@@ -215,7 +229,11 @@ class Supervisor:
 
     def _become_free(self) -> None:
         assert self._control is not None
-        self._control.send(b'{"op":"idle"}', socket.MSG_NOSIGNAL)
+        try:
+            self._control.send(b'{"op":"idle"}', socket.MSG_NOSIGNAL)
+        except OSError:
+            # The launcher is gone: its end-of-file comes next.
+            pass
 
     def _tell_running(self, attempt: Attempt) -> None:
         self._announce_at = None
@@ -285,3 +303,13 @@ class Supervisor:
     def _forget(self, fd: int) -> None:
         del self._handlers[fd]
         self._poller.unregister(fd)
+
+
+def _is_alone() -> bool:
+    """Tell whether no child is left: of the job, or one that a deadline gave up."""
+    try:
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
+    except ChildProcessError:
+        return True
+    return False
