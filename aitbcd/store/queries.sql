@@ -136,12 +136,18 @@ WHERE j.finished_at IS NULL AND j.current IS NULL
 ORDER BY j.priority DESC, j.number LIMIT :limit
 
 -- where_active --
--- Fragment: every job of which something may run.
-WHERE j.finished_at IS NULL AND j.current IS NOT NULL ORDER BY j.number
+-- Fragment: every job of which something may run. The + keeps SQLite from walking all jobs in
+-- order for the sake of these few.
+WHERE j.finished_at IS NULL AND j.current IS NOT NULL ORDER BY +j.number
 
 -- where_listed --
 -- Fragment: begins the condition of a list; the parts below follow it, then the end.
 WHERE j.number < :before
+
+-- where_listed_active --
+-- Fragment: begins the condition of a list of active jobs; the + as above.
+WHERE +j.number < :before
+AND j.finished_at IS NULL AND j.current IS NOT NULL AND j.status = :status
 
 -- and_owner --
 -- Fragment of a list.
@@ -150,10 +156,6 @@ AND j.uid = :uid
 -- and_status --
 -- Fragment of a list: walks the jobs from the newest; most of those that wait are there.
 AND j.status = :status
-
--- and_active --
--- Fragment of a list: finds them by jobs_active.
-AND j.finished_at IS NULL AND j.current IS NOT NULL AND j.status = :status
 
 -- and_final --
 -- Fragment of a list of one owner: finds them by jobs_final.
@@ -170,6 +172,10 @@ AND j.created_at < :created_before
 -- newest_first --
 -- Fragment: ends a list.
 ORDER BY j.number DESC LIMIT :limit
+
+-- newest_first_of_few --
+-- Fragment: ends a list of active jobs; the + as above.
+ORDER BY +j.number DESC LIMIT :limit
 
 -- specs --
 -- What was submitted, of some jobs.

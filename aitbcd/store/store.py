@@ -305,8 +305,8 @@ def listing(wanted: JobFilter, status: JobState | None) -> tuple[str, dict[str, 
         "and_created_from": wanted.created_from,
         "and_created_before": wanted.created_before,
     }
-    parts = ["select_job", "where_listed", *([_part_of(status, wanted.uid)] if status else [])]
-    parts += [part for part, value in conditions.items() if value is not None]
+    begin, end = _ends_of(status, wanted.uid)
+    middle = [part for part, value in conditions.items() if value is not None]
     values = {
         "uid": wanted.uid,
         "status": status and status.value,
@@ -315,14 +315,18 @@ def listing(wanted: JobFilter, status: JobState | None) -> tuple[str, dict[str, 
         "before": _MAX_NUMBER if wanted.before is None else wanted.before,
         "limit": wanted.limit,
     }
-    return " ".join(QUERIES[part] for part in [*parts, "newest_first"]), values
+    return " ".join(QUERIES[part] for part in ["select_job", *begin, *middle, end]), values
 
 
-def _part_of(status: JobState, uid: int | None) -> str:
-    if status.is_active:
-        return "and_active"
-    # Of all users together, the final ones are in no order of their numbers.
-    return "and_final" if status.is_final and uid is not None else "and_status"
+def _ends_of(status: JobState | None, uid: int | None) -> tuple[list[str], str]:
+    """Return the fragments that begin a list and the one that ends it."""
+    if status is not None and status.is_active:
+        return ["where_listed_active"], "newest_first_of_few"
+    begin = ["where_listed"]
+    if status is not None:
+        # Of all users together, the final ones are in no order of their numbers.
+        begin.append("and_final" if status.is_final and uid is not None else "and_status")
+    return begin, "newest_first"
 
 
 def _by_number(job: Job) -> int:

@@ -10,12 +10,14 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aitbcd.errors import AmbiguousJob, NoSuchJob
 from aitbcd.model import FINAL, ID_ALPHABET, Job, JobState, Priority
 from aitbcd.store import JobFilter, Store
+from aitbcd.store.sql import QUERIES
 from aitbcd.store.store import listing
 from tests.integration.stores import (
     ANN,
@@ -251,17 +253,32 @@ async def test_pages_are_steady_while_jobs_arrive_and_move(store: Store) -> None
 def test_a_page_is_read_in_the_order_of_an_index(
     status: JobState | None, uid: int | None, before: int | None, tmp_path: Path
 ) -> None:
-    """Nothing is sorted, so a page costs what its rows cost, however many jobs there are."""
+    """A page costs what its rows cost, however many jobs there are: nothing else is sorted."""
+    statement, values = listing(JobFilter(uid=uid, before=before), status)
+    plan = _plan(tmp_path, statement, values)
+    if status is not None and status.is_active:
+        assert "jobs_active" in plan
+    else:
+        assert "TEMP B-TREE" not in plan
 
+
+@pytest.mark.parametrize(
+    ("where", "index"), [("where_queue", "jobs_queue"), ("where_active", "jobs_active")]
+)
+def test_what_a_start_reads_is_found_by_an_index(where: str, index: str, tmp_path: Path) -> None:
+    statement = f"{QUERIES['select_job']} {QUERIES[where]}"
+    assert f"SCAN j USING INDEX {index}" in _plan(tmp_path, statement, {"limit": 5})
+
+
+def _plan(folder: Path, statement: str, values: dict[str, Any]) -> str:
     async def make() -> None:
-        async with opened(tmp_path / "queue.db") as store:
+        async with opened(folder / "queue.db") as store:
             await store.submit(ANN, TRUE, at=NOW)
 
     asyncio.run(make())
-    statement, values = listing(JobFilter(uid=uid, before=before), status)
-    with closing(sqlite3.connect(tmp_path / "queue.db")) as connection:
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
-    assert not any("TEMP B-TREE" in row[3] for row in plan)
+    with closing(sqlite3.connect(folder / "queue.db")) as connection:
+        steps = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+    return "; ".join(step[3] for step in steps)
 
 
 # Events
