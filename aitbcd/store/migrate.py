@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 from aitbcd.errors import StartupError
 
+FOLDER = Path(__file__).with_name("migrations")
+
 #: "AITB", in the header of the file (``PRAGMA application_id``).
 APPLICATION_ID = 0x41495442
 
@@ -37,7 +39,7 @@ _LOG_BYTES_MAX = 64 << 20
 
 def migrations() -> list[tuple[int, str]]:
     """Return (version, SQL) of every migration, in order."""
-    files = sorted(Path(__file__).with_name("migrations").glob("[0-9]*.sql"))
+    files = sorted(FOLDER.glob("[0-9]*.sql"))
     return [(int(file.name.split("_")[0]), file.read_text("utf-8")) for file in files]
 
 
@@ -61,6 +63,9 @@ def open_database(path: Path, *, now: int) -> sqlite3.Connection:
     except sqlite3.Error as error:
         connection.close()
         raise _unusable(path, error) from None
+    except OSError as error:
+        connection.close()
+        raise _not_writable(path, error.strerror or str(error)) from None
     except BaseException:
         connection.close()
         raise
@@ -200,16 +205,14 @@ def _reserve_log(path: Path) -> None:
     fdatasync of a longer file commits the file system's journal too: 0.47 ms became 0.25.)
     """
     log = path.with_name(path.name + "-wal")
-    with contextlib.suppress(OSError), log.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
+    with contextlib.suppress(OSError), log.open("r+b", buffering=0) as file:
+        begin = end = file.seek(0, os.SEEK_END)
         try:
             while end < _LOG_BYTES:
                 end += file.write(bytes(min(_LOG_BYTES - end, 1 << 18)))
-            file.flush()
         except OSError:
             # No room for it: every commit finds its own, or says so.
-            file.truncate(end)
-            raise
+            file.truncate(begin)
 
 
 # Bringing it up to date
@@ -219,8 +222,7 @@ def _migrate(connection: sqlite3.Connection, path: Path, version: int, now: int)
     todo = [(number, text) for number, text in migrations() if number > version]
     if not todo:
         return
-    if version:
-        _back_up(connection, path, version, now)
+    copy = _back_up(connection, path, version, now) if version else None
     connection.execute("BEGIN IMMEDIATE")
     try:
         # A second process may have been faster.
@@ -232,13 +234,23 @@ def _migrate(connection: sqlite3.Connection, path: Path, version: int, now: int)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {max(held, todo[-1][0])}")
         connection.execute("COMMIT")
-    except BaseException:
+    except BaseException as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        raise
+        if copy is None:
+            raise
+        # Nothing needs it, and a service that is started again and again would fill the disk.
+        copy.unlink()
+        if not isinstance(error, sqlite3.Error):
+            raise
+        raise StartupError(
+            f"{path} could not be brought from schema {version} to {todo[-1][0]}: {error};"
+            " it is as it was",
+            hint="see to what is said there, or install the version before again",
+        ) from None
 
 
-def _back_up(connection: sqlite3.Connection, path: Path, version: int, now: int) -> None:
+def _back_up(connection: sqlite3.Connection, path: Path, version: int, now: int) -> Path:
     """Copy the file to ``queue.db.schema-<version>.<time>``; a copy is never overwritten."""
     when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now // 1_000_000))
     target = path.with_name(f"{path.name}.schema-{version}.{when}")
@@ -251,6 +263,7 @@ def _back_up(connection: sqlite3.Connection, path: Path, version: int, now: int)
         raise
     finally:
         copy.close()
+    return target
 
 
 def _statements(text: str) -> Iterator[str]:
