@@ -392,6 +392,10 @@ class Daemon:
         self._adopted.append(channel)
         return Supervised(self.stage, spec, channel, -1)
 
+    def forget(self, attempt: Supervised) -> None:
+        """Close the channel to a supervisor that is gone."""
+        self.channels.pop(attempt.worker).sock.close()
+
     def hang_up(self) -> None:
         """Go as a killed daemon goes: all its connections at once."""
         self.sock.close()

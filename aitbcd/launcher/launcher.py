@@ -108,13 +108,13 @@ class Launcher:
         self._add(self._listener.fileno(), self._on_connect)
 
     def run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        rehearse(self._run_fd)
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        # Whatever whoever started us blocked or ignored: with an ignored SIGCHLD the kernel reaps.
+        # Where whoever started us ignored it, the kernel would reap our children.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        rehearse(self._run_fd)
         # What is there now is shared with every supervisor; a collection would copy it.
         gc.collect()
         gc.disable()

@@ -35,8 +35,6 @@ def rehearse(run_fd: int) -> None:
         # A full disk, say: supervisors then warm up on their own.
         pass
     finally:
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
         folder.discard(run_fd, _STAGE)
         os.close(stage)
 
@@ -83,6 +81,9 @@ class _Rehearsal(Supervisor):
             self._hand_over([])
         else:
             self._launcher_end.close()
+
+    def _on_shutdown(self, *_: object) -> None:
+        os._exit(0)
 
     def run(self) -> None:
         super().run()

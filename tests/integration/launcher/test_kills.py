@@ -1,0 +1,299 @@
+"""Who is killed, and what becomes of what he had started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aitbcd.launcher import protocol
+from tests.launcher import CODE, Daemon, Stage, Who, is_alive, myself, proc_status, wait_gone
+from tests.service import children, environ_of, wait_for
+
+#: Leaves three children of every kind, says their pids and its own, and waits.
+FAMILY = """
+sleep 1000 & echo $!
+setsid sleep 1000 & echo $!
+env -i setsid sh -c 'sleep 1000 & echo $! > lonely' > /dev/null 2>&1 < /dev/null
+cat lonely; echo $$; echo
+exec sleep 1000
+"""
+#: What is left of a family whose supervisor and launcher are gone is known by its environment, or
+#: by its session.
+MARKED = """
+sleep 1000 & echo $!
+setsid sleep 1000 & echo $!
+env -i sleep 1000 & echo $!
+echo $$; echo
+exec sleep 1000
+"""
+
+
+def family(stage: Stage, line: str, **more: object) -> dict[str, object]:
+    """Return the spec of a job that starts such a family below the state's folder."""
+    home = stage.folder / "home"
+    if not home.exists():
+        home.mkdir()
+        home.chmod(0o777)
+    return stage.shell(line, cwd=str(home), **more)
+
+
+def pids_of(stage: Stage, spec: dict[str, object]) -> list[int]:
+    """Return the family once it is complete; each of it is there."""
+    path = stage.building(str(spec["job"])) / "logs" / "stdout.log"
+    said = wait_for(
+        "the family is complete",
+        lambda: text if path.exists() and "\n\n" in (text := path.read_text()) else None,
+        log=stage.log,
+    )
+    pids = [int(word) for word in said.split()]
+    assert len(pids) == 4
+    for pid in pids:
+        assert is_alive(pid)
+    return pids
+
+
+def test_a_killed_launcher_leaves_jobs_alone_and_another_serves(
+    stage: Stage, daemon: Daemon
+) -> None:
+    spec = stage.shell("read _ < gate; exit 4", cwd=str(stage.folder))
+    os.mkfifo(stage.folder / "gate")
+    attempt = daemon.start(spec)
+    pid = attempt.running()["pid"]
+    idle = daemon.start(stage.spec("true"))
+    idle.exited()
+    idle.finish()
+    stage.kill()
+    assert stage.launch(), stage.said()
+    following = stage.connect()
+    following.hello()
+    # The channel to the supervisor is the daemon's, and goes on.
+    assert is_alive(pid)
+    assert following.run(stage.spec("true")).facts["exit_code"] == 0
+    (stage.folder / "gate").write_text("\n")
+    assert attempt.exited()["exit_code"] == 4
+    attempt.finish()
+    # It has no launcher that could give it another attempt.
+    wait_for("it ends", lambda: attempt.channel.next() is None)
+
+
+def test_idle_supervisors_end_with_their_launcher(stage: Stage, daemon: Daemon) -> None:
+    attempts = [daemon.start(stage.spec("true")) for _ in range(3)]
+    for attempt in attempts:
+        attempt.exited()
+        attempt.finish()
+    pids = stage.supervisors()
+    assert pids
+    stage.kill()
+    for pid in pids:
+        wait_gone(pid)
+    assert [name for name in os.listdir(stage.run) if name.startswith(".")] == []
+    assert "Traceback" not in stage.said()
+
+
+@pytest.mark.parametrize("when", ["between two jobs", "with a job on its way"])
+def test_a_killed_idle_supervisor_costs_nothing(stage: Stage, daemon: Daemon, when: str) -> None:
+    daemon.run(stage.spec("true"))
+    [pid] = stage.supervisors()
+    spec = stage.spec("true")
+    if when == "with a job on its way":
+        os.kill(pid, signal.SIGSTOP)
+        attempt = daemon.start(spec)
+        assert stage.is_locked(spec)
+        os.kill(pid, signal.SIGKILL)
+        attempt.wait_lost()
+        daemon.forget(attempt)
+        wait_for("nobody holds its folder", lambda: not stage.is_locked(spec))
+        assert not (stage.run_folder(spec) / protocol.STARTED).exists()
+    else:
+        os.kill(pid, signal.SIGKILL)
+        wait_for("its death is dealt with", lambda: not children(stage.pid))
+    done = daemon.run(spec)
+    assert done.facts["exit_code"] == 0
+    assert daemon.hello()["pid"] == stage.pid
+    assert "Traceback" not in stage.said()
+
+
+def test_a_killed_supervisor_takes_all_that_it_had_started_along(
+    stage: Stage, daemon: Daemon
+) -> None:
+    spec, further = family(stage, FAMILY), family(stage, FAMILY)
+    attempt = daemon.start(spec)
+    pids = pids_of(stage, spec)
+    spared = daemon.start(further)
+    theirs = pids_of(stage, further)
+    # A process of the same user that a job has not started.
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as stranger:
+        supervisor = next(pid for pid in stage.supervisors() if pids[-1] in children(pid))
+        os.kill(supervisor, signal.SIGKILL)
+        attempt.wait_lost()
+        for pid in pids:
+            wait_gone(pid)
+        assert stranger.poll() is None
+        stranger.kill()
+    for pid in theirs:
+        assert is_alive(pid)
+    assert not stage.is_locked(spec)
+    assert (stage.run_folder(spec) / protocol.STARTED).exists()
+    assert not (stage.run_folder(spec) / protocol.EXIT).exists()
+    wait_for("no zombie is left", lambda: len(children(stage.pid)) == 1)
+    assert daemon.ask("sweep", **about(spec))["left"] == []
+    spared.cancel(0)
+    spared.exited()
+    spared.finish()
+
+
+def about(spec: dict[str, object]) -> dict[str, object]:
+    return {name: spec[name] for name in ("job", "attempt", "uid", "gid", "user")}
+
+
+def test_a_sweep_deals_with_a_death_that_nobody_has_noticed(stage: Stage, daemon: Daemon) -> None:
+    """The request may come in the same turn as the death, and before it."""
+    spec = family(stage, FAMILY)
+    attempt = daemon.start(spec)
+    pids = pids_of(stage, spec)
+    [supervisor] = stage.supervisors()
+    os.kill(stage.pid, signal.SIGSTOP)
+    rid = daemon.tell("sweep", **about(spec))
+    os.kill(supervisor, signal.SIGKILL)
+    attempt.wait_lost()
+    os.kill(stage.pid, signal.SIGCONT)
+    assert daemon.answer(rid)["left"] == []
+    assert not [pid for pid in pids if is_alive(pid)]
+
+
+@pytest.mark.parametrize("whose", ["mine", "another user's"])
+def test_what_a_killed_supervisor_and_launcher_left_is_swept(
+    stage: Stage, daemon: Daemon, whose: str, request: pytest.FixtureRequest
+) -> None:
+    who: Who = myself() if whose == "mine" else request.getfixturevalue("other")
+    spec, further = family(stage, MARKED, who=who), family(stage, MARKED, who=who)
+    daemon.start(spec)
+    daemon.start(further)
+    pids, theirs = pids_of(stage, spec), pids_of(stage, further)
+    supervisors = stage.supervisors()
+    stage.kill()
+    for pid in supervisors:
+        os.kill(pid, signal.SIGKILL)
+    for pid in supervisors:
+        wait_gone(pid)
+    assert stage.launch(), stage.said()
+    following = stage.connect()
+    assert following.ask("sweep", **about(spec))["left"] == []
+    for pid in pids:
+        wait_gone(pid)
+    for pid in theirs:
+        assert is_alive(pid)
+
+
+def test_a_sweep_spares_other_attempts_of_the_job(stage: Stage, daemon: Daemon) -> None:
+    spec = family(stage, MARKED)
+    attempt = daemon.start(spec)
+    pids = pids_of(stage, spec)
+    assert daemon.ask("sweep", **about(spec | {"attempt": 2}))["left"] == []
+    assert [pid for pid in pids if is_alive(pid)] == pids
+    attempt.cancel(0)
+    attempt.exited()
+
+
+def test_a_sweep_ends_nothing_of_a_session_that_the_job_did_not_make(
+    stage: Stage, daemon: Daemon, other: Who
+) -> None:
+    """A user looks at a job from his login, whose session is led by a process of root's."""
+    spec = stage.spec("true", who=other)
+    marks = [f"AITBC_JOB_ID={spec['job']}", "AITBC_ATTEMPT=1"]
+    change = ["setpriv", f"--reuid={other.uid}", f"--regid={other.gid}", "--clear-groups"]
+    line = '"$@" sleep 1000 & "$@" env $marks sleep 1000 & echo started; wait'
+    login = subprocess.Popen(
+        ["sh", "-c", line, "sh", *change],
+        env={"PATH": os.environ["PATH"], "marks": " ".join(marks)},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with login:
+        assert login.stdout
+        login.stdout.readline()
+        wait_for("both sleep", lambda: sum(is_asleep(pid) for pid in children(login.pid)) == 2)
+        plain, marked = sorted(children(login.pid), key=is_marked)
+        assert daemon.ask("sweep", **about(spec))["left"] == []
+        assert not is_alive(marked)
+        assert is_alive(plain)
+        os.kill(plain, signal.SIGKILL)
+
+
+def is_asleep(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def is_marked(pid: int) -> bool:
+    return b"AITBC_JOB_ID" in environ_of(pid)
+
+
+def test_what_another_user_may_start_is_not_swept(stage: Stage, daemon: Daemon, other: Who) -> None:
+    spec = stage.spec("true")
+    marks = {"AITBC_JOB_ID": str(spec["job"]), "AITBC_ATTEMPT": "1"}
+    change = ["setpriv", f"--reuid={other.uid}", f"--regid={other.gid}", "--clear-groups"]
+    forger = subprocess.Popen(
+        [*change, "sleep", "1000"], env={"PATH": os.environ["PATH"]} | marks, cwd="/"
+    )
+    with forger:
+        wait_for("it sleeps", lambda: is_asleep(forger.pid))
+        assert daemon.ask("sweep", **about(spec))["left"] == []
+        assert forger.poll() is None
+        forger.kill()
+
+
+def test_an_order_to_end_leaves_busy_supervisors_alone(stage: Stage, daemon: Daemon) -> None:
+    spec = stage.spec("sleep", "1000")
+    attempt = daemon.start(spec)
+    pid = attempt.running()["pid"]
+    os.kill(stage.pid, signal.SIGTERM)
+    assert stage.wait() == 0
+    assert is_alive(pid)
+    attempt.cancel(0)
+    assert attempt.exited()["ended_by"] == "cancel"
+    attempt.finish()
+    wait_gone(pid)
+
+
+#: Blocks and ignores what can be, and becomes the launcher.
+STUBBORN = """
+import os, signal, sys
+for number in signal.valid_signals():
+    if number not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_launcher_that_was_started_with_all_signals_ignored_and_blocked(stage: Stage) -> None:
+    assert stage.launch(before=(sys.executable, "-I", "-S", "-c", STUBBORN)), stage.said()
+    daemon = stage.connect()
+    status = daemon.run(stage.spec("cat", "/proc/self/status")).stdout.decode()
+    fields = proc_status(status)
+    # glibc's posix_spawn(3) ignores the two signals that are its own, 32 and 33.
+    assert int(fields["SigBlk"], 16) == int(fields["SigIgn"], 16) & ~(3 << 31) == 0
+    # It reaps its supervisors: it sees one that is killed, and ends with its daemon.
+    [supervisor] = stage.supervisors()
+    os.kill(supervisor, signal.SIGKILL)
+    wait_for("it is reaped", lambda: not children(stage.pid))
+    daemon.hang_up()
+    assert stage.wait() == 0
+
+
+def test_a_launcher_that_no_daemon_ever_finds_ends(stage: Stage) -> None:
+    start = (
+        "import sys; sys.path.append(sys.argv.pop(1));"
+        "from aitbcd.launcher import __main__, launcher;"
+        "launcher._PATIENCE_S = 0.01; sys.exit(__main__.main())"
+    )
+    assert stage.launch(program=(sys.executable, "-I", "-S", "-c", start, CODE)), stage.said()
+    assert stage.wait() == 0
