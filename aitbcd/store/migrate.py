@@ -30,7 +30,8 @@ sqlite3.register_adapter(type(None), cast("Callable[[None], None]", {}.get))
 
 #: Larger files are read through only after a crash: that costs about a second a gigabyte.
 _ALWAYS_CHECKED = 64 << 20
-_BUSY_MS = 10_000
+#: How long a change waits for another program that writes; longer than a backup takes.
+BUSY_MS = 10_000
 #: What the log reaches before SQLite writes it back and begins it again, and a little more.
 _LOG_BYTES = 1_040 * (4096 + 24)
 #: A large batch makes it longer; then it is cut to this.
@@ -89,9 +90,9 @@ def _inspect(path: Path) -> int:
             )
         return 0
     source = f"file:{quote(str(path))}?mode=ro"
-    connection = sqlite3.connect(source, uri=True, isolation_level=None, timeout=_BUSY_MS / 1000)
+    connection = sqlite3.connect(source, uri=True, isolation_level=None, timeout=BUSY_MS / 1000)
     try:
-        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         version = _check_header(connection, path)
         if log_size or size <= _ALWAYS_CHECKED:
             _check_pages(connection, path)
@@ -179,7 +180,7 @@ def _create(path: Path) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000
+        path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000
     )
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
