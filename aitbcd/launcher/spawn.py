@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import functools
 import json
 import os
 import select
@@ -174,7 +173,6 @@ def _explain(program: str, error: OSError) -> None:
     raise CannotStart(f"{_shown(program)}: {os.strerror(error.errno or 0)}{more}") from None
 
 
-@functools.cache
 def _not_default() -> list[int]:
     """Signals that exec would leave ignored: Python's SIGPIPE, a nohup's SIGHUP."""
     return [
