@@ -533,3 +533,10 @@ def test_the_progress_of_a_failed_job_is_the_last_that_it_said(box: Box) -> None
     assert box.wait_end(job)["progress"] == 75
     box.restart()
     assert box.status(job)["progress"] == 75
+
+
+def test_a_time_limit_may_be_longer_than_the_kernel_waits_at_once(box: Box) -> None:
+    job = box.submit_waiting(timeout="60d")
+    box.wait_started()
+    box.release()
+    assert box.wait_end(job)["status"] == "completed"
