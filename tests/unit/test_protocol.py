@@ -251,8 +251,9 @@ sys.path.append(sys.argv[1])
 from aitbcd.launcher import protocol
 for line in sys.stdin:
     fd = os.open(sys.argv[2], os.O_RDWR)
-    print(protocol.is_locked(fd), protocol.try_lock(fd), flush=True)
+    seen = protocol.is_locked(fd), protocol.try_lock(fd)
     os.close(fd)
+    print(*seen, flush=True)
 """
 
 
