@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -21,6 +22,11 @@ from aitbcd.wire import attempt as attempt_json
 from aitbcd.wire import rfc3339_exact, text
 
 FILE_NAME = "output.json"
+#: Of output.json and the manifest: a million files have fewer.
+_BYTES_MAX = 256 << 20
+_WORDS_MAX = 4000
+#: Microseconds: the year 2200.
+_LATEST = 7_258_118_400_000_000
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -84,42 +90,81 @@ def build(
 def read_sealed(package: Path, attempt: int) -> tuple[JobState, Ending, int | None] | None:
     """Return how a sealed package says that this attempt ended, and when it had started.
 
-    None if there is no package of it.
+    None if there is no package of it. The package is its user's, who can have changed it since:
+    what makes no sense is not believed, and then nobody knows how the attempt ended.
     """
     try:
-        output = json.loads((package / FILE_NAME).read_bytes())
-        text_of_manifest = (package / manifest.FILE_NAME).read_bytes()
+        top = os.open(package, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    if output["attempt"] != attempt:
-        return None
-    digest = sha256(text_of_manifest).hexdigest()
-    sizes = [entry["size"] for entry in output["files"]]
-    started = output["started_at"]
-    started_at = _microseconds(started) if started else None
-    return JobState(output["status"]), _ending(output, digest, sizes), started_at
+    try:
+        sealed_at = int(os.fstat(top).st_mtime * 1e6)
+        output = json.loads(_read(top, FILE_NAME))
+        if output["attempt"] != attempt:
+            return None
+        digest = sha256(_read(top, manifest.FILE_NAME)).hexdigest()
+        started = output["started_at"]
+        started_at = _microseconds(started) if started is not None else None
+        status, ending = _end(output, digest)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        message = "its results were changed before its end was recorded"
+        lost = Ending(sealed_at, Reason.LOST, message=message, results=ResultsState.KEPT)
+        return JobState.FAILED, lost, None
+    finally:
+        os.close(top)
+    return status, ending, started_at
 
 
-def _ending(output: dict[str, Any], digest: str, sizes: list[int]) -> Ending:
-    reason = output["reason"]
+def _read(folder: int, name: str) -> bytes:
+    """Return a regular file: no link is followed, and nothing that could block is waited for."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(name, flags, dir_fd=folder), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _BYTES_MAX:
+            raise ValueError(f"{name} is not what was sealed")
+        return file.read()
+
+
+def _end(output: dict[str, Any], digest: str) -> tuple[JobState, Ending]:
+    status = JobState(output["status"])
+    reason = Reason(output["reason"]) if output["reason"] is not None else None
+    if not status.is_final or (reason is None) != (status is JobState.COMPLETED):
+        raise ValueError("no end of an attempt")
     used = output["resources"]
-    return Ending(
+    sizes = [_whole(entry["size"]) for entry in output["files"]]
+    return status, Ending(
         finished_at=_microseconds(output["finished_at"]),
-        reason=Reason(reason) if reason else None,
-        cause=output["cause"],
-        message=output["message"],
-        exit_code=output["exit_code"],
-        signal=output["signal"],
-        user_us=round(used["user_s"] * 1e6),
-        system_us=round(used["system_s"] * 1e6),
-        max_rss=used["max_rss"],
+        reason=reason,
+        cause=_words(output["cause"]),
+        message=_words(output["message"]),
+        exit_code=_maybe(output["exit_code"], 255),
+        signal=_maybe(output["signal"], 127),
+        user_us=_whole(round(used["user_s"] * 1e6)),
+        system_us=_whole(round(used["system_s"] * 1e6)),
+        max_rss=_whole(used["max_rss"]),
         results=ResultsState.KEPT,
         digest=digest,
-        result_bytes=sum(sizes),
+        result_bytes=_whole(sum(sizes)),
         result_files=len(sizes),
-        progress=output["progress"],
+        progress=_maybe(output["progress"], 100),
     )
 
 
+def _whole(value: Any, most: int = 1 << 60) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is no such number")
+    return value
+
+
+def _maybe(value: Any, most: int) -> int | None:
+    return None if value is None else _whole(value, most)
+
+
+def _words(value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and len(value) <= _WORDS_MAX):
+        raise ValueError("no words of ours")
+    return value
+
+
 def _microseconds(time: str) -> int:
-    return (datetime.fromisoformat(time) - _EPOCH) // timedelta(microseconds=1)
+    return _whole((datetime.fromisoformat(time) - _EPOCH) // timedelta(microseconds=1), _LATEST)

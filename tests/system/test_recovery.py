@@ -400,6 +400,32 @@ def test_what_was_sealed_but_not_recorded_is_recorded(box: Box) -> None:
     wait_for("the run folder goes", lambda: not box.folder_of(job).exists())
 
 
+@pytest.mark.parametrize("manner", ["fifo", "link", "nonsense"])
+def test_what_was_sealed_and_then_changed_is_not_believed(box: Box, manner: str) -> None:
+    job = box.submit_waiting()
+    box.wait_started()
+    box.wait(job, "running")
+    sealed = box.service.state / "results" / job
+    with box.database() as database:
+        database.execute("BEGIN IMMEDIATE")
+        box.release()
+        wait_for("it is sealed", sealed.exists)
+        box.kill(launcher_too=True, supervisors_too=True)
+        database.execute("ROLLBACK")
+    output = sealed / "output.json"
+    honest = output.read_text()
+    output.unlink()
+    if manner == "fifo":
+        os.mkfifo(output)
+    elif manner == "link":
+        output.symlink_to("/dev/zero")
+    else:
+        output.write_text(honest.replace('"exit_code": 0', '"exit_code": "abc"'))
+    box.start()
+    ended = box.wait_end(job)
+    assert (ended["status"], ended["reason"], ended["exit_code"]) == ("failed", "lost", None)
+
+
 def test_killed_at_any_moment_every_job_runs_exactly_once(box: Box) -> None:
     """Sixty short jobs, and a daemon that is killed again and again in between."""
     lines = "\n".join(
