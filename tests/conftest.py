@@ -7,6 +7,7 @@ out there when the machine has no NVIDIA driver, which the header says; elsewher
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -68,7 +69,12 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment() -> Iterator[None]:
-    """Take away what would lead tests to another daemon than their own."""
+    """Take away what would lead tests to another daemon than their own.
+
+    A shell starts what runs in its background with SIGINT ignored, which children inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     patch = pytest.MonkeyPatch()
     for name in list(os.environ):
         if name.startswith(OURS):

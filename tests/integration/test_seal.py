@@ -83,8 +83,13 @@ class Case:
 
         def action() -> Json:
             os.umask(0o022)
-            for step in steps:
-                step()
+            # In this process, when the job's user is ours.
+            before = Path.cwd()
+            try:
+                for step in steps:
+                    step()
+            finally:
+                os.chdir(before)
             return {}
 
         do_as(self.owner, action, 60)
