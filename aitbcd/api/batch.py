@@ -23,6 +23,8 @@ from aitbcd.model import JobSpec
 
 LINES_BYTES_MAX = 64 << 20
 OBJECT_BYTES_MAX = 16 << 20
+#: Nobody else's change is stored meanwhile: so many take a few seconds.
+JOBS_MAX = 200_000
 #: Jobs in one piece for the store.
 _PIECE = 512
 _LINES = frozenset({"application/x-ndjson", "application/jsonl", "application/x-jsonlines"})
@@ -91,16 +93,19 @@ def _is_object(body: BinaryIO) -> bool:
 
 def _pieces(specs: Iterator[JobSpec]) -> Iterator[Sequence[JobSpec]]:
     piece: list[JobSpec] = []
-    is_empty = True
+    count = 0
     for spec in specs:
-        is_empty = False
+        count += 1
+        if count > JOBS_MAX:
+            detail = f"the batch has more than {JOBS_MAX} jobs; none was submitted"
+            raise TooLarge(detail, hint="send it in parts")
         piece.append(spec)
         if len(piece) == _PIECE:
             yield piece
             piece = []
     if piece:
         yield piece
-    if is_empty:
+    if not count:
         raise InvalidJob("the batch has no jobs", hint="send one job a line")
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 from aitbcd.results.beneath import OpenFile
 
 PIECE_BYTES = 256 * 1024
+#: Of a log, for ``tail``.
+TAIL_BYTES_MAX = 16 << 20
 _TAIL_STEP = 64 * 1024
 
 
@@ -45,13 +47,18 @@ def read(file: OpenFile, offset: int, length: int, limit: int) -> Piece:
 
 
 def offset_of_tail(file: OpenFile, lines: int) -> int:
-    """Return where the last ``lines`` lines begin; an unfinished last line counts as one."""
+    """Return where the last ``lines`` lines begin; an unfinished last line counts as one.
+
+    No more than the last ``TAIL_BYTES_MAX`` are looked at: a job can make its log as long as it
+    likes, without writing it.
+    """
     end = at = file.size
+    least = max(0, end - TAIL_BYTES_MAX)
     if lines <= 0:
         return end
     wanted = lines
-    while at > 0:
-        start = max(0, at - _TAIL_STEP)
+    while at > least:
+        start = max(least, at - _TAIL_STEP)
         block = file.pread(at - start, start)
         if at == end and block.endswith(b"\n"):
             wanted += 1
@@ -63,7 +70,7 @@ def offset_of_tail(file: OpenFile, lines: int) -> int:
             return start + cut + 1
         wanted -= count
         at = start
-    return 0
+    return least
 
 
 def note(dropped: int) -> bytes:
