@@ -60,7 +60,10 @@ def open_database(path: Path, *, now: int) -> sqlite3.Connection:
         raise _unusable(path, error) from None
     try:
         _migrate(connection, path, version, now)
+        # As the only writer, whose log nobody makes longer meanwhile.
+        connection.execute("BEGIN IMMEDIATE")
         _reserve_log(path)
+        connection.execute("ROLLBACK")
     except sqlite3.Error as error:
         connection.close()
         raise _unusable(path, error) from None
