@@ -32,6 +32,20 @@ CODE = PROGRAM.parents[1]
 PATH = "/usr/local/bin:/usr/bin:/bin"
 MIB = 1 << 20
 
+_LOADED = """
+import hashlib, os, resource, sys
+sys.path.append(sys.argv.pop(1))
+from aitbcd.launcher import __main__, identity, launcher, linux, logs, seal, spawn
+PRELUDE
+sys.exit(__main__.main())
+"""
+#: Gives a launcher to its user for good. He may not be able to read this interpreter's files, and
+#: what has changed its ids is otherwise still root's in proc(5).
+_BECOME = """
+identity.Identity({uid}, {gid}, "{name}").become()
+linux._libc.prctl(4, 1, 0, 0, 0)
+"""
+
 Key = tuple[str, int]
 
 
@@ -76,12 +90,15 @@ class Stage:
 
     # -- the launcher -----------------------------------------------------------------------
 
-    def launch(
-        self, *, before: Sequence[str] = (), program: Sequence[str | Path] | None = None
-    ) -> bool:
-        """Start a launcher; return when it listens (True) or has ended (False)."""
+    def launch(self, *, before: Sequence[str] = (), prelude: str | None = None) -> bool:
+        """Start a launcher; return when it listens (True) or has ended (False).
+
+        ``prelude`` is Python that runs in it, with all its modules loaded, before it begins.
+        """
         reading, writing = os.pipe()
-        command = [*PYTHON, PROGRAM] if program is None else program
+        command: list[str | Path] = [*PYTHON, PROGRAM]
+        if prelude is not None:
+            command = [*PYTHON, "-c", _LOADED.replace("PRELUDE", prelude), CODE]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*before, *command, self.state, "--ready-fd", str(writing)],
@@ -95,6 +112,16 @@ class Stage:
         os.close(writing)
         with open(reading, "rb") as pipe:
             return pipe.read() == b"1"
+
+    def launch_as(self, who: Who, prelude: str = "") -> Daemon:
+        """Start a launcher of another user and become its daemon."""
+        for folder in (self.state, self.run, self.results):
+            os.chown(folder, who.uid, who.gid)
+        become = _BECOME.format(uid=who.uid, gid=who.gid, name=who.name)
+        assert self.launch(prelude=become + prelude), self.said()
+        daemon = self.connect()
+        daemon.hello()
+        return daemon
 
     @property
     def pid(self) -> int:
@@ -225,8 +252,6 @@ class Stage:
         trace: TracebackType | None,
     ) -> None:
         """End all that came to be here, whatever became of its parents."""
-        if error is not None:
-            error.add_note(f"the launcher said:\n{self.said()}")
         for daemon in self._daemons:
             daemon.hang_up()
         while ours := [pid for pid in descendants(os.getpid()) if pid not in self._others]:
@@ -284,9 +309,11 @@ class Supervised:
         protocol.send(self.channel.sock, about | more)
 
     def wait_lost(self) -> None:
-        """Wait until the supervisor's end of the channel is closed."""
+        """Wait until the supervisor has let go of the channel and of the folder, as it died."""
         while self.channel.next() is not None:
             pass
+        stage = self.stage
+        wait_for("nobody holds it", lambda: not stage.is_locked(self.spec), log=stage.log)
 
 
 class Channel:
@@ -343,7 +370,7 @@ class Daemon:
         """Return the answer to a request, whatever is answered before it."""
         while rid not in self._answers:
             received = protocol.receive(self.sock)
-            assert received is not None, "the launcher hung up"
+            assert received is not None, f"the launcher hung up:\n{self.stage.said()}"
             message, fds = received
             if fds:
                 assert message["op"] == "placed"

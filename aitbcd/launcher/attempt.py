@@ -149,7 +149,7 @@ class Attempt:
         if self._kill_at is not None and now >= self._kill_at:
             self._kill(now)
         if self.facts is None and self.logs and self.logs.look_at and now >= self.logs.look_at:
-            self.logs.look()
+            self.logs.look(now)
 
     def _kill(self, now: float) -> None:
         if self._give_up_at is None:

@@ -57,12 +57,18 @@ class LogLimit:
         if self.look_at is None:
             self.look_at = now + LOOK_S
 
-    def look(self) -> None:
+    def look(self, now: float) -> None:
         """Punch what is over the limit, and wait for the next write."""
         self.look_at = None
-        self._is_watching = True
-        for fd in self._logs.values():
-            _the_watch().arm(fd)
+        try:
+            for fd in self._logs.values():
+                _the_watch().arm(fd)
+            self._is_watching = True
+        except OSError:
+            # A user has 128 inotify instances by default, and whoever may not read a file may not
+            # watch it: then the clock says when to look again.
+            self.close()
+            self.look_at = now + LOOK_S
         self.punch()
 
     def punch(self) -> None:
@@ -84,9 +90,9 @@ class LogLimit:
         try:
             punch_hole(fd, start, end - start)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            self.kept_whole.add(name)
+            # Any other (a full disk has no room to split an extent) may not be there next time.
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                self.kept_whole.add(name)
             return
         self._punched[name] = end
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from typing import Any
 
 from aitbcd.launcher import folder, logs, package, protocol
@@ -65,7 +66,7 @@ class _Rehearsal(Supervisor):
         super()._tell(message)
         if self._attempt and self._attempt.logs:
             # A job that is over so soon never comes to it.
-            self._attempt.logs.look()
+            self._attempt.logs.look(time.monotonic())
         job = _spec(self._left)
         match message["op"]:
             case "exited":

@@ -93,6 +93,8 @@ def _fork(spec: dict[str, Any], stdout: int, stderr: int, who: Identity) -> int:
     finally:
         os.close(reading)
     if words:
+        # Its user may have stopped it meanwhile.
+        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         raise CannotStart(json.loads(words))
     return pid

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aitbcd.launcher import protocol
-from tests.launcher import CODE, Daemon, Stage, Who, is_alive, myself, proc_status, wait_gone
+from tests.launcher import Daemon, Stage, Who, is_alive, myself, proc_status, wait_gone
 from tests.service import children, environ_of, wait_for
 
 #: Leaves three children of every kind, says their pids and its own, and waits.
@@ -107,7 +107,6 @@ def test_a_killed_idle_supervisor_costs_nothing(stage: Stage, daemon: Daemon, wh
         os.kill(pid, signal.SIGKILL)
         attempt.wait_lost()
         daemon.forget(attempt)
-        wait_for("nobody holds its folder", lambda: not stage.is_locked(spec))
         assert not (stage.run_folder(spec) / protocol.STARTED).exists()
     else:
         os.kill(pid, signal.SIGKILL)
@@ -290,10 +289,5 @@ def test_a_launcher_that_was_started_with_all_signals_ignored_and_blocked(stage:
 
 
 def test_a_launcher_that_no_daemon_ever_finds_ends(stage: Stage) -> None:
-    start = (
-        "import sys; sys.path.append(sys.argv.pop(1));"
-        "from aitbcd.launcher import __main__, launcher;"
-        "launcher._PATIENCE_S = 0.01; sys.exit(__main__.main())"
-    )
-    assert stage.launch(program=(sys.executable, "-I", "-S", "-c", start, CODE)), stage.said()
+    assert stage.launch(prelude="launcher._PATIENCE_S = 0.01"), stage.said()
     assert stage.wait() == 0

@@ -1,0 +1,233 @@
+"""What a job's supervisor does when the machine has no more of something."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from aitbcd.launcher import protocol
+from tests.launcher import MIB, Daemon, Stage, Who, wait_gone
+from tests.service import children, wait_for
+
+#: Takes all inotify instances that this user may have.
+NO_INOTIFY = """
+os.environ
+while linux._libc.inotify_init1(os.O_CLOEXEC) >= 0: pass
+"""
+#: Writes more than its log may hold, then waits until room was given back.
+TALK = """
+exec 3>&1
+head -c 8000000 /dev/zero | tr "\\\\0" x
+until test "$(stat -L -c %b /proc/self/fd/3)" -lt 8192; do sleep 0.05; done
+echo; echo end
+"""
+
+
+def test_without_inotify_logs_are_looked_at_by_the_clock(stage: Stage, other: Who) -> None:
+    daemon = stage.launch_as(other, NO_INOTIFY)
+    spec = stage.shell(TALK, who=other, log_limit=MIB)
+    attempt = daemon.start(spec)
+    assert attempt.exited()["exit_code"] == 0
+    assert attempt.seal()["op"] == "sealed"
+    log = (stage.sealed(spec) / "logs/stdout.log").read_bytes()
+    assert len(log) < 2 * MIB
+    assert log.endswith(b"\nend\n")
+
+
+def test_a_log_that_its_owner_may_not_read_any_more_does_no_harm(stage: Stage, other: Who) -> None:
+    daemon = stage.launch_as(other)
+    line = 'chmod 0 "${AITBC_RESULT%/*}"/logs/*' + TALK
+    attempt = daemon.start(stage.shell(line, who=other, log_limit=MIB))
+    assert attempt.exited()["exit_code"] == 0
+    assert attempt.seal()["op"] == "sealed"
+
+
+@contextmanager
+def mounted(stage: Stage, kind: str, options: str) -> Iterator[None]:
+    """Mount a file system of this kind where the state is, with its folders."""
+    if os.getuid() != 0:
+        pytest.skip("only root can mount")
+    done = subprocess.run(
+        ["mount", "-t", kind, "-o", options, "none", stage.state], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no {kind} can be mounted here: {done.stderr.strip()}")
+    try:
+        stage.state.chmod(0o711)
+        for folder in (stage.run, stage.results):
+            folder.mkdir()
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", stage.state], check=True)
+
+
+def test_the_end_of_a_job_is_recorded_on_a_full_disk(stage: Stage) -> None:
+    with mounted(stage, "tmpfs", "size=8m"):
+        assert stage.launch(), stage.said()
+        daemon = stage.connect()
+        # Twice, because the room is to be there for the next attempt too.
+        for code in (5, 6):
+            spec = stage.shell(f'cat /dev/zero > "$AITBC_ARTIFACTS_DIR/big"; exit {code}')
+            attempt = daemon.start(spec)
+            assert attempt.exited()["exit_code"] == code
+            assert stage.facts_on_disk(spec)["exit_code"] == code
+            big = stage.building(spec["job"]) / "artifacts/big"
+            assert b"No space left on device" in stage.log_of(spec, "stderr") or big.stat().st_size
+            failed = attempt.seal()
+            assert (failed["op"], failed["errno"]) == ("seal_failed", errno.ENOSPC)
+            assert not stage.sealed(spec).exists()
+            os.truncate(big, 0)
+            assert attempt.seal()["op"] == "sealed"
+            attempt.done()
+
+
+def test_what_the_disk_kept_from_starting_is_not_blamed_on_the_job(stage: Stage) -> None:
+    with mounted(stage, "tmpfs", "size=8m,nr_inodes=40"):
+        assert stage.launch(), stage.said()
+        daemon = stage.connect()
+        daemon.run(stage.spec("true"))
+        fill = stage.folder / "state/results"
+        for number in range(100):
+            try:
+                (fill / str(number)).touch()
+            except OSError:
+                break
+        spec = stage.spec("true")
+        attempt = daemon.start(spec)
+        facts = attempt.exited()
+        assert facts["storage"]
+        assert facts["started_at"] is None
+        assert os.strerror(errno.ENOSPC) in str(facts["cannot_start"])
+        for each in fill.glob("[0-9]*"):
+            each.unlink()
+        attempt.done()
+        assert daemon.run(spec).facts["exit_code"] == 0
+
+
+def test_no_run_folder_can_be_made(stage: Stage) -> None:
+    with mounted(stage, "tmpfs", "size=8m,nr_inodes=40"):
+        assert stage.launch(), stage.said()
+        daemon = stage.connect()
+        # What it tries itself out with is gone then.
+        daemon.hello()
+        for number in range(100):
+            try:
+                (stage.results / str(number)).touch()
+            except OSError:
+                break
+        spec = stage.spec("true")
+        answer = daemon.ask("start", **spec)
+        assert (answer["op"], answer["why"]) == ("refused", "storage")
+        assert not daemon.ask("tombstone", job=spec["job"], attempt=1)["done"]
+        assert sorted(os.listdir(stage.run)) == ["launcher.lock", "launcher.log", "launcher.sock"]
+        for each in stage.results.iterdir():
+            each.unlink()
+        assert daemon.run(spec).facts["exit_code"] == 0
+
+
+def test_where_nothing_can_be_punched_logs_are_kept_whole(stage: Stage) -> None:
+    with mounted(stage, "ramfs", "rw"):
+        assert stage.launch(), stage.said()
+        daemon = stage.connect()
+        spec = stage.shell("head -c 3000000 /dev/zero; sleep 0.2", log_limit=MIB)
+        attempt = daemon.start(spec)
+        assert attempt.exited()["kept_whole"] == ["stdout.log"]
+        assert attempt.seal()["op"] == "sealed"
+        assert (stage.sealed(spec) / "logs/stdout.log").read_bytes() == bytes(3_000_000)
+
+
+def test_no_further_process(stage: Stage, other: Who) -> None:
+    """For the launcher, whose user has as many as he may."""
+    limit = "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))"
+    daemon = stage.launch_as(other, limit)
+    spec = stage.spec("true", who=other)
+    answer = daemon.ask("start", **spec)
+    assert (answer["op"], answer["why"]) == ("refused", "storage")
+    assert os.strerror(errno.EAGAIN) in answer["error"]
+    assert daemon.hello()["pid"] == stage.pid
+
+
+def test_words_of_any_length_fit_into_the_room_of_the_facts(stage: Stage, daemon: Daemon) -> None:
+    name = "/" + "\U0001f600" * 60 + "/" + "\x01" * 250
+    for program in (name, name * 10, "x" * 100_000):
+        attempt = daemon.start(spec := stage.spec(program))
+        facts = attempt.exited()
+        assert str(facts["cannot_start"]).endswith(
+            (os.strerror(errno.ENOENT), os.strerror(errno.ENAMETOOLONG), "in PATH)")
+        )
+        assert (stage.run_folder(spec) / protocol.EXIT).stat().st_size == protocol.EXIT_ROOM
+        # All of it is in the job's own log.
+        assert program.encode() in stage.log_of(spec, "stderr")
+        attempt.finish()
+
+
+def test_a_user_who_stops_his_sealing_stops_it_only_so_long(stage: Stage, other: Who) -> None:
+    assert stage.launch(prelude="seal.DEADLINE_S = 1.0"), stage.said()
+    daemon = stage.connect()
+    # Hashing it takes a moment.
+    spec = stage.shell('head -c 200000000 /dev/zero > "$AITBC_ARTIFACTS_DIR/big"', who=other)
+    attempt = daemon.start(spec)
+    attempt.exited()
+    [supervisor] = stage.supervisors()
+    attempt.tell("seal", **stage.order(spec))
+    [sealer] = wait_for("it seals", lambda: children(supervisor))
+    stop_as(other, sealer)
+    failed = attempt.channel.word(attempt.key, "sealed", "seal_failed")
+    assert (failed["op"], failed["errno"]) == ("seal_failed", errno.ETIMEDOUT)
+    wait_gone(sealer)
+    (stage.building(spec["job"]) / "artifacts/big").unlink()
+    assert attempt.seal()["op"] == "sealed"
+    attempt.done()
+    assert daemon.run(stage.spec("true", who=other)).facts["exit_code"] == 0
+
+
+def stop_as(who: Who, pid: int) -> None:
+    """Send SIGSTOP as this user, as soon as the process is his."""
+    change = ["setpriv", f"--reuid={who.uid}", f"--regid={who.gid}", "--clear-groups"]
+    line = f"until kill -STOP {pid} 2>/dev/null; do :; done"
+    subprocess.run([*change, "sh", "-c", line], check=True, cwd="/")
+
+
+def test_a_sealing_that_its_user_kills_is_told(stage: Stage, other: Who) -> None:
+    assert stage.launch(), stage.said()
+    daemon = stage.connect()
+    spec = stage.shell('head -c 200000000 /dev/zero > "$AITBC_ARTIFACTS_DIR/big"', who=other)
+    attempt = daemon.start(spec)
+    attempt.exited()
+    [supervisor] = stage.supervisors()
+    attempt.tell("seal", **stage.order(spec))
+    [sealer] = wait_for("it seals", lambda: children(supervisor))
+    os.kill(sealer, signal.SIGKILL)
+    failed = attempt.channel.word(attempt.key, "sealed", "seal_failed")
+    assert (failed["op"], failed["errno"]) == ("seal_failed", errno.EIO)
+    assert attempt.seal()["op"] == "sealed"
+
+
+def test_a_sealing_without_supervisor_that_is_killed_leaves_nobody_at_it(
+    stage: Stage, other: Who
+) -> None:
+    """What the killed process had started as the user is ended too, and lets go of the lock."""
+    assert stage.launch(), stage.said()
+    daemon = stage.connect()
+    spec = stage.shell('head -c 200000000 /dev/zero > "$AITBC_ARTIFACTS_DIR/big"', who=other)
+    attempt = daemon.start(spec)
+    attempt.exited()
+    [supervisor] = stage.supervisors()
+    os.kill(supervisor, signal.SIGKILL)
+    attempt.wait_lost()
+    wait_for("its supervisor is buried", lambda: not children(stage.pid))
+    rid = daemon.tell("seal", **stage.order(spec))
+    [task] = wait_for("it seals", lambda: children(stage.pid))
+    [sealer] = wait_for("it seals as the user", lambda: children(task))
+    stop_as(other, sealer)
+    os.kill(task, signal.SIGKILL)
+    assert daemon.answer(rid)["op"] == "failed"
+    wait_gone(sealer)
+    assert not stage.is_locked(spec)
+    assert daemon.ask("seal", **stage.order(spec))["op"] == "sealed"
