@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from aitbcctl import terminal
 from aitbcctl.client import Client, Json, Response, job_path
@@ -104,15 +106,40 @@ def changes(
 
 def _lines(stream: Response, tick_s: float | None) -> Iterator[bytes]:
     """Yield whole lines as they come, and an empty one after each silence of ``tick_s``."""
-    poller = select.poll()
-    poller.register(stream.fileno(), select.POLLIN)
     rest = b""
-    while not stream.is_done:
-        if tick_s and not stream.has_pending and not poller.poll(tick_s * 1000):
-            yield b""
-            continue
-        *whole, rest = (rest + stream.read_available()).split(b"\n")
-        yield from filter(None, whole)
+    with _woken_by_signals() as signals:
+        poller = select.poll()
+        poller.register(stream.fileno(), select.POLLIN)
+        poller.register(signals, select.POLLIN)
+        while not stream.is_done:
+            if not stream.has_pending:
+                ready = dict(poller.poll(tick_s and tick_s * 1000))
+                if signals in ready:
+                    # Its handler has run; a ^C has left by now.
+                    os.read(signals, 4096)
+                if stream.fileno() not in ready:
+                    if not ready:
+                        yield b""
+                    continue
+            *whole, rest = (rest + stream.read_available()).split(b"\n")
+            yield from filter(None, whole)
+
+
+@contextmanager
+def _woken_by_signals() -> Iterator[int]:
+    """Give a descriptor that is readable once a signal came.
+
+    Python looks for signals between its own steps: a ^C just before a wait would go unnoticed
+    until the wait's end, which here can be a week away.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
 
 
 def ended(client: Client, job_id: str) -> Json:
