@@ -42,10 +42,16 @@ def do_as(
     """Run ``action`` as this user and return its answer (it must be JSON).
 
     Raises:
-        OSError: what the action raised, or ETIMEDOUT past the deadline (its process is killed).
+        OSError: what the action raised; ETIMEDOUT past the deadline (its process is killed);
+            EIO when its user ended it; EBADMSG for anything that is no OSError.
     """
     if who is None:
-        return action()
+        try:
+            return action()
+        except OSError:
+            raise
+        except Exception as error:
+            raise _unexpected(error) from error
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -78,13 +84,20 @@ def _answer(writing: int, who: Identity, action: Callable[[], dict[str, Any]]) -
         who.become()
         answer = action()
     except OSError as error:
-        answer = {"errno": error.errno or errno.EIO, "error": str(error)}
+        # Without the number, which the error that is made of this adds again.
+        words = f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
+        answer = {"errno": error.errno or errno.EIO, "error": words}
     except BaseException as error:
-        answer = {"errno": errno.EIO, "error": f"{type(error).__name__}: {error}"}
+        answer = {"errno": errno.EBADMSG, "error": _unexpected(error).strerror}
     data = json.dumps(answer).encode()
     while data:
         data = data[os.write(writing, data) :]
     os._exit(0)
+
+
+def _unexpected(error: BaseException) -> OSError:
+    """Return a bug of ours, or what a user made of his own files, as something callers catch."""
+    return OSError(errno.EBADMSG, f"{type(error).__name__}: {error}")
 
 
 def _read_all(fd: int, deadline_s: float) -> tuple[bytes, bool]:
