@@ -44,6 +44,7 @@ print(json.dumps({
     "capabilities": [status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")],
     "flags": [status[name] for name in ("NoNewPrivs", "Seccomp", "TracerPid", "Cpus_allowed")],
     "umask": status["Umask"],
+    "modes": [oct(os.fstat(fd).st_mode) for fd in (1, 2)],
     "cwd": os.getcwd(),
     "env": dict(os.environ),
     "limits": [resource.getrlimit(number) for number in range(16)],
