@@ -84,15 +84,12 @@ def test_a_zombie_is_known_and_has_a_name() -> None:
     assert child.pid not in found(os.getpid())
 
 
-def test_what_has_the_pid_of_one_that_was_seen_is_not_signalled(tree: list[int]) -> None:
-    _, middle, inner = tree
-    earlier = [each._replace(start=each.start - 1) for each in map(seen, tree)]
-    processes.kill(earlier)
-    processes.terminate(earlier)
-    # It would come before this.
-    processes.terminate([seen(inner)])
-    wait_gone(inner)
-    wait_gone(middle)
+def test_what_has_the_pid_of_one_that_was_seen_is_not_signalled() -> None:
+    child = subprocess.Popen(["sleep", "1000"])
+    process = seen(child.pid)
+    processes.kill([process._replace(start=process.start - 1)])
+    processes.terminate([process])
+    assert child.wait() == -signal.SIGTERM
 
 
 def test_what_is_gone_is_passed_over(tree: list[int]) -> None:
