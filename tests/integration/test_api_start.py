@@ -77,6 +77,8 @@ def test_the_version_is_said() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_says_where_it_serves_and_ends_in_order(tmp_path: Path, number: signal.Signals) -> None:
     with Service(tmp_path, CONFIG.replace('""', '"127.0.0.1:0"', 1)) as service:
+        # The socket answers a moment before the last line is written.
+        wait_for("it says what it has", lambda: "processor cores" in service.log.read_text())
         said = service.log.read_text()
         assert f"pid {service.pid}" in said
         assert str(service.socket) in said
