@@ -284,7 +284,9 @@ def test_a_taken_port_costs_only_tcp(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with serving(tmp_path, f'[server]\ntcp = "127.0.0.1:{port}"\n') as box:
-            said = box.service.log.read_text()
+            log = box.service.log
+            wait_for("it says what it has", lambda: "processor cores" in log.read_text())
+            said = log.read_text()
             assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in said
             assert f"http://127.0.0.1:{port}" not in said
             assert box.run("true")["status"] == "completed"
