@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 FILE_NAME = "output.sha256"
 
+_DASH = b"./-"
 _ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))
 
 
@@ -24,10 +25,11 @@ class BadManifest(ValueError):
 
 def format_line(digest: str, path: bytes) -> bytes:
     """Return one line for a file with this hexadecimal sha256."""
-    escaped = path
+    # To sha256sum ``-`` alone is its standard input.
+    escaped = path if path != b"-" else _DASH
     for raw, quoted in _ESCAPES:
         escaped = escaped.replace(raw, quoted)
-    mark = b"\\" if escaped != path else b""
+    mark = b"\\" if b"\\" in escaped else b""
     return b"%s%s  %s\n" % (mark, digest.encode(), escaped)
 
 
@@ -66,7 +68,8 @@ def parse(text: bytes) -> dict[bytes, str]:
         digest, path = body[:64], body[66:]
         if body[64:66] not in (b"  ", b" *") or not path or digest.strip(b"0123456789abcdef"):
             raise BadManifest(number)
-        digests[_unescape(path, number) if is_escaped else path] = digest.decode()
+        name = _unescape(path, number) if is_escaped else path
+        digests[b"-" if name == _DASH else name] = digest.decode()
     return digests
 
 
