@@ -19,7 +19,7 @@ from typing import Any
 
 from aitbcctl.http1 import NotHttp, ResponseParser, Truncated
 from aitbcd import paths
-from aitbcd.errors import AitbcError, Unreachable
+from aitbcd.errors import AitbcError, Unreachable, from_problem
 
 #: A status document, an event: what the API calls an object.
 Json = dict[str, Any]
@@ -245,27 +245,13 @@ def _decode(response: Response) -> Json:
 
 
 def _refusal(response: Response) -> AitbcError:
-    body = response.read()
     try:
-        problem = json.loads(body)
-        code, detail = str(problem["code"]), str(problem["detail"])
-    except (ValueError, KeyError, TypeError):
-        return _no_daemon_of_ours(response.where, f"it answers {response.status} in other words")
-    hint = problem.get("hint")
-    known = ("type", "title", "status", "detail", "code", "hint")
-    fields = {name: value for name, value in problem.items() if name not in known}
-    kind = _kinds(AitbcError).get(code)
-    error = (kind or AitbcError)(detail, hint=None if hint is None else str(hint))
-    error.fields = fields
-    return error
-
-
-def _kinds(base: type[AitbcError]) -> dict[str, type[AitbcError]]:
-    kinds = {base.code: base}
-    for kind in base.__subclasses__():
-        # A class of our own below one of the tree has its code; the tree's comes first.
-        kinds = _kinds(kind) | kinds
-    return kinds
+        problem = json.loads(response.read())
+        if "code" in problem and "detail" in problem:
+            return from_problem(problem)
+    except (ValueError, TypeError, AttributeError):
+        pass
+    return _no_daemon_of_ours(response.where, f"it answers {response.status} in other words")
 
 
 def _no_daemon_of_ours(where: str, why: str) -> Unreachable:

@@ -123,3 +123,22 @@ class SettingsError(StartupError):
 
 class IllegalTransition(AitbcError):
     code, title = "illegal-transition", "Illegal transition"
+
+
+def from_problem(document: dict[str, object]) -> AitbcError:
+    """Return the error that a problem document speaks of; ``AitbcError`` for an unknown code."""
+    kind = _by_code(AitbcError).get(str(document.get("code")), AitbcError)
+    known = ("type", "title", "status", "detail", "code", "hint")
+    hint = document.get("hint")
+    detail = str(document.get("detail") or document.get("title") or "unknown error")
+    error = kind(detail, hint=str(hint) if hint else None)
+    error.fields = {name: value for name, value in document.items() if name not in known}
+    return error
+
+
+def _by_code(base: type[AitbcError]) -> dict[str, type[AitbcError]]:
+    # A kind without a code of its own is a special case of the one whose code it has.
+    kinds = {base.code: base} if "code" in vars(base) else {}
+    for kind in base.__subclasses__():
+        kinds |= _by_code(kind)
+    return kinds

@@ -14,13 +14,12 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from aitbcd import errors
 from aitbcd.errors import AitbcError, BadRequest, InvalidJob, InvalidValue
 from aitbcd.model import Attempt, Event, Job, JobSpec, JobState, Priority, ResultsState
 from aitbcd.units import parse_duration, parse_size
@@ -504,23 +503,3 @@ def problem(error: AitbcError) -> dict[str, Json]:
     }
     fields = {name: value for name, value in error.fields.items() if name not in document}
     return document | fields
-
-
-def error_of(document: Mapping[str, Json]) -> AitbcError:
-    """Return the error that a problem document speaks of; ``AitbcError`` for an unknown code."""
-    kind = _ERRORS.get(str(document.get("code")), AitbcError)
-    known = ("type", "title", "status", "detail", "code", "hint")
-    fields = {name: value for name, value in document.items() if name not in known}
-    hint = document.get("hint")
-    detail = str(document.get("detail") or document.get("title") or "unknown error")
-    return kind(detail, hint=str(hint) if hint else None, **fields)
-
-
-def _kinds(base: type[AitbcError]) -> Iterable[type[AitbcError]]:
-    yield base
-    for kind in base.__subclasses__():
-        yield from _kinds(kind)
-
-
-#: A kind without a code of its own is a special case of the one whose code it has.
-_ERRORS = {kind.code: kind for kind in _kinds(errors.AitbcError) if "code" in vars(kind)}

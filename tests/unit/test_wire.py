@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aitbcd import wire
+from aitbcd import errors, wire
 from aitbcd.errors import AitbcError, BadRequest, InvalidJob, InvalidValue, NoSuchJob
 from aitbcd.model import (
     Attempt,
@@ -369,10 +369,10 @@ def every_error(base: type[AitbcError] = AitbcError) -> list[type[AitbcError]]:
 @pytest.mark.parametrize("kind", every_error())
 def test_an_error_survives_its_problem_document(kind: type[AitbcError]) -> None:
     error = kind("what happened", hint="do this", field="x")
-    back = wire.error_of(wire.decode(wire.encode(wire.problem(error))))
+    back = errors.from_problem(wire.decode(wire.encode(wire.problem(error))))
     assert type(back) is kind
     assert (back.detail, back.hint, back.fields) == ("what happened", "do this", {"field": "x"})
 
 
 def test_an_unknown_problem_is_an_error_all_the_same() -> None:
-    assert wire.error_of({"code": "new", "title": "New"}).detail == "New"
+    assert errors.from_problem({"code": "new", "title": "New"}).detail == "New"
