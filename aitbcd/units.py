@@ -58,21 +58,6 @@ def parse_size(value: str | int) -> int:
     return size
 
 
-def format_duration(seconds: float) -> str:
-    """Return a duration in at most two units: ``850ms``, ``42s``, ``1h30m``, ``3d``."""
-    if 0 < seconds < 1:
-        return f"{round(seconds * 1000)}ms"
-    left = round(seconds)
-    parts: list[str] = []
-    for name, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, left = divmod(left, length)
-        if count or parts:
-            parts.append(f"{count}{name}" if count else "")
-        if len(parts) == 2:
-            break
-    return "".join(parts) or "0s"
-
-
 def format_size(size: int) -> str:
     """Return a size with one decimal where it has one: ``512 B``, ``1.5 GiB``."""
     value, unit = float(size), "B"

@@ -144,13 +144,12 @@ class Attempt:
                         return
                 except LauncherGone:
                     pass
-                except AitbcError as error:
-                    _log.error("job=%s: %s; trying again", self.job.job_id, error.detail)
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, AGAIN_MOST_S)
-                except Exception:
+                except Exception as error:
                     # A bug of ours must cost no job: say it, wait, look at the files again.
-                    _log.exception("job=%s: unexpected", self.job.job_id)
+                    if isinstance(error, AitbcError):
+                        _log.error("job=%s: %s; trying again", self.job.job_id, error.detail)
+                    else:
+                        _log.exception("job=%s: unexpected", self.job.job_id)
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, AGAIN_MOST_S)
                 never_ran = False

@@ -115,10 +115,6 @@ class Engine:
         return len(self._active)
 
     @property
-    def free(self) -> Claim:
-        return self._free
-
-    @property
     def whole(self) -> Claim:
         return self._whole
 
