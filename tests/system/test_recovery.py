@@ -80,6 +80,14 @@ class Box:
         """Submit a job that waits for ``release``."""
         return self.submit("sh", "-c", JOB, **more)
 
+    def lose_a_start(self) -> str:
+        """Kill the daemon and the launcher while a job's start is between them; return the job."""
+        stop(self.launcher())
+        job = self.submit_waiting()
+        self.wait(job, "assigned")
+        self.kill(launcher_too=True)
+        return job
+
     def release(self, status: int = 0) -> None:
         self.go.with_suffix(".new").write_text(f"{status}\n")
         self.go.with_suffix(".new").rename(self.go)
@@ -267,10 +275,7 @@ def test_a_start_that_is_in_the_launchers_queue_happens_once(box: Box) -> None:
 
 
 def test_an_assigned_job_whose_start_was_lost_is_started_once(box: Box) -> None:
-    stop(box.launcher())
-    job = box.submit_waiting()
-    box.wait(job, "assigned")
-    box.kill(launcher_too=True)
+    job = box.lose_a_start()
     box.release()
     box.start()
     assert box.wait_end(job)["status"] == "completed"
@@ -304,10 +309,7 @@ def test_a_job_canceled_before_its_start_never_runs(box: Box) -> None:
 
 
 def test_a_tombstone_is_believed(box: Box) -> None:
-    stop(box.launcher())
-    job = box.submit_waiting()
-    box.wait(job, "assigned")
-    box.kill(launcher_too=True)
+    job = box.lose_a_start()
     folder = box.folder_of(job)
     folder.mkdir()
     (folder / "lock").touch()
@@ -319,10 +321,7 @@ def test_a_tombstone_is_believed(box: Box) -> None:
 
 
 def test_a_folder_without_started_never_ran(box: Box) -> None:
-    stop(box.launcher())
-    job = box.submit_waiting()
-    box.wait(job, "assigned")
-    box.kill(launcher_too=True)
+    job = box.lose_a_start()
     folder = box.folder_of(job)
     folder.mkdir()
     (folder / "lock").touch()
@@ -333,10 +332,7 @@ def test_a_folder_without_started_never_ran(box: Box) -> None:
 
 
 def test_a_started_attempt_without_an_end_is_lost(box: Box) -> None:
-    stop(box.launcher())
-    job = box.submit_waiting()
-    box.wait(job, "assigned")
-    box.kill(launcher_too=True)
+    job = box.lose_a_start()
     folder = box.folder_of(job)
     folder.mkdir()
     (folder / "lock").touch()
