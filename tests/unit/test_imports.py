@@ -60,7 +60,7 @@ FOR_CLI = {
 }
 
 #: Dependencies that we never import by name: uvicorn does.
-USED_BY_UVICORN = {"httptools"}
+USED_BY_UVICORN = {"httptools", "websockets"}
 #: Import name of a distribution, where they differ.
 IMPORT_NAMES = {"zipstream-ng": "zipstream"}
 
