@@ -10,16 +10,20 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from aitbcd.errors import SettingsError
 from aitbcd.units import parse_duration, parse_size
 
 #: Below this a log could not keep a first and a last part worth reading.
 LOG_LIMIT_MIN = 64 * 1024
+DAY_S = 86400.0
+#: Of an hour: more is a mistake, and its millionths still fit 64 bits for years.
+PRICE_MAX = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,12 @@ class Server:
     #: HOST:PORT for HTTP beside the Unix socket; a loopback address; "" turns it off. Port 0 takes
     #: a free one, which the start message names.
     tcp: str = "127.0.0.1:8000"
+    #: How people reach this daemon's HTTP from elsewhere (a proxy's address); "" for only here.
+    public_url: str = ""
+    #: Whom to ask about a failed job: a name, an address, a page.
+    contact: str = ""
+    #: Requests a second that one caller may make, on average; 0 for no limit.
+    request_rate: int = 1000
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -51,10 +61,60 @@ class Jobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Storage:
+    #: Bytes of the state directory's file system below whose being free no job starts; None is
+    #: 1 GiB, or 2 % of a small file system.
+    reserve: int | None = None
+    #: Bytes of results that a user may have; above, his jobs wait. None is no limit.
+    quota: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long results are kept; ``[plans.NAME]``."""
+
+    #: Seconds from a job's end.
+    retention_s: float = 7 * DAY_S
+    #: How far ahead, in seconds, ``keep`` may put it off; None is the retention, 0 not at all.
+    keep_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What is settled for a user or a group; ``[users.NAME]``, ``[groups.NAME]``."""
+
+    plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """Prices in millionths of the currency."""
+
+    cpu_hour: int = 0
+    #: By GPU model: any part of its name.
+    gpu_hour: Mapping[str, int] = field(default_factory=dict)
+    #: Shown behind amounts.
+    currency: str = ""
+
+
+#: Plans that are there without being configured.
+PLANS: Mapping[str, Plan] = {
+    "free": Plan(7 * DAY_S),
+    "pro": Plan(30 * DAY_S),
+    "enterprise": Plan(90 * DAY_S),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     server: Server = field(default_factory=Server)
     slots: Slots = field(default_factory=Slots)
     jobs: Jobs = field(default_factory=Jobs)
+    storage: Storage = field(default_factory=Storage)
+    pricing: Pricing = field(default_factory=Pricing)
+    plans: Mapping[str, Plan] = field(default_factory=lambda: PLANS)
+    users: Mapping[str, Member] = field(default_factory=dict)
+    groups: Mapping[str, Member] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +124,16 @@ class _Key:
     field: str
     read: Callable[[Any], Any]
     allowed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of the file: what it makes and its keys."""
+
+    made: type[Any]
+    keys: Mapping[str, _Key]
+    #: It is a table of tables: ``[plans.NAME]``.
+    is_named: bool = False
 
 
 def _whole_number(value: Any) -> int:
@@ -89,25 +159,75 @@ def _log_limit(value: Any) -> int:
     return size
 
 
-_TABLES: dict[str, tuple[type[Any], dict[str, _Key]]] = {
-    "server": (
+def _web_address(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    parts = urlsplit(value)
+    if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query):
+        raise ValueError
+    return value.rstrip("/")
+
+
+def _line(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError
+    return value
+
+
+def _rate(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
+        raise ValueError
+    return value
+
+
+def _price(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError
+    if not 0 <= value <= PRICE_MAX:
+        raise ValueError
+    return round(value * 1_000_000)
+
+
+def _prices(value: Any) -> Mapping[str, int]:
+    if not isinstance(value, dict) or not all(name.strip() for name in value):
+        raise ValueError
+    return {name: _price(price) for name, price in value.items()}
+
+
+def _plan_name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+_DURATION = 'a duration, for example "30d"'
+#: Everything that the file may hold.
+TABLES: Mapping[str, Table] = {
+    "server": Table(
         Server,
         {
             "tcp": _Key(
                 "tcp",
                 _loopback_address,
                 'a loopback address with a port, for example "127.0.0.1:8000", or "" for none',
-            )
+            ),
+            "public_url": _Key(
+                "public_url", _web_address, 'an address, for example "https://gpu.example.org"'
+            ),
+            "contact": _Key("contact", _line, "a line of text"),
+            "request_rate": _Key(
+                "request_rate", _rate, "requests a second, a whole number; 0 for no limit"
+            ),
         },
     ),
-    "slots": (
+    "slots": Table(
         Slots,
         {
             "cpus": _Key("cpus", _whole_number, "a whole number from 1, for example 8"),
             "memory": _Key("memory", parse_size, 'bytes or a size, for example "64G"'),
         },
     ),
-    "jobs": (
+    "jobs": Table(
         Jobs,
         {
             "cancel_grace": _Key(
@@ -117,6 +237,33 @@ _TABLES: dict[str, tuple[type[Any], dict[str, _Key]]] = {
                 "log_limit", _log_limit, 'bytes or a size from "64K", for example "1G"'
             ),
         },
+    ),
+    "storage": Table(
+        Storage,
+        {
+            "reserve": _Key("reserve", parse_size, 'bytes or a size, for example "10G"'),
+            "quota": _Key("quota", parse_size, 'bytes or a size, for example "500G"'),
+        },
+    ),
+    "pricing": Table(
+        Pricing,
+        {
+            "cpu_hour": _Key("cpu_hour", _price, "a price, for example 0.05"),
+            "gpu_hour": _Key("gpu_hour", _prices, "prices by model: { H100 = 2.5, A100 = 1.2 }"),
+            "currency": _Key("currency", _line, 'a word, for example "EUR"'),
+        },
+    ),
+    "plans": Table(
+        Plan,
+        {
+            "retention": _Key("retention_s", parse_duration, _DURATION),
+            "keep": _Key("keep_s", parse_duration, _DURATION),
+        },
+        is_named=True,
+    ),
+    "users": Table(Member, {"plan": _Key("plan", _plan_name, "the name of a plan")}, is_named=True),
+    "groups": Table(
+        Member, {"plan": _Key("plan", _plan_name, "the name of a plan")}, is_named=True
     ),
 }
 
@@ -153,29 +300,59 @@ def parse(text: str, path: Path) -> Settings:
         found = re.search(r"line (\d+)", str(problem))
         line = int(found[1]) if found else text.count("\n") + 1
         raise _error(path, line, None, f"is not TOML: {problem}", "correct it") from None
-    read = {name: _table(name, value, text, path) for name, value in tables.items()}
-    return Settings(**read)
+    read = {name: _read_table(name, value, text, path) for name, value in tables.items()}
+    if "plans" in read:
+        read["plans"] = {**PLANS, **read["plans"]}
+    settings = Settings(**read)
+    _check_plans(settings, text, path)
+    return settings
 
 
-def _table(name: str, value: Any, text: str, path: Path) -> Any:
-    if name not in _TABLES:
-        allowed = ", ".join(f"[{table}]" for table in _TABLES)
+def _read_table(name: str, value: Any, text: str, path: Path) -> Any:
+    if name not in TABLES:
+        allowed = ", ".join(f"[{table}]" for table in TABLES)
         raise _refusal(text, path, (name,), f"unknown table or key '{name}'", allowed)
+    table = TABLES[name]
     if not isinstance(value, dict):
         found = f"{name} is {value!r}"
         raise _refusal(text, path, (name,), found, f"a table [{name}]")
-    made, keys = _TABLES[name]
+    if not table.is_named:
+        return _fields(table, (name,), value, text, path)
+    for word, inner in value.items():
+        if not isinstance(inner, dict):
+            found = f"{word} in [{name}] is {_as_written(inner)}"
+            raise _refusal(text, path, (name, word), found, f"a table [{name}.{word}]")
+    return {word: _fields(table, (name, word), inner, text, path) for word, inner in value.items()}
+
+
+def _fields(
+    table: Table, where: tuple[str, ...], value: dict[str, Any], text: str, path: Path
+) -> Any:
+    shown = ".".join(where)
     arguments = {}
     for key, raw in value.items():
-        if key not in keys:
-            found = f"unknown key '{key}' in [{name}]"
-            raise _refusal(text, path, (name, key), found, ", ".join(keys))
+        if key not in table.keys:
+            found = f"unknown key '{key}' in [{shown}]"
+            raise _refusal(text, path, (*where, key), found, ", ".join(table.keys))
         try:
-            arguments[keys[key].field] = keys[key].read(raw)
+            arguments[table.keys[key].field] = table.keys[key].read(raw)
         except ValueError:
-            found = f"{key} in [{name}] is {_as_written(raw)}"
-            raise _refusal(text, path, (name, key), found, keys[key].allowed) from None
-    return made(**arguments)
+            found = f"{key} in [{shown}] is {_as_written(raw)}"
+            raise _refusal(text, path, (*where, key), found, table.keys[key].allowed) from None
+    try:
+        return table.made(**arguments)
+    except TypeError:
+        found = f"[{shown}] does not say everything"
+        raise _refusal(text, path, where, found, ", ".join(table.keys)) from None
+
+
+def _check_plans(settings: Settings, text: str, path: Path) -> None:
+    for table, members in (("users", settings.users), ("groups", settings.groups)):
+        for name, member in members.items():
+            if member.plan not in settings.plans:
+                found = f'plan in [{table}.{name}] is "{member.plan}", which is no plan'
+                key = (table, name, "plan")
+                raise _refusal(text, path, key, found, ", ".join(settings.plans))
 
 
 def _refusal(

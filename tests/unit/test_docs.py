@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -48,11 +47,11 @@ def test_layers_are_those_of_the_import_rules() -> None:
 
 def test_every_configuration_key_is_described_with_its_default() -> None:
     text = document("docs/configuration.md")
-    described = set(re.findall(r"^\| `(\w+)\.(\w+)` \|", text, re.M))
+    described = set(re.findall(r"^\| `([\w.]+)` \|", text, re.M))
     known = {
-        (table.name, key.name.removesuffix("_s"))
-        for table in fields(settings.Settings)
-        for key in fields(getattr(settings.Settings(), table.name))
+        ".".join((table, *(("NAME",) if about.is_named else ()), key))
+        for table, about in settings.TABLES.items()
+        for key in about.keys
     }
     assert described == known
 

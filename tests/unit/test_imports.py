@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS: tuple[set[str], ...] = (
     {"errors", "model", "manifest", "units", "progress", "paths", "users"},
     {"lifecycle", "settings", "wire", "machine"},
-    {"planner", "outcome", "output", "launch"},
+    {"planner", "outcome", "output", "launch", "plans", "pricing"},
     {"store", "results", "runs", "feed", "backlog", "reserve", "state"},
     {"engine"},
     {"api"},
@@ -41,6 +41,8 @@ PURE = {
     "lifecycle",
     "planner",
     "outcome",
+    "plans",
+    "pricing",
 }
 IMPURE_MODULES = {"asyncio", "os", "pathlib", "random", "socket", "sqlite3", "subprocess", "time"}
 

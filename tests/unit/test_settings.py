@@ -50,9 +50,32 @@ def test_tcp_can_be_turned_off() -> None:
     assert parse('[server]\ntcp = ""', FILE).server.address is None
 
 
+def test_tables_of_tables_are_read() -> None:
+    settings = parse('[plans.lab]\nretention = "2w"\n[users."a.b"]\nplan = "lab"', FILE)
+    assert settings.plans["lab"].retention_s == 14 * 86400
+    assert settings.plans["pro"].retention_s == 30 * 86400
+    assert settings.users["a.b"].plan == "lab"
+
+
+def test_prices_are_millionths() -> None:
+    pricing = parse("[pricing]\ncpu_hour = 0.05\ngpu_hour = {h100 = 2}", FILE).pricing
+    assert (pricing.cpu_hour, pricing.gpu_hour) == (50_000, {"h100": 2_000_000})
+
+
 @pytest.mark.parametrize(
     ("text", "line", "key", "allowed"),
     [
+        ("[plans]\nlab = 7", 2, "plans.lab", "[plans.lab]"),
+        ("[plans.lab]\n\nretention = 'soon'", 3, "plans.lab.retention", "30d"),
+        ("[users.ann]\nplan = 'gold'", 2, "users.ann.plan", "free, pro, enterprise"),
+        ("[users.ann]", 1, "users.ann", "plan"),
+        ("[pricing]\ncpu_hour = -1", 2, "pricing.cpu_hour", "0.05"),
+        ("[pricing]\ncpu_hour = nan", 2, "pricing.cpu_hour", "0.05"),
+        ("[pricing]\ngpu_hour = 2", 2, "pricing.gpu_hour", "by model"),
+        ("[pricing]\ngpu_hour = {h100 = 'x'}", 2, "pricing.gpu_hour", "by model"),
+        ("[server]\npublic_url = 'gpu'", 2, "server.public_url", "https://"),
+        ("[server]\nrequest_rate = -1", 2, "server.request_rate", "whole number"),
+        ("[storage]\nquota = 'all'", 2, "storage.quota", "500G"),
         ("[slots]\n\n# four\ncpus = 'four'\n", 4, "slots.cpus", "whole number from 1"),
         ("[slots]\ncpus = true", 2, "slots.cpus", "whole number"),
         ("slots.cpus = 0", 1, "slots.cpus", "from 1"),
