@@ -39,6 +39,9 @@ _CONNECT_TRIES = 9
 #: A launcher that dies sooner than this after its start is not replaced at once.
 _CRASH_LOOP_S = 1.0
 
+#: Packages that are removed at the same time; each costs the launcher a process.
+_REMOVE_AT_ONCE = 2
+
 #: Isolated and without site packages: the standard library and our own files, nothing else.
 _PYTHON = (sys.executable, "-I", "-S", "-X", "utf8")
 
@@ -50,7 +53,11 @@ class LauncherGone(Exception):
 
 
 class Refused(Exception):
-    """The launcher did not start an attempt. ``why``: busy, started, canceled or storage."""
+    """The launcher did not do it, and ``why``.
+
+    A start: busy, started, canceled or storage. A package that was to go: busy (somebody reads
+    it), others (it holds what is not its owner's to remove) or storage.
+    """
 
     def __init__(self, why: str, error: str) -> None:
         super().__init__(error)
@@ -260,6 +267,7 @@ class Runs:
         self._channels: dict[int, _Channel] = {}
         self._supervised: dict[Key, Supervised] = {}
         self._reopening: asyncio.Task[None] | None = None
+        self._removing = asyncio.Semaphore(_REMOVE_AT_ONCE)
 
     # -- the launcher -----------------------------------------------------------------------
 
@@ -513,6 +521,25 @@ class Runs:
         """Remove the run folder of an attempt that is over and recorded; False: it is locked."""
         answer, _ = await self._ask({"op": "remove", "job": job_id, "attempt": attempt})
         return bool(answer["done"])
+
+    async def remove_package(self, job_id: str, who: Message) -> None:
+        """Remove a sealed package in its owner's name; one that is not there is removed.
+
+        Args:
+            who: its owner, as ``launch.identity`` says it.
+
+        Raises:
+            Refused: see there. Asking again is safe, after any crash.
+            LauncherGone: ask again.
+        """
+        async with self._removing:
+            answer, _ = await self._ask({"op": "remove_package", "job": job_id, **who})
+        match answer["op"]:
+            case "removed":
+                return
+            case "refused":
+                raise Refused(answer["why"], answer["error"])
+        raise LauncherGone
 
     # -- the files ----------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from aitbcd.launcher.identity import do_as, of_spec
 from aitbcd.launcher.linux import become_subreaper
 from aitbcd.launcher.protocol import CANCELED, LAUNCHER_LOCK, LAUNCHER_SOCKET, Message
 from aitbcd.launcher.rehearsal import rehearse
+from aitbcd.launcher.removal import remove_package
 from aitbcd.launcher.supervisor import Supervisor
 
 #: Idle supervisors that are kept; each costs about a megabyte.
@@ -55,7 +56,7 @@ class Worker:
 
 @dataclass(slots=True)
 class Task:
-    """A child that seals or sweeps, and what its answer belongs to."""
+    """A child that seals, sweeps or removes, and what its answer belongs to."""
 
     pid: int
     pidfd: int
@@ -194,6 +195,8 @@ class Launcher:
             case "sweep":
                 self._bury()
                 self._fork_task(message, lambda: _sweep(message))
+            case "remove_package":
+                self._fork_task(message, lambda: self._remove_package(message))
             case unknown:
                 self._reply(message, {"error": f"unknown request {unknown}"})
 
@@ -399,6 +402,9 @@ class Launcher:
             return {"op": "sealed", **seal.seal(self._results_fd, order)}
         except OSError as error:
             return {"op": "seal_failed", "errno": error.errno, "error": str(error)}
+
+    def _remove_package(self, message: Message) -> Message:
+        return remove_package(self._results_fd, message["job"], of_spec(message))
 
     def _fork_task(self, request: Message, action: Callable[[], Message]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -20,6 +20,8 @@ _LOG = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_C
 LOGS, ARTIFACTS, RESULT, PROGRESS = "logs", "artifacts", "result.txt", "progress"
 STDOUT, STDERR = "stdout.log", "stderr.log"
 
+#: What removing says of another user's things, of a mount point, and of a folder that holds those.
+_NOT_OURS = frozenset({errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOTEMPTY, errno.EEXIST})
 #: Seconds that emptying a previous attempt's package as its user may take.
 _REMOVAL_S = 120.0
 
@@ -77,23 +79,23 @@ def _give(fd: int, who: Identity) -> None:
 
 def remove(results_fd: int, name: str, who: Identity | None) -> None:
     """Remove a package: its content as its user, the emptied folder itself as us."""
-
-    def empty() -> dict[str, Any]:
-        try:
-            fd = os.open(name, DIRECTORY, dir_fd=results_fd)
-        except PermissionError:
-            fd = _open_forced(results_fd, name)
-        try:
-            empty_directory(fd)
-        finally:
-            os.close(fd)
-        return {}
-
     try:
-        do_as(who, empty, _REMOVAL_S)
+        do_as(who, lambda: empty(results_fd, name), _REMOVAL_S)
         os.rmdir(name, dir_fd=results_fd)
     except FileNotFoundError:
         pass
+
+
+def empty(results_fd: int, name: str) -> dict[str, Any]:
+    """Remove all in a package, as its user; return ``{left}``: names of what is another's."""
+    try:
+        fd = os.open(name, DIRECTORY, dir_fd=results_fd)
+    except PermissionError:
+        fd = _open_forced(results_fd, name)
+    try:
+        return {"left": [os.fsdecode(each) for each in empty_directory(fd)]}
+    finally:
+        os.close(fd)
 
 
 def open_new(name: str | bytes, mode: int, folder: int) -> int:
@@ -118,43 +120,95 @@ def clear(folder: int, name: str | bytes) -> None:
         os.rmdir(name, dir_fd=folder)
 
 
-def empty_directory(fd: int) -> None:
+def empty_directory(fd: int) -> list[bytes]:
     """Remove all below an open directory, following no link, however modes were set.
 
     Folders are moved up before they are emptied: any depth costs one descriptor and no stack.
+
+    Returns:
+        What holds something that is not the user's to remove: a folder of another user that is
+        not empty, what is mounted, what is immutable. All else is gone.
     """
     os.fchmod(fd, 0o700)
+    left: set[bytes] = set()
     moved = 0
-    while folders := _unlink_files(fd):
+    while folders := _unlink_files(fd, left):
         for name in folders:
-            below = _open_forced(fd, name)
             try:
-                for inner in _unlink_files(below):
-                    # Only the owner of a folder that he may write can move it elsewhere.
-                    os.chmod(inner, 0o700, dir_fd=below)
-                    while True:
-                        moved += 1
-                        try:
-                            os.rename(inner, b"%d" % moved, src_dir_fd=below, dst_dir_fd=fd)
-                            break
-                        except OSError as error:
-                            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                                raise
-            finally:
-                os.close(below)
-            os.rmdir(name, dir_fd=fd)
+                moved = _move_up(fd, name, moved)
+                os.rmdir(name, dir_fd=fd)
+            except OSError as error:
+                if error.errno not in _NOT_OURS:
+                    raise
+                if not _try_rmdir(fd, name):
+                    left.add(name)
+    return sorted(left)
+
+
+def _move_up(fd: int, name: bytes, moved: int) -> int:
+    """Remove the files of a folder, move its folders beside it; as far as that is possible."""
+    below = _open_forced(fd, name)
+    try:
+        if os.fstat(below).st_dev != os.fstat(fd).st_dev:
+            # What its user has mounted there lives elsewhere, too.
+            raise OSError(errno.EBUSY, "a file system is mounted there")
+        left: set[bytes] = set()
+        for inner in _unlink_files(below, left):
+            try:
+                # Only the owner of a folder that he may write can move it elsewhere.
+                os.chmod(inner, 0o700, dir_fd=below)
+                moved = _move(below, inner, fd, moved)
+            except PermissionError:
+                # If it is not empty, this folder stays, and is told of.
+                _try_rmdir(below, inner)
+    finally:
+        os.close(below)
+    return moved
+
+
+def _move(source: int, name: bytes, target: int, moved: int) -> int:
+    """Move a folder to the first free number after ``moved``; return that."""
+    while True:
+        moved += 1
+        try:
+            os.rename(name, b"%d" % moved, src_dir_fd=source, dst_dir_fd=target)
+            return moved
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+
+
+def _try_rmdir(folder: int, name: bytes) -> bool:
+    """Remove a folder of another user if it is empty."""
+    try:
+        os.rmdir(name, dir_fd=folder)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        return False
+    return True
 
 
 def _open_forced(folder: int, name: str | bytes) -> int:
-    os.chmod(name, 0o700, dir_fd=folder)
+    try:
+        os.chmod(name, 0o700, dir_fd=folder)
+    except PermissionError:
+        # Of another user, who may have left it open to all.
+        pass
     return os.open(name, DIRECTORY, dir_fd=folder)
 
 
-def _unlink_files(fd: int) -> list[bytes]:
-    """Remove what is no folder; return the folders."""
+def _unlink_files(fd: int, left: set[bytes]) -> list[bytes]:
+    """Remove what is no folder; return the folders. What cannot be removed is added to ``left``."""
     with os.scandir(fd) as entries:
         found = [(os.fsencode(each.name), each.is_dir(follow_symlinks=False)) for each in entries]
     for name, is_folder in found:
-        if not is_folder:
+        if is_folder or name in left:
+            continue
+        try:
             os.unlink(name, dir_fd=fd)
-    return [name for name, is_folder in found if is_folder]
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            left.add(name)
+    return [name for name, is_folder in found if is_folder and name not in left]

@@ -6,7 +6,7 @@ memfd (memfd_create(2)) whose descriptor is the last one of the packet. Bytes th
 are carried as lone surrogates (PEP 383), which JSON escapes.
 
 Requests to the launcher carry ``rid`` and are answered with the same, in order of arrival except
-``seal`` and ``sweep``, which a process of their own does:
+``seal``, ``sweep`` and ``remove_package``, which a process of their own does:
 
     hello      {}                  -> {pid}    the old daemon's requests are dealt with
     start      {job, attempt, ...} -> placed {worker} (+ a channel, if the daemon has none to it)
@@ -15,6 +15,8 @@ Requests to the launcher carry ``rid`` and are answered with the same, in order 
     seal       {...order}          -> sealed | seal_failed | busy
     sweep      {job, attempt, uid} -> {left: ["pid command", ...]}
     remove     {job, attempt}      -> {done}   false: it is locked
+    remove_package {job, uid, gid, user}
+                                   -> removed | refused {why: busy|others|storage, error}
 
 A supervisor and the daemon, on the channel that came with ``placed`` or, for an adopted attempt,
 on the socket ``SOCKET`` in the run folder:
@@ -95,6 +97,11 @@ def folder_name(job_id: str, attempt: int) -> str:
 
 def package_name(job_id: str, *, is_sealed: bool) -> str:
     return job_id if is_sealed else f".{job_id}"
+
+
+def gone_name(job_id: str) -> str:
+    """Return what a sealed package is called while it is removed."""
+    return f".gone_{job_id}"
 
 
 def try_lock(fd: int) -> bool:
