@@ -50,7 +50,7 @@ class _Batch:
         self._api = api
 
     async def submit(self, request: Request) -> Response:
-        owner = caller(request)
+        owner = caller(request).owner
         refuse_unknown(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         limit = OBJECT_BYTES_MAX if kind == "application/json" else LINES_BYTES_MAX

@@ -58,7 +58,7 @@ class Api:
         Raises:
             NoSuchJob, AmbiguousJob: as the caller sees it; others' jobs do not exist for him.
         """
-        owner = caller(request)
+        owner = caller(request).owner
         ref: str = request.path_params["ref"]
         if len(ref) > _REF_LENGTH_MAX:
             raise NoSuchJob(f"there is no job {ref[:_REF_LENGTH_MAX]}...", ref=ref)
@@ -77,14 +77,24 @@ class Api:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
 
-def caller(request: Request) -> Owner:
-    """Return the user who asks.
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what his API key settles, where he has one."""
+
+    owner: Owner
+    #: The plan that the key has; None: that of its user.
+    plan: str | None = None
+    is_read_only: bool = False
+
+
+def caller(request: Request) -> Caller:
+    """Return who asks.
 
     Raises:
         Unauthorized, Forbidden: see ``peer.owner_of``.
     """
     peer: Peer = request.state.peer
-    return owner_of(peer)
+    return Caller(owner_of(peer))
 
 
 def sees_all(owner: Owner) -> None:

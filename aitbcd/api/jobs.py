@@ -37,7 +37,7 @@ class _Jobs:
         self._api = api
 
     async def submit(self, request: Request) -> Response:
-        owner = caller(request)
+        owner = caller(request).owner
         refuse_unknown(request)
         spec = wire.job_spec(wire.decode(await body_of(request, JOB_BYTES_MAX)))
         job = await self._api.engine.submit(owner, spec)
@@ -45,7 +45,7 @@ class _Jobs:
         return JsonResponse(await view.status(self._api, job), 201, headers)
 
     async def list(self, request: Request) -> Response:
-        owner = caller(request)
+        owner = caller(request).owner
         refuse_unknown(request, "status", "limit", "from", "to", "after", "all")
         is_all = flag(request, "all")
         if is_all:
