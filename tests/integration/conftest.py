@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from tests.driver import Driver, build
 from tests.service import PLAIN_CONFIG, Service, wait_for
 
 Json = dict[str, Any]
@@ -106,6 +107,17 @@ def serving(folder: Path, config: str = CONFIG) -> Iterator[Box]:
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     with serving(tmp_path_factory.mktemp("daemon")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def driver(nvml_library: Path, tmp_path: Path) -> Driver:
+    """A driver without GPUs, until the test writes some."""
+    return Driver(nvml_library, tmp_path / "nvml.script")
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> Json:
