@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from aitbcd.model import Event
 
@@ -73,8 +74,12 @@ class Subscription:
 class Feed:
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
+        self._wakers: set[asyncio.Event] = set()
 
     def publish(self, events: Iterable[Event]) -> None:
+        """Hand out events that were committed; none where there were too many to hand out."""
+        for woken in self._wakers:
+            woken.set()
         if not self._subscriptions:
             return
         for event in events:
@@ -88,6 +93,15 @@ class Feed:
         subscription = Subscription(self, number, uid, limit)
         self._subscriptions.add(subscription)
         return subscription
+
+    @contextmanager
+    def waking(self, woken: asyncio.Event) -> Iterator[None]:
+        """Set ``woken`` at every change, for whoever reads what it was from the store."""
+        self._wakers.add(woken)
+        try:
+            yield
+        finally:
+            self._wakers.discard(woken)
 
     def forget(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
+from contextlib import aclosing
 from typing import Self
 
 from starlette.requests import Request
@@ -17,12 +16,10 @@ from aitbcd import wire
 from aitbcd.api.context import Api
 from aitbcd.api.following import Following
 from aitbcd.api.messages import JsonResponse, flag, refuse_unknown, stream, whole_number
+from aitbcd.api.ticking import percentages
 from aitbcd.model import Event, Job, JobState
-from aitbcd.results import beneath, reported
 
 LINES = "application/x-ndjson"
-#: Seconds between two lines of progress.
-_PROGRESS_PAUSE_S = 1.0
 _PAGE = 1000
 _SEQ_MAX = 2**63 - 1
 
@@ -127,25 +124,6 @@ class _Ticker:
             self._task.cancel()
 
     async def _watch(self) -> None:
-        written = asyncio.Event()
-        while True:
-            written.clear()
-            with ExitStack() as watches:
-                try:
-                    self._set(watches, written)
-                except (beneath.NotThere, OSError):
-                    return
-                percent = reported.percentage(self._api.paths.building(self._job.job_id))
-                if percent is not None and percent != self._percent:
-                    self._percent = percent
-                    self._following.woken.set()
-                await written.wait()
-            await asyncio.sleep(_PROGRESS_PAUSE_S)
-
-    def _set(self, watches: ExitStack, written: asyncio.Event) -> None:
-        folder = beneath.open_folder(self._api.paths.building(self._job.job_id))
-        watches.callback(os.close, folder)
-        watches.enter_context(self._api.watches.on_change(folder, written))
-        log = beneath.open_beneath(folder, b"logs/stderr.log")
-        watches.callback(os.close, log)
-        watches.enter_context(self._api.watches.on_write(log, written))
+        async with aclosing(percentages(self._api, self._job.job_id)) as found:
+            async for self._percent in found:
+                self._following.woken.set()

@@ -185,6 +185,7 @@ class Engine:
                 yield piece
 
         batch = await self._store.submit_many(owner, checked, at=now_us())
+        self._feed.publish(())
         self._backlog.arrived()
         self._pump()
         return batch

@@ -203,6 +203,10 @@ SELECT boot_id FROM attempts WHERE number = :number AND attempt = :attempt
 -- Fragment: the columns of an Event, in the order in which ``rows.event`` takes them.
 SELECT e.seq, e.number, e.uid, e.at, e.status, e.attempt, e.reason, e.message FROM events e
 
+-- event_span --
+-- The oldest and the newest event; each min and max of its own, so that both come from the index.
+SELECT coalesce((SELECT min(seq) FROM events), 0), coalesce((SELECT max(seq) FROM events), 0)
+
 -- events_since --
 -- Fragment: everybody's events.
 WHERE e.seq > :since ORDER BY e.seq LIMIT :limit

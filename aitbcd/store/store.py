@@ -279,6 +279,11 @@ class Store:
         )
         return [rows.event(row, self._ids) for row in found]
 
+    async def event_span(self) -> tuple[int, int]:
+        """Return the ``seq`` of the oldest event that is kept and of the newest; 0 for none."""
+        oldest, newest = (await _fetch(self._lookups, QUERIES["event_span"]))[0]
+        return oldest, newest
+
     async def _page(self, wanted: JobFilter, status: JobState | None) -> list[Job]:
         statement, values = listing(wanted, status)
         return [rows.job(row, self._ids) for row in await _fetch(self._lists, statement, **values)]

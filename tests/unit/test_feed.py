@@ -60,3 +60,16 @@ def test_readers_end_with_the_feed() -> None:
             return [found.seq async for found in subscription]
 
     assert asyncio.run(run()) == [1]
+
+
+def test_whoever_reads_the_store_is_woken_by_any_change() -> None:
+    async def run() -> None:
+        feed, woken = Feed(), asyncio.Event()
+        with feed.waking(woken):
+            feed.publish(())
+            assert woken.is_set()
+        woken.clear()
+        feed.publish([event(1)])
+        assert not woken.is_set()
+
+    asyncio.run(run())
