@@ -24,6 +24,19 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 DURATION_MAX_S = 100 * 365 * 86400.0
 SIZE_MAX = 2**62
 
+#: What is surely in range, as regular expressions of JSON schemas (ECMA-262): numbers with fewer
+#: digits the larger their unit.
+DURATION_PATTERN = (
+    r"^(?=.*[1-9])\s*0{0,9}(?:\d{1,9}(?:\.\d*)?|\.\d+)\s*$"
+    r"|^(?=.*[1-9])(?:\s*(?:\d{1,9}(?:\.\d*)?\s*(?:[mM]?[sS])|\d{1,6}(?:\.\d*)?\s*[mM]"
+    r"|\d{1,4}(?:\.\d*)?\s*[hHdD]|\d{1,3}(?:\.\d*)?\s*[wW])\s*){1,3}$"
+)
+SIZE_PATTERN = (
+    r"^\s*0{0,9}(?:\d{1,18}(?:\.\d*)?\s*|\d{1,15}(?:\.\d*)?\s*[kK][iI]?"
+    r"|\d{1,12}(?:\.\d*)?\s*[mM][iI]?|\d{1,9}(?:\.\d*)?\s*[gG][iI]?"
+    r"|\d{1,6}(?:\.\d*)?\s*[tT][iI]?|\d{1,3}(?:\.\d*)?\s*[pP][iI]?)[bB]?\s*$"
+)
+
 _DURATION_FORMS = "seconds, or a number with ms, s, m, h, d or w, for example 90, 2h or 1h30m"
 _SIZE_FORMS = "bytes, or a number with K, M, G or T, for example 500M, 16G or 40GiB"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -22,10 +23,19 @@ import msgspec
 
 from aitbcd.errors import AitbcError, BadRequest, InvalidJob, InvalidValue
 from aitbcd.model import Attempt, Event, Job, JobSpec, JobState, Priority, ResultsState
-from aitbcd.units import parse_duration, parse_size
+from aitbcd.units import (
+    DURATION_MAX_S,
+    DURATION_PATTERN,
+    SIZE_MAX,
+    SIZE_PATTERN,
+    parse_duration,
+    parse_size,
+)
 
 #: A JSON value as Python has it.
 Json = Any
+#: A JSON schema (2020-12).
+Schema = dict[str, Any]
 #: The fields of a ``JobSpec`` that a description sets.
 Given = dict[str, Any]
 
@@ -33,6 +43,15 @@ NAME_LENGTH_MAX = 255
 RETRIES_MAX = 1000
 CPUS_MAX = 65536
 GPUS_MAX = 1024
+
+#: What a terminal would not show as a character in its line: controls, and what turns or joins
+#: the text around it.
+_UNSEEN = (
+    r"\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    r"\ufeff\ufff0-\uffff"
+)
+_NAME_PATTERN = rf"^[^{_UNSEEN}]+$"
+_is_name = re.compile(rf"[^{_UNSEEN}]+").fullmatch
 
 _decode = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder().encode
@@ -197,8 +216,7 @@ def _set_command(key: str, fields: Given, argv: tuple[bytes, ...], *, is_shell: 
 
 
 def _read_name(key: str, value: Json, fields: Given) -> None:
-    is_name = isinstance(value, str) and 1 <= len(value) <= NAME_LENGTH_MAX
-    if not is_name or not value.isprintable():
+    if not isinstance(value, str) or len(value) > NAME_LENGTH_MAX or not _is_name(value):
         raise _wrong(key, value, f"1 to {NAME_LENGTH_MAX} printable characters")
     fields["name"] = value
 
@@ -252,11 +270,11 @@ def _read_requirements(key: str, value: Json, fields: Given) -> None:
     if not isinstance(value, dict):
         raise _wrong(key, value, "an object with gpu_type, gpu_count, min_vram_gb")
     for name, wish in value.items():
-        reader = _REQUIREMENTS.get(name)
-        if reader is None:
+        known = _REQUIREMENTS.get(name)
+        if known is None:
             raise _unknown(f"{key}.{name[:80]}", key, _REQUIREMENTS)
         if wish is not None:
-            reader(f"{key}.{name}", wish, fields)
+            known[0](f"{key}.{name}", wish, fields)
 
 
 def _read_gpu_type(key: str, value: Json, fields: Given) -> None:
@@ -287,43 +305,153 @@ def _settle_gpus(fields: Given) -> None:
         raise InvalidJob(detail, hint='leave it out, or ask for "gpus": 1', field=wish)
 
 
-def _reader(field: str, read: Callable[[str, Json], Any]) -> Callable[[str, Json, Given], None]:
+def _reader(field: str, read: Callable[[str, Json], Any]) -> _Read:
     def store(key: str, value: Json, fields: Given) -> None:
         fields[field] = read(key, value)
 
     return store
 
 
-def _number(field: str, least: int, most: int) -> Callable[[str, Json, Given], None]:
-    return _reader(field, lambda key, value: _whole(key, value, least, most))
+def _number(field: str, least: int, most: int) -> tuple[_Read, Schema]:
+    read = _reader(field, lambda key, value: _whole(key, value, least, most))
+    return read, {"type": "integer", "minimum": least, "maximum": most}
 
 
-_READERS: dict[str, Callable[[str, Json, Given], None]] = {
-    "argv": _read_argv,
-    "command": _read_command,
-    "name": _read_name,
-    "cwd": _reader("cwd", _path),
-    "env": _reader("env", _variables),
-    "environment": _reader("environment", _variables),
-    "gpus": _read_gpus,
-    "gpu_type": _read_gpu_type,
-    "min_vram": _read_min_vram,
+def _coded(pattern: str = "", more: str = "*") -> Schema:
+    """Return the schema of bytes in base64, without a NUL among them."""
+    group = r"(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=$|[A-Za-z0-9+/]{2}==$)"
+    no_nul = r"(?!A[A-P]|.[AQgw][A-D]|..[AEIMQUYcgkosw048]A)"
+    coded = {"type": "string", "pattern": f"^{pattern}(?:{no_nul}{group}){more}$"}
+    return {
+        "type": "object",
+        "properties": {"b64": coded},
+        "required": ["b64"],
+        "additionalProperties": False,
+    }
+
+
+def _bytes_schema(pattern: str, coded: Schema) -> Schema:
+    return {"anyOf": [{"type": "string", "pattern": pattern}, coded]}
+
+
+_TEXT_SCHEMA = _bytes_schema(r"^[^\x00]*$", _coded())
+_FULL_SCHEMA = _bytes_schema(r"^[^\x00]+$", _coded(more="+"))
+#: In base64 what begins with "/" begins with L and one of these.
+_PATH_SCHEMA = _bytes_schema(r"^/[^\x00]*$", _coded("(?=L[w-z0-9+/])", "+"))
+_LINE_SCHEMA = _bytes_schema(r"^[^\x00]*[^\x00\t-\r ][^\x00]*$", _coded(more="+"))
+_VARIABLES_SCHEMA: Schema = {
+    "description": 'In an array, what is no UTF-8 may be {"b64": ...} of NAME=value',
+    "anyOf": [
+        {
+            "type": "object",
+            "propertyNames": {"pattern": r"^[^=\x00]+$"},
+            "additionalProperties": _TEXT_SCHEMA,
+        },
+        {"type": "array", "items": {"type": "string", "pattern": r"^[^=\x00]+=[^\x00]*$"}},
+    ],
+}
+_SECONDS_SCHEMA: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": DURATION_MAX_S}
+DURATION_SCHEMA: Schema = {"type": "string", "pattern": DURATION_PATTERN}
+_SIZE_SCHEMA: Schema = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": SIZE_MAX},
+        {"type": "string", "pattern": SIZE_PATTERN},
+    ]
+}
+_MODEL_SCHEMA: Schema = {"type": "string", "pattern": r"\S"}
+
+_Read = Callable[[str, Json, Given], None]
+#: By key: what reads its value, and the JSON schema of what that takes (beside null).
+_REQUIREMENTS: dict[str, tuple[_Read, Schema]] = {
+    "gpu_type": (_read_gpu_type, _MODEL_SCHEMA),
+    "gpu_count": (_read_gpus, {"type": "integer", "minimum": 0, "maximum": GPUS_MAX}),
+    "min_vram_gb": (_read_min_vram_gb, {"type": "number", "minimum": 0}),
+}
+_FIELDS: dict[str, tuple[_Read, Schema]] = {
+    "argv": (
+        _read_argv,
+        {"type": "array", "prefixItems": [_FULL_SCHEMA], "items": _TEXT_SCHEMA, "minItems": 1},
+    ),
+    "command": (_read_command, _LINE_SCHEMA),
+    "name": (
+        _read_name,
+        {"type": "string", "maxLength": NAME_LENGTH_MAX, "pattern": _NAME_PATTERN},
+    ),
+    "cwd": (_reader("cwd", _path), _PATH_SCHEMA),
+    "env": (_reader("env", _variables), _VARIABLES_SCHEMA),
+    "environment": (_reader("environment", _variables), _VARIABLES_SCHEMA),
+    "gpus": (_read_gpus, {"type": "integer", "minimum": 0, "maximum": GPUS_MAX}),
+    "gpu_type": (_read_gpu_type, _MODEL_SCHEMA),
+    "min_vram": (_read_min_vram, _SIZE_SCHEMA),
     "cpus": _number("cpus", 1, CPUS_MAX),
-    "memory": _read_memory,
-    "timeout": _read_timeout,
-    "timeout_seconds": _read_timeout,
-    "priority": _read_priority,
-    "artifacts": _read_artifacts,
+    "memory": (_read_memory, _SIZE_SCHEMA),
+    "timeout": (_read_timeout, {"anyOf": [_SECONDS_SCHEMA, DURATION_SCHEMA]}),
+    "timeout_seconds": (_read_timeout, {"anyOf": [_SECONDS_SCHEMA, DURATION_SCHEMA]}),
+    "priority": (
+        _read_priority,
+        {"type": "string", "enum": [priority.name.lower() for priority in Priority]},
+    ),
+    "artifacts": (_read_artifacts, {"type": "array", "items": _FULL_SCHEMA}),
     "retries": _number("retries", 0, RETRIES_MAX),
-    "umask": _read_umask,
-    "stdin": _reader("stdin", _path),
-    "requirements": _read_requirements,
+    "umask": (_read_umask, {"type": "string", "pattern": "^0{0,2}[0-7]{1,3}$"}),
+    "stdin": (_reader("stdin", _path), _PATH_SCHEMA),
+    "requirements": (_read_requirements, {}),
 }
-_REQUIREMENTS: dict[str, Callable[[str, Json, Given], None]] = {
-    "gpu_type": _read_gpu_type,
-    "gpu_count": _read_gpus,
-    "min_vram_gb": _read_min_vram_gb,
-}
+_READERS = {key: read for key, (read, _) in _FIELDS.items()}
+
+
+def job_schemas() -> dict[str, Schema]:
+    """Return the schemas of a job description, of a part of one, and of a batch."""
+    parts = {key: _or_null(schema) for key, (_, schema) in _FIELDS.items()}
+    parts["requirements"] = _or_null(
+        _closed({key: _or_null(schema) for key, (_, schema) in _REQUIREMENTS.items()})
+    )
+    part = {**_closed(parts), "not": {"anyOf": _contradictions()}}
+    job, some = {"$ref": "#/components/schemas/Job"}, {"$ref": "#/components/schemas/JobPart"}
+    batch = _closed({"jobs": {"type": "array", "minItems": 1}, "defaults": {}})
+    return {
+        "JobPart": part,
+        "Job": {**part, "anyOf": [_with("argv"), _with("command")]},
+        "Batch": {
+            **batch,
+            "required": ["jobs"],
+            "anyOf": [
+                {"properties": {"jobs": {"items": job}, "defaults": _or_null(some)}},
+                {
+                    "properties": {"jobs": {"items": some}, "defaults": job},
+                    "required": ["defaults"],
+                },
+            ],
+        },
+    }
+
+
+def _contradictions() -> list[Schema]:
+    """Return schemas of what the readers refuse together."""
+    none: Schema = {"const": 0}
+    no_gpu = [_with("gpus", none), _with("requirements", _with("gpu_count", none))]
+    wishes = [_with("gpu_type"), _with("min_vram")]
+    wishes += [_with("requirements", _with(key)) for key in ("gpu_type", "min_vram_gb")]
+    return [
+        {"allOf": [_with("argv"), _with("command")]},
+        {"allOf": [_with("timeout"), _with("timeout_seconds")]},
+        {"allOf": [_with("gpus"), _with("requirements", _with("gpu_count"))]},
+        {"allOf": [{"anyOf": no_gpu}, {"anyOf": wishes}]},
+    ]
+
+
+def _with(key: str, value: Schema | None = None) -> Schema:
+    """Return the schema of an object in which something is given."""
+    given = {"not": {"type": "null"}} if value is None else value
+    return {"type": "object", "properties": {key: given}, "required": [key]}
+
+
+def _closed(fields: dict[str, Schema]) -> Schema:
+    return {"type": "object", "properties": fields, "additionalProperties": False}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def text(value: bytes) -> Json:
@@ -350,6 +478,12 @@ def rfc3339_exact(at: int | None) -> str | None:
     if at is None or whole is None:
         return None
     return f"{whole[:-1]}.{at % 1_000_000:06d}Z"
+
+
+#: In JSON schema's words what ``parse_time`` takes.
+TIME_SCHEMA: Schema = {
+    "anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]
+}
 
 
 def parse_time(key: str, value: str, *, is_end: bool = False) -> int:

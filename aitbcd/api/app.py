@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aitbcd.api import batch, events, health, jobs, logs, results
+from aitbcd.api import batch, events, health, jobs, logs, openapi, operations, results
 from aitbcd.api.context import Api
 from aitbcd.api.messages import StreamBroken, problem_response
 from aitbcd.api.peer import check_origin
@@ -26,8 +26,9 @@ class MethodNotAllowed(BadRequest):
 def build(api: Api) -> ASGIApp:
     """Return the ASGI application of a daemon."""
     resources = (health, batch, jobs, events, logs, results)
+    known = [operation for resource in resources for operation in resource.operations(api)]
     app = Starlette(
-        routes=[route for resource in resources for route in resource.routes(api)],
+        routes=[*operations.routes([*known, openapi.operation(known)])],
         exception_handlers={
             AitbcError: _on_error,
             HTTPException: _on_http_error,

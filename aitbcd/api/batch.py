@@ -12,13 +12,14 @@ from typing import BinaryIO
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from aitbcd import wire
 from aitbcd.api.context import Api, caller
 from aitbcd.api.jobs import JOB_BYTES_MAX
-from aitbcd.api.messages import refuse_unknown, spooled_body_of, stream
-from aitbcd.errors import AitbcError, BadRequest, InvalidJob, TooLarge
+from aitbcd.api.messages import spooled_body_of, stream
+from aitbcd.api.operations import Asked, Operation
+from aitbcd.api.schemas import INTEGER, STRING, array, json, record, ref
+from aitbcd.errors import AitbcError, BadRequest, InvalidJob, NotSatisfiable, TooLarge
 from aitbcd.model import JobSpec
 
 LINES_BYTES_MAX = 64 << 20
@@ -41,17 +42,24 @@ class _Object(msgspec.Struct, forbid_unknown_fields=True):
 _decode_object = msgspec.json.Decoder(_Object).decode
 
 
-def routes(api: Api) -> list[Route]:
-    return [Route("/v1/jobs:batch", _Batch(api).submit, methods=["POST"])]
+def operations(api: Api) -> list[Operation]:
+    one = record(job_id=STRING, number=INTEGER)
+    answer = json("All were submitted", record(jobs=array(one), count=INTEGER), 201)
+    return [
+        Operation(
+            "POST", "/v1/jobs:batch", _Batch(api).submit, "Submit many jobs, all or none",
+            (answer,), body={"application/json": ref("Batch"), "application/x-ndjson": STRING},
+            errors=(InvalidJob, NotSatisfiable),
+        )
+    ]  # fmt: skip
 
 
 class _Batch:
     def __init__(self, api: Api) -> None:
         self._api = api
 
-    async def submit(self, request: Request) -> Response:
+    async def submit(self, request: Request, asked: Asked) -> Response:
         owner = caller(request).owner
-        refuse_unknown(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         limit = OBJECT_BYTES_MAX if kind == "application/json" else LINES_BYTES_MAX
         with await spooled_body_of(request, limit, self._api.paths.state) as body:

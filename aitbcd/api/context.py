@@ -59,7 +59,7 @@ class Api:
             NoSuchJob, AmbiguousJob: as the caller sees it; others' jobs do not exist for him.
         """
         owner = caller(request).owner
-        ref: str = request.path_params["ref"]
+        ref: str = request.path_params["job"]
         if len(ref) > _REF_LENGTH_MAX:
             raise NoSuchJob(f"there is no job {ref[:_REF_LENGTH_MAX]}...", ref=ref)
         # Root sees everybody's jobs; its latest is still its own.

@@ -1,4 +1,4 @@
-"""/v1/jobs/{ref}/events: what happened to a job, and what happens to it."""
+"""/v1/jobs/{job}/events: what happened to a job, and what happens to it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Self
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from aitbcd import wire
 from aitbcd.api.context import Api
 from aitbcd.api.following import Following
-from aitbcd.api.messages import JsonResponse, flag, refuse_unknown, stream, whole_number
+from aitbcd.api.messages import JsonResponse, stream
+from aitbcd.api.operations import Asked, Operation, flag, number
+from aitbcd.api.schemas import json, page, raw, ref
 from aitbcd.api.ticking import percentages
 from aitbcd.model import Event, Job, JobState
 
@@ -24,19 +25,29 @@ _PAGE = 1000
 _SEQ_MAX = 2**63 - 1
 
 
-def routes(api: Api) -> list[Route]:
-    return [Route("/v1/jobs/{ref}/events", _Events(api).get)]
+_SINCE = number("since", "Only what came after the event of this seq", 0, _SEQ_MAX, default=0)
+_FOLLOW = flag("follow", "Go on until the job is over, as JSON lines, with its progress")
+
+
+def operations(api: Api) -> list[Operation]:
+    events = page("events", ref("Event"))
+    answers = (json("Its events, oldest first", events), raw("An event a line", LINES))
+    return [
+        Operation(
+            "GET", "/v1/jobs/{job}/events", _Events(api).get, "What happened to a job",
+            answers, query=(_SINCE, _FOLLOW),
+        )
+    ]  # fmt: skip
 
 
 class _Events:
     def __init__(self, api: Api) -> None:
         self._api = api
 
-    async def get(self, request: Request) -> Response:
+    async def get(self, request: Request, asked: Asked) -> Response:
         job = await self._api.job(request)
-        refuse_unknown(request, "since", "follow")
-        since = whole_number(request, "since", 0, 0, _SEQ_MAX)
-        if flag(request, "follow"):
+        since = asked[_SINCE]
+        if asked[_FOLLOW]:
             return stream(request, _follow(self._api, job, since), LINES)
         events = await self._api.store.events(number=job.number, since=since, limit=_PAGE)
         following = str(events[-1].seq) if len(events) == _PAGE else None

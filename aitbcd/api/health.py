@@ -6,16 +6,17 @@ import os
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from aitbcd import __version__
 from aitbcd.api.context import Api, caller
 from aitbcd.api.messages import JsonResponse
+from aitbcd.api.operations import Asked, Operation
+from aitbcd.api.schemas import INTEGER, STRING, json, record
 from aitbcd.errors import AitbcError
 
 
-def routes(api: Api) -> list[Route]:
-    async def health(request: Request) -> Response:
+def operations(api: Api) -> list[Operation]:
+    async def health(request: Request, asked: Asked) -> Response:
         answer: dict[str, object] = {"status": "ok", "version": __version__}
         try:
             caller(request)
@@ -23,4 +24,9 @@ def routes(api: Api) -> list[Route]:
             return JsonResponse(answer)
         return JsonResponse(answer | {"pid": os.getpid(), "state_dir": os.fspath(api.paths.state)})
 
-    return [Route("/healthz", health)]
+    shown = record(status=STRING, version=STRING)
+    shown["properties"] |= {"pid": INTEGER, "state_dir": STRING}
+    answer = json("It serves; to users of this machine also which one it is", shown)
+    return [
+        Operation("GET", "/healthz", health, "Whether the daemon serves", (answer,), is_public=True)
+    ]

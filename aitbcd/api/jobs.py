@@ -4,59 +4,90 @@ from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from aitbcd import wire
 from aitbcd.api import view
 from aitbcd.api.context import Api, caller, sees_all
-from aitbcd.api.messages import JsonResponse, body_of, flag, refuse_unknown, whole_number
-from aitbcd.errors import BadRequest, InvalidValue
+from aitbcd.api.messages import JsonResponse, body_of
+from aitbcd.api.operations import Asked, Operation, Parameter, choices, flag, moment, number, wrong
+from aitbcd.api.schemas import json, page, ref
+from aitbcd.errors import InvalidJob, NotSatisfiable, WrongState
 from aitbcd.model import JobState
 from aitbcd.store import JobFilter
 
 JOB_BYTES_MAX = 16 << 20
-_CANCEL_BYTES_MAX = 64 << 10
 PAGE_MAX = 200
-_PAGE = 50
 #: 2**63 - 1 has 19 digits; a cursor is a job's number.
 _CURSOR_DIGITS_MAX = 18
 
 
-def routes(api: Api) -> list[Route]:
+def _cursor() -> Parameter[int | None]:
+    def read(name: str, text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or len(text) > _CURSOR_DIGITS_MAX:
+            raise wrong(name, text, "the next of the page before")
+        return int(text)
+
+    schema = {"type": "string", "pattern": f"^[0-9]{{1,{_CURSOR_DIGITS_MAX}}}$"}
+    return Parameter("after", "The next of the page before", schema, read, None)
+
+
+_STATUS = choices("status", "In one of these states", [state.value for state in JobState])
+_LIMIT = number("limit", "How many at most", 1, PAGE_MAX, default=50)
+_FROM = moment("from", "Submitted at this time or later")
+_TO = moment("to", "Submitted before this time, or on this day or before", is_end=True)
+_AFTER = _cursor()
+_ALL = flag("all", "Everybody's: root's alone")
+_DETAIL = flag("detail", "Everything that is known of it")
+_FORCE = flag("force", "Without a grace")
+
+
+def operations(api: Api) -> list[Operation]:
     resource = _Jobs(api)
+    status = ref("Status")
     return [
-        Route("/v1/jobs", resource.submit, methods=["POST"]),
-        Route("/v1/jobs", resource.list),
-        Route("/v1/jobs/{ref}", resource.get),
-        Route("/v1/jobs/{ref}/cancel", resource.cancel, methods=["POST"]),
-    ]
+        Operation(
+            "POST", "/v1/jobs", resource.submit, "Submit a job",
+            (json("It is stored, and will run", status, 201),),
+            body={"application/json": ref("Job")}, errors=(InvalidJob, NotSatisfiable),
+        ),
+        Operation(
+            "GET", "/v1/jobs", resource.list, "List one's jobs, newest first",
+            (json("One page of them", page("jobs", status)),),
+            query=(_STATUS, _LIMIT, _FROM, _TO, _AFTER, _ALL),
+        ),
+        Operation(
+            "GET", "/v1/jobs/{job}", resource.get, "Look at a job",
+            (json("Its status", {"anyOf": [ref("Details"), status]}),), query=(_DETAIL,),
+        ),
+        Operation(
+            "POST", "/v1/jobs/{job}/cancel", resource.cancel, "End a job",
+            (json("Its status now", status),), fields=(_FORCE,), errors=(WrongState,),
+        ),
+    ]  # fmt: skip
 
 
 class _Jobs:
     def __init__(self, api: Api) -> None:
         self._api = api
 
-    async def submit(self, request: Request) -> Response:
+    async def submit(self, request: Request, asked: Asked) -> Response:
         owner = caller(request).owner
-        refuse_unknown(request)
         spec = wire.job_spec(wire.decode(await body_of(request, JOB_BYTES_MAX)))
         job = await self._api.engine.submit(owner, spec)
         headers = {"location": f"/v1/jobs/{job.job_id}"}
         return JsonResponse(await view.status(self._api, job), 201, headers)
 
-    async def list(self, request: Request) -> Response:
+    async def list(self, request: Request, asked: Asked) -> Response:
         owner = caller(request).owner
-        refuse_unknown(request, "status", "limit", "from", "to", "after", "all")
-        is_all = flag(request, "all")
-        if is_all:
+        if asked[_ALL]:
             sees_all(owner)
-        limit = whole_number(request, "limit", _PAGE, 1, PAGE_MAX)
+        limit, statuses = asked[_LIMIT], asked[_STATUS]
         wanted = JobFilter(
-            uid=None if is_all else owner.uid,
-            statuses=_statuses(request),
-            created_from=_time(request, "from", is_end=False),
-            created_before=_time(request, "to", is_end=True),
-            before=_cursor(request),
+            uid=None if asked[_ALL] else owner.uid,
+            statuses=frozenset(JobState(name) for name in statuses),
+            created_from=asked[_FROM],
+            created_before=asked[_TO],
+            before=asked[_AFTER],
             # One more than asked for tells whether there is a next page.
             limit=limit + 1,
         )
@@ -69,56 +100,12 @@ class _Jobs:
             }
         )
 
-    async def get(self, request: Request) -> Response:
+    async def get(self, request: Request, asked: Asked) -> Response:
         job = await self._api.job(request)
-        refuse_unknown(request, "detail")
-        show = view.details if flag(request, "detail") else view.status
+        show = view.details if asked[_DETAIL] else view.status
         return JsonResponse(await show(self._api, job))
 
-    async def cancel(self, request: Request) -> Response:
+    async def cancel(self, request: Request, asked: Asked) -> Response:
         job = await self._api.job(request)
-        refuse_unknown(request)
-        is_forced = _is_forced(await body_of(request, _CANCEL_BYTES_MAX))
-        canceled = await self._api.engine.cancel(job, force=is_forced)
+        canceled = await self._api.engine.cancel(job, force=asked[_FORCE])
         return JsonResponse(await view.status(self._api, canceled))
-
-
-def _is_forced(body: bytes) -> bool:
-    wish = wire.decode(body) if body.strip() else {}
-    if not isinstance(wish, dict) or wish.keys() - {"force"}:
-        raise BadRequest("the body of a cancel may be empty or an object with 'force'")
-    force = wish.get("force", False)
-    if not isinstance(force, bool):
-        raise InvalidValue("force is not true or false", field="force")
-    return force
-
-
-def _statuses(request: Request) -> frozenset[JobState]:
-    """Return the states asked for: ``status`` may be repeated, or have commas."""
-    names = [
-        name
-        for value in request.query_params.getlist("status")
-        for name in value.split(",")
-        if name
-    ]
-    try:
-        return frozenset(JobState(name) for name in names)
-    except ValueError:
-        known = [state.value for state in JobState]
-        wrong = ", ".join(name for name in names if name not in known)
-        detail = f"there is no status '{wrong}': expected {', '.join(known)}"
-        raise InvalidValue(detail, field="status") from None
-
-
-def _time(request: Request, name: str, *, is_end: bool) -> int | None:
-    value = request.query_params.get(name)
-    return wire.parse_time(name, value, is_end=is_end) if value else None
-
-
-def _cursor(request: Request) -> int | None:
-    value = request.query_params.get("after")
-    if not value:
-        return None
-    if not (value.isascii() and value.isdigit()) or len(value) > _CURSOR_DIGITS_MAX:
-        raise InvalidValue(f"after is '{value}', which no list gave as its next", field="after")
-    return int(value)

@@ -1,4 +1,4 @@
-"""/v1/jobs/{ref}/logs/{stdout|stderr}: what a job wrote, while it writes and after."""
+"""/v1/jobs/{job}/logs/{stdout|stderr}: what a job wrote, while it writes and after."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from aitbcd.api.context import Api
 from aitbcd.api.following import Following
-from aitbcd.api.messages import flag, range_headers, range_of, refuse_unknown, stream, whole_number
-from aitbcd.errors import InvalidValue, NoSuchFile
+from aitbcd.api.messages import range_headers, range_of, stream
+from aitbcd.api.operations import Asked, Operation, flag, number
+from aitbcd.api.schemas import raw
+from aitbcd.errors import BadRange, NoSuchFile
 from aitbcd.model import Job, JobState
 from aitbcd.results import beneath, logs
 
@@ -34,30 +35,37 @@ _GATHER_S = 0.01
 _LOOK_S = 1.0
 
 
-def routes(api: Api) -> list[Route]:
-    return [Route("/v1/jobs/{ref}/logs/{stream}", _Logs(api).get)]
+_TAIL = number("tail", "Only so many lines from the end", 0, _TAIL_MAX, default=None)
+_OFFSET = number("offset", "Only what is behind so many bytes", 0, _OFFSET_MAX, default=0)
+_FOLLOW = flag("follow", "Go on until the job is over and all is sent")
+
+
+def operations(api: Api) -> list[Operation]:
+    answers = (raw("Its bytes", MEDIA_TYPE), raw("The Range of it", MEDIA_TYPE, 206))
+    return [
+        Operation(
+            "GET", "/v1/jobs/{job}/logs/{stream}", _Logs(api).get, "What a job wrote",
+            answers, query=(_TAIL, _OFFSET, _FOLLOW), errors=(NoSuchFile, BadRange),
+        )
+    ]  # fmt: skip
 
 
 class _Logs:
     def __init__(self, api: Api) -> None:
         self._api = api
 
-    async def get(self, request: Request) -> Response:
+    async def get(self, request: Request, asked: Asked) -> Response:
         job = await self._api.job(request)
-        refuse_unknown(request, "tail", "offset", "follow")
         name = _NAMES.get(request.path_params["stream"])
         if name is None:
             raise NoSuchFile("a job has two logs: stdout and stderr")
-        offset = whole_number(request, "offset", 0, 0, _OFFSET_MAX)
-        tail = whole_number(request, "tail", -1, 0, _TAIL_MAX)
-        if tail >= 0 and "offset" in request.query_params:
-            raise InvalidValue("tail and offset are both given: give one of them", field="tail")
-        if flag(request, "follow"):
+        offset, tail = asked[_OFFSET], asked[_TAIL]
+        if asked[_FOLLOW]:
             return stream(request, _follow(self._api, job, name, offset, tail), MEDIA_TYPE)
         return await self._as_it_is(request, job, name, offset, tail)
 
     async def _as_it_is(
-        self, request: Request, job: Job, name: bytes, offset: int, tail: int
+        self, request: Request, job: Job, name: bytes, offset: int, tail: int | None
     ) -> Response:
         file = _open(self._api, job, name)
         if file is None:
@@ -71,12 +79,13 @@ class _Logs:
             raise
 
     async def _answer(
-        self, request: Request, job: Job, file: beneath.OpenFile, offset: int, tail: int
+        self, request: Request, job: Job, file: beneath.OpenFile, offset: int, tail: int | None
     ) -> Response:
         size = file.size
         start = min(offset, size)
-        if tail >= 0:
-            start = await self._api.in_thread(partial(logs.offset_of_tail, file, tail))
+        if tail is not None:
+            last = await self._api.in_thread(partial(logs.offset_of_tail, file, tail))
+            start = max(start, last)
         limit = self._api.settings.jobs.log_limit
         if not job.status.is_final and size > limit // 2:
             # It may lose its middle while it is sent, so that its length is not known.
@@ -112,7 +121,9 @@ async def _pieces(
         yield piece.data
 
 
-async def _follow(api: Api, job: Job, name: bytes, offset: int, tail: int) -> AsyncGenerator[bytes]:
+async def _follow(
+    api: Api, job: Job, name: bytes, offset: int, tail: int | None
+) -> AsyncGenerator[bytes]:
     """Yield what is there from the offset or the tail on, then what comes, to the job's end."""
     async with Following(api, job) as following:
         with closing(_Followed(api, job, name, offset, tail)) as log:
@@ -137,7 +148,7 @@ async def _follow(api: Api, job: Job, name: bytes, offset: int, tail: int) -> As
 class _Followed:
     """The log of the attempt that runs, and where its reader is."""
 
-    def __init__(self, api: Api, job: Job, name: bytes, offset: int, tail: int) -> None:
+    def __init__(self, api: Api, job: Job, name: bytes, offset: int, tail: int | None) -> None:
         self._api = api
         self._job = job
         self._name = name
@@ -166,9 +177,9 @@ class _Followed:
                     self._offset = 0
                     return True
                 return False
-        if self._tail >= 0:
+        if self._tail is not None:
             find = partial(logs.offset_of_tail, found, self._tail)
-            self._offset = await self._api.in_thread(find)
+            self._offset = max(self._offset, await self._api.in_thread(find))
         return True
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Requests and responses: parameters, bodies within bounds, JSON, problem documents, streams."""
+"""Requests and responses: bodies within bounds, JSON, problem documents, streams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from aitbcd import wire
-from aitbcd.errors import AitbcError, BadRange, BadRequest, InvalidValue, StorageFull, TooLarge
+from aitbcd.errors import AitbcError, BadRange, BadRequest, StorageFull, TooLarge
 
 #: Seconds that a body may pause.
 BODY_PAUSE_S = 30.0
@@ -45,42 +45,6 @@ def problem_response(error: AitbcError) -> Response:
     return JsonResponse(
         wire.problem(error), error.status, headers, media_type="application/problem+json"
     )
-
-
-# --- parameters -----------------------------------------------------------------------------
-
-
-def flag(request: Request, name: str) -> bool:
-    """Return a boolean query parameter; absent is false."""
-    value = request.query_params.get(name)
-    if value in (None, "false", "0"):
-        return False
-    if value in ("true", "1", ""):
-        return True
-    raise InvalidValue(f"{name} is '{value}': expected true or false", field=name)
-
-
-def whole_number(request: Request, name: str, default: int, least: int, most: int) -> int:
-    """Return a number from the query."""
-    value = request.query_params.get(name)
-    if value is None:
-        return default
-    if not _is_number(value) or not least <= int(value) <= most:
-        detail = f"{name} is '{value}': expected a whole number from {least} to {most}"
-        raise InvalidValue(detail, field=name)
-    return int(value)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX
-
-
-def refuse_unknown(request: Request, *known: str) -> None:
-    """Refuse a query parameter that would otherwise silently do nothing."""
-    for name in request.query_params:
-        if name not in known:
-            allowed = ", ".join(known) or "none"
-            raise InvalidValue(f"unknown parameter '{name}'; known here: {allowed}", field=name)
 
 
 # --- bodies ---------------------------------------------------------------------------------
@@ -241,7 +205,10 @@ def range_of(request: Request, size: int) -> tuple[int, int] | None:
 
 
 def _are_digits(*texts: str) -> bool:
-    return all(not text or _is_number(text) for text in texts)
+    return all(
+        not text or (text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX)
+        for text in texts
+    )
 
 
 def range_headers(span: tuple[int, int] | None, size: int) -> tuple[int, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""/v1/jobs/{ref}/download, /files/{path}, /result, /verify: the sealed package of a job."""
+"""/v1/jobs/{job}/download, /files/{path}, /result, /verify: the sealed package of a job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from urllib.parse import unquote_to_bytes
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from aitbcd import wire
 from aitbcd.api.context import Api
@@ -18,10 +17,11 @@ from aitbcd.api.messages import (
     StreamBroken,
     range_headers,
     range_of,
-    refuse_unknown,
     stream,
 )
-from aitbcd.errors import NoResults, NoSuchFile
+from aitbcd.api.operations import Asked, Operation
+from aitbcd.api.schemas import BOOLEAN, INTEGER, array, json, one_of, raw, record, ref
+from aitbcd.errors import BadRange, NoResults, NoSuchFile
 from aitbcd.model import Job, ResultsState
 from aitbcd.results import beneath
 from aitbcd.results.archive import Archive
@@ -41,21 +41,41 @@ class _AnyConvertor(PathConvertor):
 register_url_convertor("any", _AnyConvertor())
 
 
-def routes(api: Api) -> list[Route]:
+def operations(api: Api) -> list[Operation]:
     resource = _Results(api)
+    files = (NoResults, NoSuchFile, BadRange)
+    kind = one_of("changed", "missing", "extra", "manifest")
+    verdict = record(
+        ok=BOOLEAN, files=INTEGER, bytes=INTEGER,
+        differences=array(record(kind=kind, path=ref("Text"))),
+    )  # fmt: skip
+    output = {"type": "object"}
     return [
-        Route("/v1/jobs/{ref}/download", resource.download),
-        Route("/v1/jobs/{ref}/result", resource.result),
-        Route("/v1/jobs/{ref}/files/{path:any}", resource.file),
-        Route("/v1/jobs/{ref}/verify", resource.verify, methods=["POST"]),
-    ]
+        Operation(
+            "GET", "/v1/jobs/{job}/download", resource.download, "Take the results as a zip",
+            (raw("The folder job_<ID>", "application/zip"),), errors=(NoResults,),
+        ),
+        Operation(
+            "GET", "/v1/jobs/{job}/result", resource.result, "Read output.json of the results",
+            (json("The file", output), json("The Range of it", output, 206)), errors=files,
+        ),
+        Operation(
+            "GET", "/v1/jobs/{job}/files/{path:any}", resource.file, "Take one file of the results",
+            (raw("The file", "*/*"), raw("The Range of it", "*/*", 206)), errors=files,
+        ),
+        Operation(
+            "POST", "/v1/jobs/{job}/verify", resource.verify,
+            "Compare the results with their checksums",
+            (json("What differs", verdict),), errors=(NoResults,),
+        ),
+    ]  # fmt: skip
 
 
 class _Results:
     def __init__(self, api: Api) -> None:
         self._api = api
 
-    async def download(self, request: Request) -> Response:
+    async def download(self, request: Request, asked: Asked) -> Response:
         job = await self._job_with_results(request)
         make = partial(Archive, self._api.paths.package(job.job_id), job.job_id)
         try:
@@ -69,17 +89,17 @@ class _Results:
         pieces = _zip(self._api, archive)
         return stream(request, pieces, "application/zip", headers, release=archive.close)
 
-    async def result(self, request: Request) -> Response:
+    async def result(self, request: Request, asked: Asked) -> Response:
         job = await self._job_with_results(request)
         return self._file(request, job, b"output.json")
 
-    async def file(self, request: Request) -> Response:
+    async def file(self, request: Request, asked: Asked) -> Response:
         job = await self._job_with_results(request)
         # The decoded path has lost what is no UTF-8.
         _, _, path = request.scope["raw_path"].partition(b"/files/")
         return self._file(request, job, unquote_to_bytes(path))
 
-    async def verify(self, request: Request) -> Response:
+    async def verify(self, request: Request, asked: Asked) -> Response:
         job = await self._job_with_results(request)
         digest = job.ending.digest if job.ending else None
         package = self._api.paths.package(job.job_id)
@@ -97,7 +117,6 @@ class _Results:
 
     async def _job_with_results(self, request: Request) -> Job:
         job = await self._api.job(request)
-        refuse_unknown(request)
         if job.ending is None:
             raise NoResults(
                 f"job {job.job_id} is {job.status.value}: its results are there when it is over",
