@@ -10,10 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aitbcd import users
 from aitbcd.api import batch, events, health, jobs, logs, openapi, operations, results
 from aitbcd.api.context import Api
 from aitbcd.api.messages import StreamBroken, problem_response
-from aitbcd.api.peer import check_origin
+from aitbcd.api.peer import Peer, check_origin
 from aitbcd.errors import AitbcError, BadRequest, NoSuchFile
 
 _log = logging.getLogger(__name__)
@@ -47,12 +48,16 @@ class _Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope["state"]
-        if state["peer"].is_tcp:
-            try:
+        peer: Peer = state["peer"]
+        try:
+            if peer.is_tcp:
                 check_origin(scope["headers"])
-            except AitbcError as error:
-                await problem_response(error)(scope, receive, send)
-                return
+            if peer.uid is not None:
+                # Asked here, where it can be waited for; who he is is looked up again and again.
+                await users.find(peer.uid)
+        except AitbcError as error:
+            await problem_response(error)(scope, receive, send)
+            return
         sent: list[Message] = []
 
         async def watched_send(message: Message) -> None:

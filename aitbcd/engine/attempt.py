@@ -204,7 +204,7 @@ class Attempt:
         if self.status is JobState.CANCELING:
             await self._record_unrun()
             return True
-        user = users.lookup(self.job.owner.uid)
+        user = await users.find(self.job.owner.uid)
         if user is None:
             await self._fail_unrun(f"there is no user with uid {self.job.owner.uid}")
             return True
@@ -288,11 +288,8 @@ class Attempt:
         return self.job.retries - (self.job.attempt - 1)
 
     async def _lose_swept(self) -> None:
-        user = users.lookup(self.job.owner.uid)
-        left: list[str] = []
-        if user:
-            who = launch.identity(user)
-            left = await self._parts.runs.sweep(self.job.job_id, self.job.attempt, who)
+        who = launch.identity(users.stranger(self.job.owner.uid))
+        left = await self._parts.runs.sweep(self.job.job_id, self.job.attempt, who)
         await self._lose("its supervisor was killed, so nobody saw how it ended", left)
 
     async def _lose(self, message: str, left: list[str]) -> None:
@@ -336,9 +333,7 @@ class Attempt:
         self, decided: Outcome, handle: Supervised | None, kept_whole: list[str]
     ) -> tuple[JobState, Ending]:
         """Have the package sealed, however long the disk is full; return what it says."""
-        user = users.lookup(self.job.owner.uid)
-        if user is None:
-            raise AitbcError(f"there is no user with uid {self.job.owner.uid} any more")
+        user = await self._get_user()
         spec = await self._get_spec()
         pause_s, tries = AGAIN_FIRST_S, 0
         while True:
@@ -371,6 +366,11 @@ class Attempt:
                 result_bytes=report["bytes"],
                 result_files=report["files"],
             )
+
+    async def _get_user(self) -> users.User:
+        """Return the job's user; his uid alone when he was removed while it ran."""
+        uid = self.job.owner.uid
+        return await users.find(uid) or users.stranger(uid)
 
     async def _order(
         self,

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Modules of the daemon by level; an import goes to a lower level.
 LEVELS: tuple[set[str], ...] = (
-    {"errors", "model", "manifest", "units", "progress", "paths", "users"},
-    {"lifecycle", "settings", "wire", "machine"},
-    {"planner", "outcome", "output", "launch", "plans", "pricing"},
+    {"errors", "model", "manifest", "units", "progress", "paths", "clock"},
+    {"lifecycle", "settings", "wire", "machine", "users"},
+    {"planner", "outcome", "output", "launch", "plans", "pricing", "retention", "space"},
     {"store", "results", "runs", "feed", "backlog", "reserve", "state"},
     {"engine"},
     {"api"},
@@ -43,6 +43,8 @@ PURE = {
     "outcome",
     "plans",
     "pricing",
+    "retention",
+    "space",
 }
 IMPURE_MODULES = {"asyncio", "os", "pathlib", "random", "socket", "sqlite3", "subprocess", "time"}
 
