@@ -178,15 +178,18 @@ def stream(
     return response
 
 
-def range_of(request: Request, size: int) -> tuple[int, int] | None:
+def range_of(request: Request, size: int, tag: str | None = None) -> tuple[int, int] | None:
     """Return start and end (exclusive) of the one range asked for, None for the whole.
 
-    RFC 9110, 14: what is not understood, several ranges too, is answered with the whole.
+    RFC 9110, 14: what is not understood, several ranges too, is answered with the whole; so is a
+    range that is wanted of another version (If-Range) than the one with this ``tag``.
 
     Raises:
         BadRange: the range begins behind the end; its field ``size`` says where that is.
     """
     value = request.headers.get("range", "")
+    if request.headers.get("if-range", f'"{tag}"') != f'"{tag}"':
+        return None
     unit, _, spec = value.partition("=")
     first, dash, last = spec.strip().partition("-")
     if unit.strip().lower() != "bytes" or not dash or not _are_digits(first, last):
@@ -211,10 +214,14 @@ def _are_digits(*texts: str) -> bool:
     )
 
 
-def range_headers(span: tuple[int, int] | None, size: int) -> tuple[int, dict[str, str]]:
+def range_headers(
+    span: tuple[int, int] | None, size: int, tag: str | None = None
+) -> tuple[int, dict[str, str]]:
     """Return the status and the headers of an answer with this part of ``size`` bytes."""
     start, end = span or (0, size)
     headers = {"accept-ranges": "bytes", "content-length": str(end - start)}
+    if tag is not None:
+        headers["etag"] = f'"{tag}"'
     if span is None:
         return 200, headers
     return 206, {**headers, "content-range": f"bytes {start}-{end - 1}/{size}"}

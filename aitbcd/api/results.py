@@ -1,16 +1,19 @@
-"""/v1/jobs/{job}/download, /files/{path}, /result, /verify: the sealed package of a job."""
+"""/v1/jobs/{ref}/download, /checksums, /files/{path}, /result, /verify: a job's sealed package."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Event
 from urllib.parse import unquote_to_bytes
 
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aitbcd import wire
+from aitbcd import manifest, wire
 from aitbcd.api.context import Api
 from aitbcd.api.messages import (
     JsonResponse,
@@ -19,14 +22,17 @@ from aitbcd.api.messages import (
     range_of,
     stream,
 )
-from aitbcd.api.operations import Asked, Operation
+from aitbcd.api.operations import Asked, Operation, choice
 from aitbcd.api.schemas import BOOLEAN, INTEGER, array, json, one_of, raw, record, ref
 from aitbcd.errors import BadRange, NoResults, NoSuchFile
 from aitbcd.model import Job, ResultsState
-from aitbcd.results import beneath
-from aitbcd.results.archive import Archive
-from aitbcd.results.verify import verify
+from aitbcd.results import beneath, checksums
+from aitbcd.results.archive import Archive, Changed
+from aitbcd.results.package import Package
+from aitbcd.results.verify import Abandoned, verify
 
+#: Packages that are verified at the same time, each by all cores.
+_VERIFIERS = 2
 _PIECE = 256 * 1024
 _TYPES = {b"json": "application/json", b"txt": "text/plain; charset=utf-8",
           b"log": "text/plain; charset=utf-8", b"png": "image/png"}  # fmt: skip
@@ -41,6 +47,9 @@ class _AnyConvertor(PathConvertor):
 register_url_convertor("any", _AnyConvertor())
 
 
+_FORMAT = choice("format", "As what", ["zip"], default="zip")
+
+
 def operations(api: Api) -> list[Operation]:
     resource = _Results(api)
     files = (NoResults, NoSuchFile, BadRange)
@@ -50,10 +59,17 @@ def operations(api: Api) -> list[Operation]:
         differences=array(record(kind=kind, path=ref("Text"))),
     )  # fmt: skip
     output = {"type": "object"}
+    zipped, text = "application/zip", "text/plain"
     return [
         Operation(
             "GET", "/v1/jobs/{job}/download", resource.download, "Take the results as a zip",
-            (raw("The folder job_<ID>", "application/zip"),), errors=(NoResults,),
+            (raw("The folder job_<ID>", zipped), raw("The Range of it", zipped, 206)),
+            query=(_FORMAT,), errors=(NoResults, BadRange),
+        ),
+        Operation(
+            "GET", "/v1/jobs/{job}/checksums", resource.checksums,
+            "Read output.sha256 with paths beside the folder", (raw("The lines", text),),
+            errors=(NoResults, NoSuchFile),
         ),
         Operation(
             "GET", "/v1/jobs/{job}/result", resource.result, "Read output.json of the results",
@@ -74,20 +90,45 @@ def operations(api: Api) -> list[Operation]:
 class _Results:
     def __init__(self, api: Api) -> None:
         self._api = api
+        self._verifiers = ThreadPoolExecutor(_VERIFIERS, thread_name_prefix="verifier")
 
     async def download(self, request: Request, asked: Asked) -> Response:
         job = await self._job_with_results(request)
-        make = partial(Archive, self._api.paths.package(job.job_id), job.job_id)
+        paths = self._api.paths
+        make = partial(Archive, paths.package(job.job_id), job.job_id, paths.state)
         try:
             archive = await self._api.in_thread(make)
         except beneath.NotThere:
             raise _gone(job) from None
-        headers = {
-            "content-length": str(archive.size),
-            "content-disposition": f'attachment; filename="{job.job_id}.zip"',
-        }
-        pieces = _zip(self._api, archive)
-        return stream(request, pieces, "application/zip", headers, release=archive.close)
+        try:
+            span = range_of(request, archive.size, archive.tag)
+        except BaseException:
+            archive.close()
+            raise
+        status, headers = range_headers(span, archive.size, archive.tag)
+        headers["content-disposition"] = f'attachment; filename="{job.job_id}.zip"'
+        pieces = _sent(self._api, archive.pieces(*(span or ())))
+        return stream(request, pieces, "application/zip", headers, status, release=archive.close)
+
+    async def checksums(self, request: Request, asked: Asked) -> Response:
+        job = await self._job_with_results(request)
+        package, file = self._open(job, manifest.FILE_NAME.encode())
+        try:
+            digest = await self._api.in_thread(partial(checksums.digest, file))
+            if job.ending is not None and digest != job.ending.digest:
+                raise NoResults(
+                    f"the checksums of job {job.job_id} were changed after they were stored",
+                    hint=f"see what differs: aitbcctl verify {job.job_id}",
+                    state=job.status.value,
+                )
+        except BaseException:
+            file.close()
+            package.close()
+            raise
+        pieces = _sent(self._api, checksums.prefixed(file, job.job_id.encode()))
+        headers = {"content-disposition": f'attachment; filename="{manifest.FILE_NAME}"'}
+        release = partial(_close, file, package)
+        return stream(request, pieces, _TYPES[b"txt"], headers, release=release)
 
     async def result(self, request: Request, asked: Asked) -> Response:
         job = await self._job_with_results(request)
@@ -102,8 +143,17 @@ class _Results:
     async def verify(self, request: Request, asked: Asked) -> Response:
         job = await self._job_with_results(request)
         digest = job.ending.digest if job.ending else None
-        package = self._api.paths.package(job.job_id)
-        verdict = await self._api.in_thread(partial(verify, package, digest))
+        left = Event()
+        work = partial(verify, self._api.paths.package(job.job_id), digest, left)
+        watch = asyncio.create_task(_tell_when_left(request, left))
+        try:
+            loop = asyncio.get_running_loop()
+            verdict = await loop.run_in_executor(self._verifiers, work)
+        except Abandoned:
+            raise StreamBroken("nobody waits for the verdict") from None
+        finally:
+            left.set()
+            watch.cancel()
         return JsonResponse(
             {
                 "ok": verdict.is_ok,
@@ -129,28 +179,51 @@ class _Results:
         return job
 
     def _file(self, request: Request, job: Job, path: bytes) -> Response:
-        shown = path.decode(errors="backslashreplace")
+        package, file = self._open(job, path)
+        release = partial(_close, file, package)
         try:
-            file = beneath.open_in(self._api.paths.package(job.job_id), path)
-        except beneath.NotThere:
-            raise NoSuchFile(f"the results of job {job.job_id} have no file '{shown}'") from None
-        except PermissionError:
-            detail = f"the file '{shown}' of job {job.job_id} is not readable for the daemon"
-            hint = "its owner changed its mode; it is under result_path"
-            raise NoSuchFile(detail, hint=hint) from None
-        size = file.size
-        try:
-            span = range_of(request, size)
+            size, tag = file.size, file.tag
+            span = range_of(request, size, tag)
         except BaseException:
-            file.close()
+            release()
             raise
-        status, headers = range_headers(span, size)
+        status, headers = range_headers(span, size, tag)
         start, end = span or (0, size)
         kind = _TYPES.get(path.rpartition(b".")[2], "application/octet-stream")
         # A job's text is anybody's text: no browser may run it as a page of ours.
         headers["content-security-policy"] = "sandbox"
         pieces = _pieces(self._api, file, start, end)
-        return stream(request, pieces, kind, headers, status, release=file.close)
+        return stream(request, pieces, kind, headers, status, release=release)
+
+    def _open(self, job: Job, path: bytes) -> tuple[Package, beneath.OpenFile]:
+        """Return a job's package, which stays while it is open, and one of its files."""
+        shown = path.decode(errors="backslashreplace")
+        try:
+            package = Package(self._api.paths.package(job.job_id))
+        except beneath.NotThere:
+            raise _gone(job) from None
+        try:
+            return package, package.open(path)
+        except beneath.NotThere:
+            package.close()
+            raise NoSuchFile(f"the results of job {job.job_id} have no file '{shown}'") from None
+        except PermissionError:
+            package.close()
+            detail = f"the file '{shown}' of job {job.job_id} is not readable for the daemon"
+            hint = "its owner changed its mode; it is under result_path"
+            raise NoSuchFile(detail, hint=hint) from None
+
+
+def _close(*files: beneath.OpenFile) -> None:
+    for file in files:
+        file.close()
+
+
+async def _tell_when_left(request: Request, left: Event) -> None:
+    """Set ``left`` when the client hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    left.set()
 
 
 def _gone(job: Job) -> NoResults:
@@ -169,10 +242,10 @@ async def _pieces(api: Api, file: beneath.OpenFile, start: int, end: int) -> Asy
         yield piece
 
 
-async def _zip(api: Api, archive: Archive) -> AsyncGenerator[bytes]:
-    pieces = archive.pieces()
+async def _sent(api: Api, pieces: Iterator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield what is read in a thread."""
     try:
         while piece := await api.in_thread(lambda: next(pieces, b"")):
             yield piece
-    except (RuntimeError, OSError, beneath.NotThere) as problem:
+    except (Changed, OSError, beneath.NotThere) as problem:
         raise StreamBroken(f"the package changed while it was sent: {problem}") from None

@@ -81,6 +81,13 @@ class OpenFile:
             about = os.fstat(fd)
             return about.st_dev, about.st_ino
 
+    @property
+    def tag(self) -> str:
+        """Another text for another content, as far as the file system tells."""
+        with self.held() as fd:
+            about = os.fstat(fd)
+            return f"{about.st_ino:x}-{about.st_size:x}-{about.st_mtime_ns:x}"
+
     def pread(self, length: int, offset: int) -> bytes:
         with self.held() as fd:
             return os.pread(fd, length, offset)

@@ -1,23 +1,32 @@
 """Compare a sealed package with its manifest, and the manifest with the digest in the store.
 
 Names each file that was changed, is missing or was added, and a changed manifest. Empty folders
-are no files and do not count. Reads everything: call it in a thread.
+are no files and do not count. Reads everything once, on all cores: hashlib lets go of the
+interpreter while it works. Call it in a thread.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Lock
 
 from aitbcd import manifest
 from aitbcd.results import beneath
+from aitbcd.results.package import Package
 
 _PIECE = 1 << 20
 #: No manifest of ours comes near it: what is larger is none.
 _MANIFEST_MAX = 1 << 30
 _MANIFEST = manifest.FILE_NAME.encode()
+
+
+class Abandoned(Exception):
+    """Whoever wanted to know has left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +43,32 @@ class Verdict:
         return not self.differences
 
 
-def verify(package: Path, digest: str | None) -> Verdict:
+def verify(package: Path, digest: str | None, left: Event | None = None) -> Verdict:
     """Return how a package differs from what was sealed.
 
     Args:
         digest: sha256 of its manifest as kept in the store; None when none is.
+        left: set when nobody waits for the verdict any more.
+
+    Raises:
+        Abandoned: ``left`` was set.
     """
     try:
-        folder = beneath.open_folder(package)
+        opened = Package(package)
     except beneath.NotThere:
         return Verdict(0, 0, (("missing", _MANIFEST),))
-    try:
-        return _verify(folder, digest)
-    finally:
-        os.close(folder)
+    with opened, opened.held() as folder:
+        return _verify(folder, digest, left or Event())
 
 
-def _verify(folder: int, digest: str | None) -> Verdict:
-    found, total = _digests(folder)
+def _verify(folder: int, digest: str | None, left: Event) -> Verdict:
     text = _read_manifest(folder)
+    stated = text.count(b"\n") if text else 1
+    found, total = _Digests(folder, left).of_all(stated)
     if text is None:
         kind = "manifest" if _MANIFEST in found else "missing"
         return Verdict(len(found), total, ((kind, _MANIFEST),))
+    total += len(text)
     differences: list[tuple[str, bytes]] = []
     if digest is not None and hashlib.sha256(text).hexdigest() != digest:
         differences.append(("manifest", _MANIFEST))
@@ -68,31 +81,58 @@ def _verify(folder: int, digest: str | None) -> Verdict:
     return Verdict(len(found) + 1, total, tuple(differences))
 
 
-def _digests(folder: int) -> tuple[dict[bytes, str], int]:
-    """Return path -> digest of what is there, "" for what is no readable file; and all bytes."""
-    digests: dict[bytes, str] = {}
-    total = 0
-    for path, is_file in beneath.walk(folder):
-        if path.endswith(b"/"):
-            continue
-        digests[path], size = _digest(folder, path) if is_file else ("", 0)
-        total += size
-    return digests, total
+class _Digests:
+    """The digests of all files below a folder, made by as many threads as there are cores."""
 
+    def __init__(self, folder: int, left: Event) -> None:
+        self._folder = folder
+        self._left = left
+        self._lock = Lock()
+        self._paths = self._to_hash()
+        self._found: dict[bytes, str] = {}
+        self._total = 0
 
-def _digest(folder: int, path: bytes) -> tuple[str, int]:
-    try:
-        fd = beneath.open_beneath(folder, path)
-    except (beneath.NotThere, PermissionError):
-        return "", 0
-    hashed, size = hashlib.sha256(), 0
-    try:
-        while piece := os.read(fd, _PIECE):
-            hashed.update(piece)
-            size += len(piece)
-    finally:
-        os.close(fd)
-    return hashed.hexdigest(), size
+    def of_all(self, expected: int) -> tuple[dict[bytes, str], int]:
+        """Return path -> digest, "" for what is no readable file; and all bytes."""
+        count = max(1, min(len(os.sched_getaffinity(0)), expected))
+        with ThreadPoolExecutor(count, thread_name_prefix="verify") as pool:
+            for worker in [pool.submit(self._work) for _ in range(count)]:
+                worker.result()
+        if self._left.is_set():
+            raise Abandoned
+        return self._found, self._total
+
+    def _work(self) -> None:
+        buffer = memoryview(bytearray(_PIECE))
+        while (path := self._next()) is not None:
+            digest, size = self._digest(path, buffer)
+            with self._lock:
+                self._found[path] = digest
+                self._total += size
+
+    def _next(self) -> bytes | None:
+        with self._lock:
+            return None if self._left.is_set() else next(self._paths, None)
+
+    def _to_hash(self) -> Iterator[bytes]:
+        for path, is_file in beneath.walk(self._folder):
+            if is_file and path != _MANIFEST:
+                yield path
+            elif not path.endswith(b"/"):
+                self._found[path] = ""
+
+    def _digest(self, path: bytes, buffer: memoryview) -> tuple[str, int]:
+        hashed, size = hashlib.sha256(), 0
+        try:
+            fd = beneath.open_beneath(self._folder, path)
+            with open(fd, "rb", buffering=0) as file:
+                while (count := file.readinto(buffer)) and not self._left.is_set():
+                    hashed.update(buffer[:count])
+                    size += count
+        except (beneath.NotThere, OSError):
+            # A disk that cannot give a file back has not kept it as it was.
+            return "", size
+        return hashed.hexdigest(), size
 
 
 def _read_manifest(folder: int) -> bytes | None:

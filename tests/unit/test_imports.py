@@ -66,7 +66,7 @@ FOR_CLI = {
 #: Dependencies that we never import by name: uvicorn does.
 USED_BY_UVICORN = {"httptools", "websockets"}
 #: Import name of a distribution, where they differ.
-IMPORT_NAMES = {"zipstream-ng": "zipstream"}
+IMPORT_NAMES: dict[str, str] = {}
 
 #: What costs more than a whole `aitbcctl submit` may, or a supervisor that is forked.
 HEAVY_FOR_SUBMIT = {
