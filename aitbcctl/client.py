@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ Json = dict[str, Any]
 
 #: A daemon that is stopped (SIGSTOP, a hung disk) accepts and never answers: then say so.
 ANSWER_TIMEOUT_S = 60.0
+#: How long a request may be put off by "too many requests".
+PATIENCE_S = 30.0
 _PIECE = 256 * 1024
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _START_HINT = "start one in another terminal or in the background: aitbcd"
@@ -161,6 +164,11 @@ class Client:
         with self.open("POST", path, body, content_type=content_type, timeout_s=timeout_s) as got:
             return _decode(got)
 
+    def delete(self, path: str) -> Json:
+        """Return the JSON object that the daemon answers; deleting takes as long as it takes."""
+        with self.open("DELETE", path, timeout_s=None) as response:
+            return _decode(response)
+
     def stream(self, path: str, **query: object) -> Response:
         """Return an answer that may stay silent as long as it likes between its pieces."""
         response = self.open("GET", path + _query(query))
@@ -175,6 +183,7 @@ class Client:
         *,
         content_type: str = "application/json",
         timeout_s: float | None = ANSWER_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Return the answer to one request, its head read.
 
@@ -182,27 +191,51 @@ class Client:
             Unreachable: no daemon answers, or it went away.
             AitbcError: it refused; the class is the one of the problem's ``code``.
         """
+        more = dict(headers or {})
+        if body:
+            more["Content-Type"] = content_type
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            response = self._ask(method, target, more, body, timeout_s)
+            pause_s = _pause_s(response)
+            if pause_s is None or time.monotonic() + pause_s > until:
+                break
+            # Too many requests: it was not even looked at.
+            response.close()
+            time.sleep(pause_s)
+        if response.status >= 400:
+            with response:
+                raise _refusal(response)
+        return response
+
+    def _ask(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        timeout_s: float | None,
+    ) -> Response:
         sock, where, host = self._connect()
         response = Response(sock, where)
         try:
             sock.settimeout(timeout_s)
-            response.send(self._head(method, target, host, body, content_type), body)
+            response.send(self._head(method, target, host, headers, len(body)), body)
             response.read_head()
-            if response.status >= 400:
-                raise _refusal(response)
         except BaseException:
             sock.close()
             raise
         return response
 
-    def _head(self, method: str, target: str, host: str, body: bytes, content_type: str) -> bytes:
+    def _head(
+        self, method: str, target: str, host: str, headers: Mapping[str, str], length: int
+    ) -> bytes:
         lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", "Connection: close"]
         if self._api_key:
             lines.append(f"X-Api-Key: {self._api_key}")
-        if body:
-            lines.append(f"Content-Type: {content_type}")
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         if method != "GET":
-            lines.append(f"Content-Length: {len(body)}")
+            lines.append(f"Content-Length: {length}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
     def _connect(self) -> tuple[socket.socket, str, str]:
@@ -242,6 +275,14 @@ def _decode(response: Response) -> Json:
     if not isinstance(value, dict):
         raise _no_daemon_of_ours(response.where, "its answer is no JSON object")
     return value
+
+
+def _pause_s(response: Response) -> float | None:
+    """Return after how long to ask again, where the daemon says so."""
+    said = response.headers.get("retry-after", "")
+    if response.status != 429 or not (said.isascii() and said.isdigit()):
+        return None
+    return float(said[:9])
 
 
 def _refusal(response: Response) -> AitbcError:

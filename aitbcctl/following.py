@@ -30,7 +30,8 @@ _FINAL = frozenset(state.value for state in FINAL)
 class Patience:
     """Waits for a daemon that went away; says so once, and once that it is back."""
 
-    def __init__(self) -> None:
+    def __init__(self, comfort: str = "the job is not affected") -> None:
+        self._comfort = comfort
         self._lost_at: float | None = None
         self._open_at = 0.0
         self._delay_s = 0.05
@@ -60,7 +61,7 @@ class Patience:
             raise error
         if now - self._lost_at > 1.0 and not self._has_told:
             self._has_told = True
-            say("the daemon is away; the job is not affected; waiting for it to come back")
+            say(f"the daemon is away; {self._comfort}; waiting for it to come back")
         time.sleep(self._delay_s)
         self._delay_s = min(1.0, self._delay_s * 1.5)
 

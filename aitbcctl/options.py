@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from aitbcctl.client import Client
 from aitbcctl.refusals import Usage
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _Command = Callable[..., Any]
 
@@ -18,6 +21,13 @@ def job_argument(function: _Command) -> _Command:
     """Give a verb its job: ``ID`` or ``--job-id ID``; ``named_job`` reads the two."""
     function = click.option("--job-id", metavar="ID", help="The same as ID.")(function)
     return click.argument("job", metavar="[ID]", required=False)(function)
+
+
+def folders(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Let the shell complete a folder: what is wrong with one, the verb says in its own words."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(begun, type="dir")]
 
 
 def json_option(text: str) -> Callable[[_Command], _Command]:

@@ -3,53 +3,115 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
 from contextlib import closing
 
 import click
 
-from aitbcctl import options, package, render, terminal
-from aitbcctl.client import Json, job_path
+from aitbcctl import checksums, options, package, render, sources
+from aitbcctl.client import Client, Json, job_path
+from aitbcctl.meter import Meter
+from aitbcctl.refusals import Usage
 from aitbcctl.terminal import put, put_json, say
-from aitbcd.errors import NoResults, WrongState
+from aitbcd.errors import Forbidden, NoResults, NoSuchJob, WrongState
+from aitbcd.manifest import FILE_NAME
 
 
 @click.command("download")
 @options.job_argument
-@click.option("--output", metavar="DIR", default=".", help="Where job_<ID> is made; default: here.")
+@click.option(
+    "--output",
+    metavar="DIR",
+    default=".",
+    shell_complete=options.folders,
+    help="Where job_<ID> is made; default: here.",
+)
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["folder", "zip"]),
+    default="folder",
+    help="As it is (default), or as one job_<ID>.zip.",
+)
+@click.option(
+    "--checksum",
+    is_flag=True,
+    help=f"Write {FILE_NAME} here, too, so that `sha256sum -c {FILE_NAME}` checks the copy.",
+)
 @click.option("--force", is_flag=True, help="Replace what is there under that name.")
 @options.json_option("Print what was copied where.")
-def command(job: str | None, job_id: str | None, output: str, force: bool, as_json: bool) -> int:
+def command(
+    job: str | None,
+    job_id: str | None,
+    output: str,
+    shape: str,
+    checksum: bool,
+    force: bool,
+    as_json: bool,
+) -> int:
     """Copy a job's results to DIR/job_<ID> and print that path.
 
     Each file is checked against output.sha256 while it is copied; under the final name there is
     the whole copy or none. A copy that is there already and the same is left as it is; anything
-    else there is not overwritten without --force.
+    else there is not overwritten without --force. Over HTTP an interrupted download goes on where
+    it broke off.
 
     \b
-    Example:
+    Examples:
       aitbcctl download job_7k3m9q2x --output ./results
-      (cd ./results/job_7k3m9q2x && sha256sum -c output.sha256)
+      aitbcctl download @ --format zip
+      aitbcctl download @ --checksum && sha256sum -c output.sha256
     """
+    if checksum and shape == "zip":
+        raise Usage("--checksum is for a folder: a zip is verified while it is written")
+    if checksum:
+        checksums.check_is_free(force=force)
     client = options.client()
-    details = client.get(job_path(options.named_job(job, job_id)), detail=True)
+    details = _details(client, options.named_job(job, job_id))
     _check_has_results(details)
     job_id = str(details["job_id"])
-    target = os.path.join(os.path.abspath(output), job_id)
-    with closing(package.source(client, job_id, details.get("result_path"))) as files:
-        text, digests = package.read_list(files, details.get("manifest_sha256"))
-        progress = _Progress(details.get("result_bytes") or 0)
-        is_new = package.copy(files, text, digests, target, force=force, tell=progress.tell)
-        progress.end()
-    shown = os.path.join(output, job_id)
+    shown = os.path.normpath(os.path.join(output, job_id))
+    shown += ".zip" if shape == "zip" else ""
+    try:
+        files, is_new = _copy(client, details, os.path.abspath(shown), shape, force)
+        if checksum:
+            checksums.write(os.path.join(output, job_id), *files)
+    except KeyboardInterrupt:
+        say("\ninterrupted; what came over HTTP is kept, the same command goes on from it")
+        raise
+    count = len(files[1]) + 1
     if as_json:
-        put_json({"job_id": job_id, "path": target, "files": len(digests) + 1, "is_new": is_new})
+        path = os.path.abspath(shown)
+        put_json({"job_id": job_id, "path": path, "files": count, "is_new": is_new})
     else:
-        put(shown)
+        put(FILE_NAME if checksum else render.plain(shown))
     if not is_new:
-        say(f"{shown} was there already, and is the same")
+        say(f"{render.plain(shown)} was there already, and is the same")
+    if checksum and not as_json:
+        say(f"it lists {count} files in {render.plain(shown)}: sha256sum -c {FILE_NAME}")
     return 0
+
+
+def _details(client: Client, ref: str) -> Json:
+    """Return what is known of the job; with whom it was shared sees its status only."""
+    try:
+        return client.get(job_path(ref), detail=True)
+    except (Forbidden, NoSuchJob):
+        return client.get(job_path(ref))
+
+
+def _copy(
+    client: Client, details: Json, target: str, shape: str, force: bool
+) -> tuple[tuple[bytes, dict[bytes, str]], bool]:
+    """Return the list (its text, what it says), and whether the copy is new."""
+    job_id = details["job_id"]
+    with closing(sources.source(client, job_id, details.get("result_path"))) as files:
+        listed = sources.read_list(files, details.get("manifest_sha256"))
+        if shape == "zip":
+            from aitbcctl import archive
+
+            return listed, archive.fetch(client, job_id, *listed, target, force=force)
+        with Meter(details.get("result_bytes")) as meter:
+            return listed, package.copy(files, *listed, target, force=force, tell=meter.tell)
 
 
 def _check_has_results(details: Json) -> None:
@@ -63,28 +125,5 @@ def _check_has_results(details: Json) -> None:
     if details["results"] == "none":
         raise NoResults(f"{job_id} was {details['status']} before it started: it has no results")
     if details["results"] == "expired":
-        raise NoResults(f"the results of {job_id} expired and were deleted")
-
-
-class _Progress:
-    """A counter on the terminal, for copies that take longer than a moment."""
-
-    def __init__(self, total: int) -> None:
-        self._total = render.size(total)
-        self._is_shown = terminal.is_shown(2)
-        self._copied = 0
-        self._next_at = time.monotonic() + 0.5
-        self._is_drawn = False
-
-    def tell(self, count: int) -> None:
-        self._copied += count
-        if self._is_shown and time.monotonic() >= self._next_at:
-            self._next_at = time.monotonic() + 0.2
-            self._is_drawn = True
-            sys.stderr.write(f"\r\x1b[K{render.size(self._copied)} of {self._total}")
-            sys.stderr.flush()
-
-    def end(self) -> None:
-        if self._is_drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        at = f" on {render.when(details['expires_at'])}" if details.get("expires_at") else ""
+        raise NoResults(f"the results of {job_id} expired{at} and were deleted")

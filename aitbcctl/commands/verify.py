@@ -1,4 +1,4 @@
-"""``aitbcctl verify``: are a job's stored results byte for byte what was sealed?"""
+"""``aitbcctl verify``: are a job's results byte for byte what was sealed?"""
 
 from __future__ import annotations
 
@@ -18,22 +18,37 @@ _MEANING = {
 
 @click.command("verify")
 @options.job_argument
+@click.option(
+    "--path",
+    metavar="DIR",
+    type=click.Path(),
+    help="Check this copy (a folder, or a zip) instead of the stored results; a daemon that "
+    "knows the job is asked for its list's checksum, and none is needed.",
+)
 @options.json_option("Print the answer as the API gives it.")
-def command(job: str | None, job_id: str | None, as_json: bool) -> int:
-    """Check a job's stored results; names each changed, missing and extra file.
+def command(job: str | None, job_id: str | None, path: str | None, as_json: bool) -> int:
+    """Check a job's results; names each changed, missing and extra file.
 
     The exit code is 0 when everything is as it was sealed, 1 otherwise.
 
     \b
-    Example:
+    Examples:
       aitbcctl verify job_7k3m9q2x
+      aitbcctl verify --path results/job_7k3m9q2x
     """
-    ref = options.named_job(job, job_id)
-    # As long as it takes: a package can have terabytes.
-    answer = options.client().post(job_path(ref, "verify"), timeout_s=None)
+    if path is None:
+        # As long as it takes: a package can have terabytes.
+        target = job_path(options.named_job(job, job_id), "verify")
+        answer = options.client().post(target, timeout_s=None)
+    else:
+        from aitbcctl import copies
+
+        ref = None if job is None and job_id is None else options.named_job(job, job_id)
+        answer = copies.verify(options.client(), ref, path)
     put_json(answer) if as_json else put(_lines(answer))
     if not answer["ok"] and not as_json:
-        say(f"verification failed: {len(answer['differences'])} differences")
+        count = len(answer["differences"])
+        say(f"verification failed: {count} difference{'s' * (count != 1)}")
     return 0 if answer["ok"] else 1
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import resource
 import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from aitbcctl import package
+from aitbcctl import package, sources
 from aitbcctl.refusals import Refused
 from aitbcd import manifest
 from aitbcd.errors import ClientFailure
@@ -41,12 +45,20 @@ def sealed(folder: Path, files: dict[bytes, bytes] = FILES) -> Path:
 
 
 def copy(source: Path, target: Path, *, force: bool = False, digest: str | None = None) -> bool:
-    disk = package.OnDisk(str(source))
+    disk = sources.OnDisk(str(source))
     try:
-        text, digests = package.read_list(disk, digest)
+        text, digests = sources.read_list(disk, digest)
         return package.copy(disk, text, digests, str(target), force=force, tell=lambda count: None)
     finally:
         disk.close()
+
+
+@contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def contents(folder: Path) -> dict[bytes, bytes]:
@@ -72,9 +84,68 @@ def test_a_copy_is_the_package(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "new" / "er") == ["job_x"]
 
 
-def test_a_result_that_is_the_stdout_is_one_file_with_it(tmp_path: Path) -> None:
-    copy(sealed(tmp_path / "job_x"), tmp_path / "copy")
-    assert os.path.samefile(tmp_path / "copy/result.txt", tmp_path / "copy/logs/stdout.log")
+def test_each_file_of_a_copy_is_one_of_its_own(tmp_path: Path) -> None:
+    source = sealed(tmp_path / "job_x")
+    (source / "result.txt").unlink()
+    os.link(source / "logs/stdout.log", source / "result.txt")
+    copy(source, tmp_path / "copy")
+    # Whoever edits one must not change the other.
+    (tmp_path / "copy/result.txt").write_text("edited")
+    assert (tmp_path / "copy/logs/stdout.log").read_text() == "hello\n"
+
+
+def test_where_the_kernel_does_not_copy_between_the_two_read_and_write_do(tmp_path: Path) -> None:
+    source = sealed(tmp_path / "job_x")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        assert copy(source, Path(elsewhere) / "copy")
+        assert contents(Path(elsewhere) / "copy") == contents(source)
+
+
+def test_many_files_are_copied_by_several_threads_to_the_same_bytes(tmp_path: Path) -> None:
+    files = {b"artifacts/%d" % i: os.urandom(1000 * (i % 7)) for i in range(500)}
+    source = sealed(tmp_path / "job_x", files)
+    copy(source, tmp_path / "copy")
+    assert contents(tmp_path / "copy") == contents(source)
+
+
+def test_what_a_killed_copy_left_is_no_part_of_the_next_one(tmp_path: Path) -> None:
+    source = sealed(tmp_path / "job_x")
+    left = tmp_path / "to" / ".copy.partial"
+    (left / "artifacts").mkdir(parents=True)
+    (left / "artifacts" / "old").write_text("old")
+    (left / "result.txt").write_text("half of somethi")
+    copy(source, tmp_path / "to" / "copy")
+    assert contents(tmp_path / "to" / "copy") == contents(source)
+    assert os.listdir(tmp_path / "to") == ["copy"]
+
+
+def test_two_downloads_to_one_place_do_not_mix(tmp_path: Path) -> None:
+    source = sealed(tmp_path / "job_x")
+    left = tmp_path / ".copy.partial"
+    left.mkdir()
+    with closing_fd(os.open(left, os.O_RDONLY)) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with pytest.raises(Refused, match="another download"):
+            copy(source, tmp_path / "copy")
+    assert copy(source, tmp_path / "copy")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make files of somebody else")
+def test_a_folder_that_another_user_laid_out_is_not_written_into(tmp_path: Path) -> None:
+    source = sealed(tmp_path / "job_x")
+    (tmp_path / ".copy.partial").mkdir()
+    os.chown(tmp_path / ".copy.partial", 12345, 12345)
+    with pytest.raises(Refused, match="belongs to another user"):
+        copy(source, tmp_path / "copy")
+    assert os.listdir(tmp_path / ".copy.partial") == []
+
+
+def test_a_package_that_is_being_deleted_is_not_read(tmp_path: Path) -> None:
+    source = sealed(tmp_path / "job_x")
+    with closing_fd(os.open(source, os.O_RDONLY)) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):
+            sources.OnDisk(str(source))
 
 
 def test_a_program_among_the_artifacts_stays_executable(tmp_path: Path) -> None:
@@ -132,7 +203,7 @@ def test_a_symlink_under_the_final_name_is_not_followed(tmp_path: Path) -> None:
 def test_a_changed_file_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     source = sealed(tmp_path / "job_x")
     (source / "artifacts/deep/er/model.bin").write_bytes(b"other")
-    with pytest.raises(package.Corrupt, match=r"artifacts/deep/er/model\.bin is not what"):
+    with pytest.raises(sources.Corrupt, match=r"artifacts/deep/er/model\.bin is not what"):
         copy(source, tmp_path / "to" / "copy")
     assert os.listdir(tmp_path / "to") == []
 
@@ -140,14 +211,14 @@ def test_a_changed_file_is_named_and_nothing_is_left(tmp_path: Path) -> None:
 def test_a_missing_file_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     source = sealed(tmp_path / "job_x")
     (source / "logs/stderr.log").unlink()
-    with pytest.raises(package.Corrupt, match=r"logs/stderr\.log is missing"):
+    with pytest.raises(sources.Corrupt, match=r"logs/stderr\.log is missing"):
         copy(source, tmp_path / "to" / "copy")
     assert os.listdir(tmp_path / "to") == []
 
 
 def test_a_changed_list_is_not_believed(tmp_path: Path) -> None:
     source = sealed(tmp_path / "job_x")
-    with pytest.raises(package.Corrupt, match="was changed after the job's end"):
+    with pytest.raises(sources.Corrupt, match="was changed after the job's end"):
         copy(source, tmp_path / "copy", digest="0" * 64)
     assert not (tmp_path / "copy").exists()
 
@@ -160,7 +231,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: bytes) -> 
     source = sealed(tmp_path / "job_x")
     with (source / manifest.FILE_NAME).open("ab") as listed:
         listed.write(manifest.format_line("0" * 64, name))
-    with pytest.raises(package.Corrupt, match="names"):
+    with pytest.raises(sources.Corrupt, match="names"):
         copy(source, tmp_path / "copy")
     assert os.listdir(tmp_path) == ["job_x"]
 
@@ -171,7 +242,7 @@ def test_a_symlink_in_the_stored_results_is_not_followed(tmp_path: Path, name: b
     folder = source / os.fsdecode(os.path.dirname(name))
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(package.Corrupt, match="cannot be read"):
+    with pytest.raises(sources.Corrupt, match="cannot be read"):
         copy(source, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
@@ -181,7 +252,7 @@ def test_a_fifo_in_the_stored_results_does_not_hang_the_copy(tmp_path: Path) -> 
     (source / "result.txt").unlink()
     (source / "logs/stdout.log").unlink()
     os.mkfifo(source / "logs/stdout.log")
-    with pytest.raises(package.Corrupt, match="no regular file"):
+    with pytest.raises(sources.Corrupt, match="no regular file"):
         copy(source, tmp_path / "copy")
 
 

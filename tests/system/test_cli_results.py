@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
-from collections.abc import Callable
+import threading
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from aitbcctl import package
+from aitbcctl import package, sources
 from aitbcctl.client import Client
 from tests.system.conftest import Cli, Gate
 
@@ -61,16 +65,175 @@ def test_a_download_is_the_package_and_its_list_is_right(cli: Cli, job: str) -> 
 def test_a_copy_over_http_is_the_same_as_one_from_disk(cli: Cli, job: str) -> None:
     cli("download", job)
     client, digest = Client(cli.environ), cli.json("get", job)["manifest_sha256"]
-    files = package.OverHttp(client, job)
-    text, digests = package.read_list(files, digest)
+    files = sources.OverHttp(client, job)
+    text, digests = sources.read_list(files, digest)
     target = str(cli.folder / "http")
     assert package.copy(files, text, digests, target, force=False, tell=lambda count: None)
     assert files_below(cli.folder / "http") == files_below(cli.folder / job)
 
 
+class Wire:
+    """Stands between a client and the daemon; hangs up after so many bytes of an answer."""
+
+    def __init__(self, daemon: str, path: Path, limits: Sequence[int] = ()) -> None:
+        self._daemon = daemon
+        self._limits = list(limits)
+        self.client = Client({"AITBC_SOCKET": str(path)})
+        #: Bytes of all answers.
+        self.passed = 0
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                ours, _ = self._listener.accept()
+            except OSError:
+                return
+            with ours, socket.socket(socket.AF_UNIX) as theirs:
+                theirs.connect(self._daemon)
+                theirs.sendall(ours.recv(65536))
+                left = self._limits.pop(0) if self._limits else 1 << 60
+                while left > 0 and (data := theirs.recv(min(65536, left))):
+                    ours.sendall(data)
+                    self.passed += len(data)
+                    left -= len(data)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+def fetch(cli: Cli, wire: Wire, job: str, name: str) -> dict[str, bytes]:
+    files = sources.OverHttp(wire.client, job)
+    listed = sources.read_list(files, None)
+    package.copy(files, *listed, str(cli.folder / name), force=False, tell=lambda count: None)
+    return files_below(cli.folder / name)
+
+
+def test_a_copy_over_http_goes_on_where_the_connection_was_lost(cli: Cli, job: str) -> None:
+    # Of output.sha256, whole; of artifacts/ckpt/a.pt; of artifacts/deep/w.bin, two thirds.
+    limits = [1 << 30, 1 << 30, 200_000]
+    with closing(Wire(str(cli.daemon.socket), cli.folder / "wire", limits)) as wire:
+        assert fetch(cli, wire, job, "http") == files_below(stored(cli, job))
+    assert wire.passed < 400_000
+
+
+def test_a_copy_over_http_goes_on_where_it_was_killed(cli: Cli, job: str) -> None:
+    package_ = files_below(stored(cli, job))
+    left = cli.folder / ".http.partial"
+    (left / "artifacts" / "deep").mkdir(parents=True)
+    (left / "artifacts" / "deep" / "w.bin").write_bytes(package_["artifacts/deep/w.bin"][:290_000])
+    (left / "result.txt").write_bytes(b"something else that is longer")
+    with closing(Wire(str(cli.daemon.socket), cli.folder / "wire")) as wire:
+        assert fetch(cli, wire, job, "http") == package_
+    assert wire.passed < 100_000
+    assert os.listdir(cli.folder).count(".http.partial") == 0
+
+
+def test_a_zip_holds_the_package_and_goes_on_where_it_broke_off(cli: Cli, job: str) -> None:
+    assert cli("download", job, "--format", "zip").stdout == f"{job}.zip\n".encode()
+    with zipfile.ZipFile(cli.folder / f"{job}.zip") as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+        held = {name.partition("/")[2]: archive.read(name) for name in names}
+    expected = {os.fsencode(name).decode(errors="backslashreplace"): content
+                for name, content in files_below(stored(cli, job)).items()}  # fmt: skip
+    assert held == expected
+    assert b"was there already" in cli("download", job, "--format", "zip").stderr
+    assert b"all as sealed" in cli("verify", "--path", f"{job}.zip").stdout
+    whole = (cli.folder / f"{job}.zip").read_bytes()
+    (cli.folder / f"{job}.zip").unlink()
+    (cli.folder / f".{job}.zip.partial").write_bytes(whole[:100_000])
+    cli("download", job, "--format", "zip")
+    assert b"all as sealed" in cli("verify", "--path", f"{job}.zip").stdout
+    assert [name for name in os.listdir(cli.folder) if "partial" in name] == []
+
+
+def test_a_zip_that_is_something_else_is_not_overwritten(cli: Cli, job: str) -> None:
+    (cli.folder / f"{job}.zip").write_text("mine")
+    assert b"--force" in cli("download", job, "--format", "zip", code=4).stderr
+    assert (cli.folder / f"{job}.zip").read_text() == "mine"
+    cli("download", job, "--format", "zip", "--force")
+    assert b"all as sealed" in cli("verify", job, "--path", f"{job}.zip").stdout
+
+
+@pytest.mark.parametrize("before", [[], ["--output", "results"], ["--output", "."]])
+@pytest.mark.parametrize("there", [[], ["--output", "results"]])
+def test_the_list_of_checksums_is_right_from_here_wherever_the_results_are(
+    cli: Cli, job: str, before: list[str], there: list[str]
+) -> None:
+    if before:
+        cli("download", job, *before)
+    done = cli("download", "--job-id", job, *there, "--checksum")
+    assert done.stdout == b"output.sha256\n"
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--strict", "output.sha256"], cwd=cli.folder, capture_output=True
+    )
+    assert checked.returncode == 0, checked.stderr
+    lines = checked.stdout.decode(errors="replace").splitlines()
+    assert all(line.endswith(": OK") for line in lines)
+    assert f"{'results/' if there else ''}{job}/logs/stdout.log: OK" in lines
+    assert len(lines) == len(files_below(stored(cli, job)))
+
+
+def test_the_list_of_checksums_replaces_another_jobs_and_nothing_else(cli: Cli, job: str) -> None:
+    other = cli.submit("--", "true")
+    cli.ended(other)
+    cli("download", other, "--checksum")
+    cli("download", job, "--checksum")
+    assert f"{job}/result.txt" in (cli.folder / "output.sha256").read_text(errors="replace")
+    (cli.folder / "output.sha256").write_text("0" * 64 + "  result.txt\n")
+    assert b"--force" in cli("download", job, "--checksum", code=4).stderr
+    assert "job_" not in (cli.folder / "output.sha256").read_text(errors="replace")
+
+
+class TestVerifyCopy:
+    def test_each_difference_of_a_copy_is_named(self, cli: Cli, job: str) -> None:
+        cli("download", job)
+        assert b"all as sealed" in cli("verify", "--path", job).stdout
+        assert b"all as sealed" in cli("verify", job, "--path", ".").stdout
+        (cli.folder / job / "artifacts/ckpt/a.pt").write_text("other")
+        (cli.folder / job / "artifacts/more").write_text("more")
+        (cli.folder / job / "logs/stderr.log").unlink()
+        answer = cli.json("verify", "--path", job, code=1)
+        assert answer["differences"] == [
+            {"kind": "changed", "path": "artifacts/ckpt/a.pt"},
+            {"kind": "extra", "path": "artifacts/more"},
+            {"kind": "missing", "path": "logs/stderr.log"},
+        ]
+
+    def test_a_list_that_was_made_to_fit_is_found_out(self, cli: Cli, job: str) -> None:
+        cli("download", job)
+        (cli.folder / job / "result.txt").write_text("forged")
+        line = "find . -type f ! -name output.sha256 -exec sha256sum {} + | sed 's#\\./##'"
+        subprocess.run(["sh", "-c", f"{line} >output.sha256"], cwd=cli.folder / job, check=True)
+        answer = cli.json("verify", "--path", job, code=1)
+        assert {"kind": "manifest", "path": "output.sha256"} in answer["differences"]
+
+    def test_no_daemon_is_needed(self, cli: Cli, job: str) -> None:
+        cli("download", job)
+        nowhere = {"AITBC_SOCKET": str(cli.folder / "none.sock")}
+        done = cli("verify", "--path", job, environ=nowhere)
+        assert b"all as sealed" in done.stdout
+        assert b"own output.sha256 alone" in done.stderr
+        (cli.folder / job / "result.txt").write_text("other")
+        assert b"result.txt" in cli("verify", "--path", job, environ=nowhere, code=1).stdout
+
+    def test_what_is_no_copy_is_said(self, cli: Cli, job: str) -> None:
+        assert b"no folder and no zip" in cli("verify", "--path", "none", code=1).stderr
+        assert b"is no copy" in cli("verify", "--path", ".", code=1).stderr
+        (cli.folder / "x.zip").write_text("no zip")
+        assert b"cannot check x.zip" in cli("verify", "--path", "x.zip", code=1).stderr
+        cli("verify", "job_zzzzzzzz", "--path", str(stored(cli, job)), code=3)
+
+
 def test_where_the_disk_cannot_be_read_http_is_used(cli: Cli, job: str) -> None:
-    found = package.source(Client(cli.environ), job, str(cli.folder / "closed to us"))
-    assert isinstance(found, package.OverHttp)
+    found = sources.source(Client(cli.environ), job, str(cli.folder / "closed to us"))
+    assert isinstance(found, sources.OverHttp)
 
 
 def test_downloading_twice_is_fine_and_overwriting_is_not(cli: Cli, job: str) -> None:

@@ -1,0 +1,61 @@
+"""``output.sha256`` in the current directory, for ``sha256sum -c`` there, whatever its package."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from contextlib import suppress
+
+from aitbcctl.refusals import Refused
+from aitbcctl.sources import LIST
+from aitbcd import manifest
+from aitbcd.errors import ClientFailure
+
+_OF_A_JOB = re.compile(rb"(?:\A|/)job_[0-9a-z]{8}/")
+#: Far more than a list of ours has.
+_LIST_MAX = 256 * 1024 * 1024
+
+
+def check_is_free(*, force: bool) -> None:
+    """Make sure that no other list than one of ours would be overwritten.
+
+    Raises:
+        Refused: the file there lists something else, for one the package that we are in.
+    """
+    if force or not os.path.lexists(LIST):
+        return
+    try:
+        with open(LIST, "rb") as file:
+            names = manifest.parse(file.read(_LIST_MAX))
+    except (OSError, manifest.BadManifest):
+        names = {b"": ""}
+    if not all(_OF_A_JOB.search(name) for name in names):
+        raise Refused(
+            f"{manifest.FILE_NAME} is here already and is no list of a download",
+            hint="go to another directory, or replace it with --force",
+        )
+
+
+def write(folder: str, text: bytes, digests: dict[bytes, str]) -> None:
+    """Write the list of a package whose copy is ``folder``, as seen from here."""
+    digests = digests | {LIST: hashlib.sha256(text).hexdigest()}
+    prefix = os.fsencode(os.path.normpath(folder))
+    lines = manifest.build((b"%s/%s" % (prefix, name), digest) for name, digest in digests.items())
+    path = ""
+    try:
+        fd, path = tempfile.mkstemp(prefix=f".{manifest.FILE_NAME}.", dir=".")
+        with open(fd, "wb") as file:
+            file.write(lines)
+            mask = os.umask(0o077)
+            os.umask(mask)
+            os.fchmod(fd, 0o666 & ~mask)
+        os.rename(path, LIST)
+    except OSError as error:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        raise ClientFailure(
+            f"cannot write {manifest.FILE_NAME} here: {error.strerror}",
+            hint="go to a directory of yours",
+        ) from None
