@@ -187,7 +187,6 @@ def test_the_launcher_hears_others_meanwhile(stage: Stage, daemon: Daemon, who: 
 
 def test_the_daemon_removes_many_and_hears_why_not(stage: Stage, daemon: Daemon) -> None:
     packages = [sealed(stage, daemon, myself()) for _ in range(5)]
-    daemon.hang_up()
     reader = os.open(packages[0], os.O_RDONLY)
     fcntl.flock(reader, fcntl.LOCK_SH)
     who = myself()._asdict() | {"user": myself().name}
@@ -195,7 +194,11 @@ def test_the_daemon_removes_many_and_hears_why_not(stage: Stage, daemon: Daemon)
 
     async def ask() -> list[BaseException | None]:
         runs = Runs(Paths(stage.state, stage.state, stage.state), boot_id="boot")
-        await runs.open()
+        opening = asyncio.create_task(runs.open())
+        # It connects at once, so that the launcher sees a next daemon and does not end.
+        await asyncio.sleep(0)
+        daemon.hang_up()
+        await opening
         asked = [runs.remove_package(package.name, who) for package in packages]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         await runs.close()
