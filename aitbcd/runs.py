@@ -536,6 +536,9 @@ class Runs:
             answer, _ = await self._ask({"op": "remove_package", "job": job_id, **who})
         match answer["op"]:
             case "removed":
+                if answer["left"]:
+                    words = "job=%s: root may remove %s: it belongs to another user than the job"
+                    _log.warning(words, job_id, self._paths.results / answer["left"])
                 return
             case "refused":
                 raise Refused(answer["why"], answer["error"])

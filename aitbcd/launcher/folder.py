@@ -17,6 +17,7 @@ from aitbcd.launcher.protocol import (
     EXIT,
     EXIT_RESERVED,
     EXIT_ROOM,
+    LEFT_OUT,
     LOCK,
     SOCKET,
     STARTED,
@@ -118,6 +119,7 @@ def recycle(run_fd: int, folder: Folder, name: str, spare: str) -> None:
     for used, ready in ((EXIT, EXIT_RESERVED), (STARTED, STARTED_RESERVED)):
         os.rename(used, ready, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
     unlink(folder.fd, SOCKET)
+    unlink(folder.fd, LEFT_OUT)
 
 
 def _clear_unstarted(run_fd: int, name: str) -> None:
@@ -196,7 +198,7 @@ def remove(run_fd: int, folder: Folder, name: str) -> None:
 
 
 def remove_content(fd: int) -> None:
-    for name in (EXIT_RESERVED, EXIT, SOCKET, CANCELED, STARTED_RESERVED, STARTED, LOCK):
+    for name in (EXIT_RESERVED, EXIT, LEFT_OUT, SOCKET, CANCELED, STARTED_RESERVED, STARTED, LOCK):
         unlink(fd, name)
 
 

@@ -399,7 +399,8 @@ class Launcher:
             if folder is None:
                 return {"op": "busy"}
         try:
-            return {"op": "sealed", **seal.seal(self._results_fd, order)}
+            folder_fd = folder.fd if folder else None
+            return {"op": "sealed", **seal.seal(self._results_fd, order, folder_fd)}
         except OSError as error:
             return {"op": "seal_failed", "errno": error.errno, "error": str(error)}
 

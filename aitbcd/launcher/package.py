@@ -11,7 +11,7 @@ import os
 from typing import Any, NamedTuple
 
 from aitbcd.launcher.identity import Identity, do_as
-from aitbcd.launcher.protocol import package_name
+from aitbcd.launcher.protocol import gone_name, package_name
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Appending, so that two writers do not overwrite each other and a hole can be cut out behind.
@@ -46,12 +46,33 @@ def create(results_fd: int, job_id: str, who: Identity | None) -> Package:
         os.mkdir(name, 0o700, dir_fd=results_fd)
     except FileExistsError:
         remove(results_fd, name, who)
+        _put_away(results_fd, job_id)
         os.mkdir(name, 0o700, dir_fd=results_fd)
     top = os.open(name, DIRECTORY, dir_fd=results_fd)
     try:
         return _fill(top, who)
     finally:
         os.close(top)
+
+
+def _put_away(results_fd: int, job_id: str) -> None:
+    """Make way where another user left in an earlier attempt what its owner cannot remove.
+
+    It waits for the removal of the package, which says that it is there.
+    """
+    name, gone = package_name(job_id, is_sealed=False), gone_name(job_id)
+    target, count = gone, 0
+    while True:
+        try:
+            os.rename(name, target, src_dir_fd=results_fd, dst_dir_fd=results_fd)
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        count += 1
+        target = f"{gone}/{count}"
 
 
 def _fill(top: int, who: Identity | None) -> Package:
@@ -78,10 +99,13 @@ def _give(fd: int, who: Identity) -> None:
 
 
 def remove(results_fd: int, name: str, who: Identity | None) -> None:
-    """Remove a package: its content as its user, the emptied folder itself as us."""
+    """Remove a package: its content as its user, the emptied folder itself as us.
+
+    What belongs to another user stays.
+    """
     try:
         do_as(who, lambda: empty(results_fd, name), _REMOVAL_S)
-        os.rmdir(name, dir_fd=results_fd)
+        try_rmdir(results_fd, name)
     except FileNotFoundError:
         pass
 
@@ -140,7 +164,7 @@ def empty_directory(fd: int) -> list[bytes]:
             except OSError as error:
                 if error.errno not in _NOT_OURS:
                     raise
-                if not _try_rmdir(fd, name):
+                if not try_rmdir(fd, name):
                     left.add(name)
     return sorted(left)
 
@@ -160,7 +184,7 @@ def _move_up(fd: int, name: bytes, moved: int) -> int:
                 moved = _move(below, inner, fd, moved)
             except PermissionError:
                 # If it is not empty, this folder stays, and is told of.
-                _try_rmdir(below, inner)
+                try_rmdir(below, inner)
     finally:
         os.close(below)
     return moved
@@ -178,8 +202,8 @@ def _move(source: int, name: bytes, target: int, moved: int) -> int:
                 raise
 
 
-def _try_rmdir(folder: int, name: bytes) -> bool:
-    """Remove a folder of another user if it is empty."""
+def try_rmdir(folder: int, name: bytes | str) -> bool:
+    """Remove a folder, perhaps of another user, if it is empty; return whether it was."""
     try:
         os.rmdir(name, dir_fd=folder)
     except OSError as error:

@@ -16,7 +16,7 @@ Requests to the launcher carry ``rid`` and are answered with the same, in order 
     sweep      {job, attempt, uid} -> {left: ["pid command", ...]}
     remove     {job, attempt}      -> {done}   false: it is locked
     remove_package {job, uid, gid, user}
-                                   -> removed | refused {why: busy|others|storage, error}
+                                   -> removed {left} | refused {why: busy|others|storage, error}
 
 A supervisor and the daemon, on the channel that came with ``placed`` or, for an adopted attempt,
 on the socket ``SOCKET`` in the run folder:
@@ -47,6 +47,8 @@ LOCK, STARTED, EXIT, CANCELED, SOCKET = "lock", "started", "exit.json", "cancele
 #: Room for ``exit.json``, and the file that becomes ``started``, made before the disk can be full.
 EXIT_RESERVED, STARTED_RESERVED = "exit.new", "started.new"
 EXIT_ROOM = 4096
+#: What sealing has left out so far; there is none as long as it has left out nothing.
+LEFT_OUT = "left_out"
 #: In ``run/`` itself.
 LAUNCHER_SOCKET, LAUNCHER_LOCK = "launcher.sock", "launcher.lock"
 
@@ -102,6 +104,11 @@ def package_name(job_id: str, *, is_sealed: bool) -> str:
 def gone_name(job_id: str) -> str:
     """Return what a sealed package is called while it is removed."""
     return f".gone_{job_id}"
+
+
+def left_name(job_id: str) -> str:
+    """Return where what another user made in a package is set apart; it goes with the package."""
+    return f".left_{job_id}"
 
 
 def try_lock(fd: int) -> bool:

@@ -16,7 +16,7 @@ import signal
 from aitbcd.launcher import package
 from aitbcd.launcher.identity import Identity, do_as
 from aitbcd.launcher.linux import be_idle
-from aitbcd.launcher.protocol import Message, gone_name, package_name
+from aitbcd.launcher.protocol import Message, gone_name, left_name, package_name
 
 #: Seconds that emptying may take, and that opening the folder may: its user can mount something
 #: on it that never answers.
@@ -27,9 +27,10 @@ def remove_package(results_fd: int, job_id: str, who: Identity | None) -> Messag
     """Remove a sealed package. Only in a process of its own: it takes time, and becomes idle.
 
     Returns:
-        ``{"op": "removed"}``, also where there was none; or ``refused``: ``busy`` while somebody
-        reads it, and nothing is changed; ``others`` when it holds what is not its user's to
-        remove, and all else is gone; ``storage``.
+        ``removed``, also where there was none; ``left`` names what had been set apart before it
+        was sealed and is not its user's to remove. Or ``refused``: ``busy`` while somebody reads
+        it, and nothing is changed; ``others`` when it holds what is not its user's to remove, and
+        all else is gone; ``storage``.
     """
     be_idle()
     names = (gone_name(job_id), package_name(job_id, is_sealed=True))
@@ -38,11 +39,21 @@ def remove_package(results_fd: int, job_id: str, who: Identity | None) -> Messag
         for name in names:
             if refusal := _remove(results_fd, name, gone_name(job_id), who):
                 return refusal
+        left = left_name(job_id) if not _remove_left(results_fd, left_name(job_id), who) else None
         os.fsync(results_fd)
     except OSError as error:
         why = error.strerror or str(error)
         return _refused("storage", f"the results of job {job_id} cannot be removed: {why}")
-    return {"op": "removed"}
+    return {"op": "removed", "left": left}
+
+
+def _remove_left(results_fd: int, name: str, who: Identity | None) -> bool:
+    """Remove what was set apart, as far as that can be; return whether all is gone."""
+    try:
+        do_as(who, lambda: package.empty(results_fd, name), _DEADLINE_S)
+    except FileNotFoundError:
+        return True
+    return package.try_rmdir(results_fd, name)
 
 
 def _remove(results_fd: int, name: str, gone: str, who: Identity | None) -> Message | None:

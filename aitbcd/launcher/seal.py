@@ -1,7 +1,7 @@
 """Seal a result package: collect, clean, hash, describe, sync, rename. One idempotent function.
 
 A crash at any point leaves either ``.job_<ID>`` to be sealed again or ``job_<ID>`` sealed; the
-rename decides. Nothing is believed of what the job left: only regular files of its own user stay,
+rename decides. Nothing is believed of what the job left: only regular files stay, as its user's,
 links are not followed, set-id bits go, and a file that has another name elsewhere is copied, so
 that making it read-only changes nothing outside the package. Each file that is not empty is
 synced (fdatasync(2)) and each folder (fsync(2)); never syncfs(2), which waits for everybody.
@@ -21,18 +21,18 @@ from importlib import import_module
 from typing import Any
 
 from aitbcd import manifest
-from aitbcd.launcher import logs, package
+from aitbcd.launcher import apart, logs, package
 from aitbcd.launcher.identity import do_as, of_spec
 from aitbcd.launcher.linux import start_writing
+from aitbcd.launcher.notes import Notes, shown
 from aitbcd.launcher.package import ARTIFACTS, DIRECTORY, LOGS, PROGRESS, RESULT, STDERR, STDOUT
-from aitbcd.launcher.protocol import package_name
+from aitbcd.launcher.protocol import left_name, package_name
 
 #: CPython's own sha256, without the C library that hashlib loads; its name changed in 3.12.
 _BUILTIN = "_sha2" if sys.version_info >= (3, 12) else "_sha256"
 small_sha256: Callable[[bytes], Any] = import_module(_BUILTIN).sha256
 
 OUTPUT = "output.json"
-_TEMPORARY = os.fsencode(logs.TEMPORARY + "copy")
 _EMPTY: str = small_sha256(b"").hexdigest()
 #: Above this the C library's vectorised sha256 is worth its import (10 ms, 5 MB).
 _LARGE = 1 << 20
@@ -43,11 +43,10 @@ _OPEN_AT_ONCE = 64
 _MAX_DEPTH = 200
 #: ioctl_ficlone(2): share the blocks where the file system can.
 _FICLONE = 0x40049409
-_ANOTHERS = "belongs to another user"
 _UNREADABLE = "not readable, and it has another name elsewhere"
 _FILE_KIND, _FOLDER, _OTHER = "file", "folder", "other"
-#: Names of unfinished copies of ours.
-_OURS = os.fsencode(logs.TEMPORARY)
+#: Unfinished copies of logs.
+_LOG_COPIES = frozenset(os.fsencode(f"{LOGS}/{logs.TEMPORARY}{log}") for log in (STDOUT, STDERR))
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 #: Seconds that a user's own files may take to be collected, hashed and synced.
@@ -56,8 +55,10 @@ DEADLINE_S = 6 * 3600.0
 Order = dict[str, Any]
 
 
-def seal(results_fd: int, order: Order) -> dict[str, Any]:
+def seal(results_fd: int, order: Order, run_folder_fd: int | None = None) -> dict[str, Any]:
     """Seal a package as ordered and return ``{digest, files, bytes}``.
+
+    The run folder is where what is left out is noted, should this sealing not come to its end.
 
     The order has ``job``, ``attempt``, ``uid``, ``gid``, ``user``, ``cwd``, ``artifacts`` (globs),
     ``log_limit`` and ``output`` (the daemon's part of output.json).
@@ -68,15 +69,35 @@ def seal(results_fd: int, order: Order) -> dict[str, Any]:
     building = package_name(order["job"], is_sealed=False)
     sealed = package_name(order["job"], is_sealed=True)
     who = of_spec(order)
+
+    def build() -> dict[str, Any]:
+        notes = Notes(run_folder_fd)
+        if who is not None:
+            notes.open()
+        try:
+            return do_as(who, lambda: _build(results_fd, building, order, notes), DEADLINE_S)
+        finally:
+            notes.close()
+
+    def build_anew() -> dict[str, Any]:
+        package.create(results_fd, order["job"], who).close()
+        return build()
+
     try:
-        report = do_as(who, lambda: _build(results_fd, building, order), DEADLINE_S)
+        report = build()
+        if report.get("others"):
+            os.rename(
+                building, left_name(order["job"]), src_dir_fd=results_fd, dst_dir_fd=results_fd
+            )
+            report = build_anew()
+            package.try_rmdir(results_fd, left_name(order["job"]))
     except FileNotFoundError:
         try:
             return do_as(who, lambda: _sealed_before(results_fd, sealed, order), DEADLINE_S)
         except FileNotFoundError:
-            # A power cut took it before anything of it was on the disk: it is sealed empty.
-            package.create(results_fd, order["job"], who).close()
-            report = do_as(who, lambda: _build(results_fd, building, order), DEADLINE_S)
+            # A power cut took it before anything of it was on the disk: it is sealed empty. Or we
+            # were killed when it had just been set apart.
+            report = build_anew()
     os.rename(building, sealed, src_dir_fd=results_fd, dst_dir_fd=results_fd)
     os.fsync(results_fd)
     return report
@@ -100,24 +121,64 @@ def _report(text: bytes, sizes: list[int]) -> dict[str, Any]:
     return {"digest": small_sha256(text).hexdigest(), "files": len(sizes), "bytes": sum(sizes)}
 
 
-def _build(results_fd: int, building: str, order: Order) -> dict[str, Any]:
+class _Others(Exception):
+    """The package holds what its user can neither change nor move: see ``apart``."""
+
+
+def _build(results_fd: int, building: str, order: Order, notes: Notes) -> dict[str, Any]:
+    """Make a package ready; ``{"others": True}``: it has to be set apart first."""
+    apart_name = left_name(order["job"])
     top = _open_folder(results_fd, building.encode())
     try:
+        is_apart = _kind(results_fd, apart_name) != 0
+        if is_apart:
+            _take_out(results_fd, apart_name, top, order, notes)
         try:
-            return _run(top, order)
-        except PermissionError:
-            # Left read-only by the job, or by a sealing that did not come to its end.
-            os.fchmod(top, 0o700 | _setgid(top))
-            for ours in (LOGS, ARTIFACTS):
-                if _kind(top, ours) == stat.S_IFDIR:
-                    os.chmod(ours, 0o700 | _setgid(top), dir_fd=top)
-            return _run(top, order)
+            return _run_forced(top, order, notes)
+        except _Others:
+            if is_apart:
+                raise OSError(errno.EPERM, f"another user changes {building}") from None
+            return {"others": True}
     finally:
         os.close(top)
 
 
-def _run(top: int, order: Order) -> dict[str, Any]:
-    sealer = _Sealer(top, order)
+def _take_out(results_fd: int, apart_name: str, top: int, order: Order, notes: Notes) -> None:
+    source = _open_folder(results_fd, apart_name.encode())
+    try:
+        os.fchmod(source, 0o700)
+        os.fchmod(top, 0o700 | _setgid(top))
+        taker = apart.Taker(_temporary(order))
+        taker.take_all(source, top)
+        for path, why in taker.left:
+            notes.add(path, f"{why}; it is kept in {apart_name}")
+    finally:
+        os.close(source)
+
+
+def _temporary(order: Order) -> bytes:
+    """Return the name of a copy that is not finished: one that no job has by chance."""
+    return os.fsencode(f"{logs.TEMPORARY}copy.{order['job']}")
+
+
+def _run_forced(top: int, order: Order, notes: Notes) -> dict[str, Any]:
+    try:
+        return _run(top, order, notes)
+    except PermissionError:
+        pass
+    try:
+        # Left read-only by the job, or by a sealing that did not come to its end.
+        os.fchmod(top, 0o700 | _setgid(top))
+        for ours in (LOGS, ARTIFACTS):
+            if _kind(top, ours) == stat.S_IFDIR:
+                os.chmod(ours, 0o700 | _setgid(top), dir_fd=top)
+        return _run(top, order, notes)
+    except PermissionError:
+        raise _Others from None
+
+
+def _run(top: int, order: Order, notes: Notes) -> dict[str, Any]:
+    sealer = _Sealer(top, order, notes)
     try:
         return sealer.run()
     finally:
@@ -136,14 +197,15 @@ class _Sealer:
     gives with their names: for a job that does nothing, system calls are what sealing costs.
     """
 
-    def __init__(self, top: int, order: Order) -> None:
+    def __init__(self, top: int, order: Order, notes: Notes) -> None:
         self._top = top
         self._order = order
         self._uid: int = order["uid"]
         self._setgid = _setgid(top)
-        #: (path, size, digest) of each file, and what was left out, for output.json.
+        #: (path, size, digest) of each file, for output.json.
         self._files: list[tuple[bytes, int, str]] = []
-        self._left_out: list[dict[str, Any]] = []
+        self._notes = notes
+        self._temporary = _temporary(order)
         self._dropped: dict[str, dict[str, int]] = {}
         #: The inode of stdout.log, where result.txt is a second name of it, and its digest.
         self._shared: tuple[int, str] | None = None
@@ -163,7 +225,8 @@ class _Sealer:
         lines.append((OUTPUT.encode(), small_sha256(output).hexdigest()))
         text = manifest.build(lines)
         self._write(manifest.FILE_NAME, text)
-        self._close_folder(os.dup(self._top))
+        os.fchmod(self._top, 0o550 | self._setgid)
+        self._keep_folder(os.dup(self._top))
         self._sync()
         return _report(text, [size for _, size, _ in self._files])
 
@@ -199,8 +262,10 @@ class _Sealer:
     def _close_log(self, folder: int, log: str) -> None:
         about = os.stat(log, dir_fd=folder, follow_symlinks=False)
         if about.st_uid != self._uid:
-            self._replace_log(folder, log, _ANOTHERS)
-        if about.st_uid != self._uid or about.st_size <= self._order["log_limit"]:
+            if (copy := self._open_own(folder, log.encode())) is None:
+                raise _Others
+            os.close(copy)
+        if about.st_size <= self._order["log_limit"]:
             return
         fd = _open_file(folder, log.encode(), self._uid)
         if fd is None:
@@ -223,9 +288,7 @@ class _Sealer:
         if kinds.get(name) == _FILE_KIND:
             mine = os.stat(name, dir_fd=self._top, follow_symlinks=False)
             both = os.stat(STDOUT, dir_fd=folder, follow_symlinks=False)
-            if mine.st_uid != self._uid:
-                self._drop(self._top, name, name, _ANOTHERS)
-            elif mine.st_size and not os.path.samestat(mine, both):
+            if mine.st_size and not os.path.samestat(mine, both):
                 return
             else:
                 os.unlink(name, dir_fd=self._top)
@@ -252,25 +315,41 @@ class _Sealer:
     # -- what is in the package -------------------------------------------------------------
 
     def _take(self, folder: int, name: bytes, path: bytes, kind: str, depth: int) -> None:
-        if kind == _FILE_KIND and not name.startswith(_OURS):
+        if name == self._temporary or path in _LOG_COPIES:
+            self._drop(folder, name, path, None)
+        elif kind == _FILE_KIND:
             self._take_file(folder, name, path)
         elif kind == _FOLDER and depth < _MAX_DEPTH:
             self._take_folder(folder, name, path, depth)
         else:
-            is_ours = name.startswith(_OURS)
             why = "too deep" if kind == _FOLDER else "not a regular file"
-            self._drop(folder, name, path, None if is_ours else why)
+            self._drop(folder, name, path, why)
 
     def _take_folder(self, parent: int, name: bytes, path: bytes, depth: int) -> None:
-        fd = _open_folder(parent, name)
-        known = len(self._files), len(self._left_out)
+        # Whoever is above would walk again, and so would all above him.
         try:
-            is_empty = self._walk(fd, path, depth)
+            fd = _open_folder(parent, name)
+        except PermissionError:
+            raise _Others from None
+        try:
+            is_empty = self._walk_forced(fd, path, depth)
+            os.fchmod(fd, 0o550 | self._setgid)
+        except PermissionError:
+            os.close(fd)
+            raise _Others from None
+        except BaseException:
+            os.close(fd)
+            raise
+        self._keep_folder(fd, is_empty=is_empty)
+
+    def _walk_forced(self, fd: int, path: bytes, depth: int) -> bool:
+        known = len(self._files)
+        try:
+            return self._walk(fd, path, depth)
         except PermissionError:
             os.fchmod(fd, 0o700 | self._setgid)
-            del self._files[known[0] :], self._left_out[known[1] :]
-            is_empty = self._walk(fd, path, depth)
-        self._close_folder(fd, is_empty=is_empty)
+            del self._files[known:]
+            return self._walk(fd, path, depth)
 
     def _walk(self, fd: int, path: bytes, depth: int) -> bool:
         """Take all that is in a folder; return whether there is nothing."""
@@ -283,8 +362,9 @@ class _Sealer:
         fd = self._open_own(folder, name)
         if fd is None:
             about = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            is_own = about.st_uid == self._uid
-            self._drop(folder, name, path, _UNREADABLE if is_own else _ANOTHERS)
+            if about.st_uid != self._uid:
+                raise _Others
+            self._drop(folder, name, path, _UNREADABLE)
             return
         about = os.fstat(fd)
         is_shared = self._shared is not None and self._shared[0] == about.st_ino
@@ -299,7 +379,7 @@ class _Sealer:
         self._close_file(fd, about.st_size, 0o440 | (about.st_mode & 0o110))
 
     def _open_own(self, folder: int, name: bytes) -> int | None:
-        """Open a file of the user; one that has a name elsewhere too is replaced by a copy."""
+        """Open a file; another user's, and one that has a name elsewhere, is replaced by a copy."""
         fd = _open_file(folder, name, self._uid)
         if fd is None:
             return None
@@ -308,21 +388,21 @@ class _Sealer:
         if about.st_uid == self._uid and about.st_nlink == 1 + is_shared:
             return fd
         try:
-            if about.st_uid != self._uid or not stat.S_ISREG(about.st_mode):
+            if not stat.S_ISREG(about.st_mode):
                 return None
-            copy = package.open_new(_TEMPORARY, 0o600, folder)
+            copy = package.open_new(self._temporary, 0o600, folder)
             _copy(fd, copy)
             os.fchmod(copy, about.st_mode & 0o777)
-            os.rename(_TEMPORARY, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.rename(self._temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             return copy
         finally:
             os.close(fd)
 
     def _drop(self, folder: int, name: bytes, path: bytes, why: str | None) -> None:
         """Remove what a package does not hold; ``why`` goes into output.json."""
-        package.clear(folder, name)
         if why:
-            self._left_out.append({"path": shown(path), "why": why})
+            self._notes.add(path, why)
+        package.clear(folder, name)
 
     # -- what the job asked to be collected ---------------------------------------------------
 
@@ -332,21 +412,29 @@ class _Sealer:
         try:
             cwd = os.open(self._order["cwd"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            cwd_name = shown(os.fsencode(self._order["cwd"]))
-            self._left_out.append({"path": cwd_name, "why": str(error.strerror)})
+            self._notes.add(os.fsencode(self._order["cwd"]), str(error.strerror))
             return
         target = os.open(ARTIFACTS, DIRECTORY, dir_fd=self._top)
         try:
             os.fchmod(target, 0o700 | self._setgid)
             for glob in self._order["artifacts"]:
-                parts = _split(os.fsencode(glob))
-                if glob.startswith("/") or b".." in parts or not parts:
-                    continue
-                for path in _matches(cwd, parts, b"", 0):
-                    self._collect_file(cwd, target, path)
+                self._collect_all(cwd, target, os.fsencode(glob))
         finally:
             os.close(target)
             os.close(cwd)
+
+    def _collect_all(self, cwd: int, target: int, glob: bytes) -> None:
+        parts = _split(glob)
+        if glob.startswith(b"/") or b".." in parts:
+            self._notes.add(glob, "leaves the working directory")
+            return
+        has_matched = False
+        if parts:
+            for path in _matches(cwd, parts, b"", 0):
+                has_matched = True
+                self._collect_file(cwd, target, path)
+        if not has_matched:
+            self._notes.add(glob, "matched nothing")
 
     def _collect_file(self, cwd: int, target: int, path: bytes) -> None:
         """Copy one file, whole or not at all; what the job itself put there stays."""
@@ -355,21 +443,24 @@ class _Sealer:
         try:
             source = _open_below(cwd, folders, name)
             if not stat.S_ISREG(os.fstat(source).st_mode):
+                self._notes.add(path, "not a regular file")
                 return
             into = _make_below(target, folders)
             if _kind(into, name):
                 return
-            copy = package.open_new(_TEMPORARY, 0o600, into)
+            copy = package.open_new(self._temporary, 0o600, into)
             try:
                 _copy(source, copy)
                 os.fchmod(copy, os.fstat(source).st_mode & 0o777)
             finally:
                 os.close(copy)
-            os.rename(_TEMPORARY, name, src_dir_fd=into, dst_dir_fd=into)
+            os.rename(self._temporary, name, src_dir_fd=into, dst_dir_fd=into)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
                 raise
-            self._left_out.append({"path": shown(path), "why": str(error.strerror)})
+            is_link = error.errno == errno.ELOOP
+            why = "a symbolic link, which is not followed" if is_link else str(error.strerror)
+            self._notes.add(path, why)
         finally:
             for fd in (source, into):
                 if fd >= 0:
@@ -381,7 +472,7 @@ class _Sealer:
         output = dict(self._order["output"])
         output["files"] = [{"path": shown(path), "size": size} for path, size, _ in self._files]
         output["logs_dropped"] = self._dropped
-        output["left_out"] = self._left_out
+        output["left_out"] = self._notes.entries
         # A line a key: indent= would take the slow encoder.
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in output.items())
         return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
@@ -408,8 +499,7 @@ class _Sealer:
         if len(self._unsynced_files) >= _OPEN_AT_ONCE:
             self._sync()
 
-    def _close_folder(self, fd: int, *, is_empty: bool = False) -> None:
-        os.fchmod(fd, 0o550 | self._setgid)
+    def _keep_folder(self, fd: int, *, is_empty: bool = False) -> None:
         if is_empty:
             # It has nothing to lose: that it exists is its parent's to keep.
             os.close(fd)
@@ -432,16 +522,6 @@ class _Sealer:
         for fds in (self._unsynced_files, self._unsynced_folders):
             while fds:
                 os.close(fds.pop())
-
-
-def shown(path: bytes) -> Any:
-    """Return a path for JSON: text, or ``{"b64": ...}`` where it is no UTF-8."""
-    try:
-        return path.decode()
-    except UnicodeDecodeError:
-        import base64
-
-        return {"b64": base64.b64encode(path).decode()}
 
 
 def _kind(folder: int, name: bytes | str) -> int:

@@ -201,13 +201,14 @@ class Supervisor:
             case "cancel":
                 attempt.end("cancel", message["grace_s"])
             case "seal" if attempt.facts:
-                self._seal(message)
+                self._seal(attempt, message)
             case "done" if attempt.facts:
                 self._done(attempt)
 
-    def _seal(self, order: Message) -> None:
+    def _seal(self, attempt: Attempt, order: Message) -> None:
         try:
-            report = {"op": "sealed", **seal.seal(self._results_fd, order)}
+            sealed = seal.seal(self._results_fd, order, attempt.folder.fd)
+            report = {"op": "sealed", **sealed}
         except OSError as error:
             report = {"op": "seal_failed", "errno": error.errno, "error": str(error)}
         self._tell(report)

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from aitbcd import manifest
-from aitbcd.launcher import package, seal
+from aitbcd.launcher import package, protocol, seal
 from aitbcd.launcher.identity import Identity, do_as
 from aitbcd.launcher.linux import punch_hole
 
@@ -69,6 +69,12 @@ class Case:
             if not is_for_him:
                 os.chown(self.results, owner.uid, owner.gid)
         self.fd = os.open(self.results, os.O_RDONLY | os.O_DIRECTORY)
+        run_folder = folder / "run"
+        run_folder.mkdir(mode=0o700)
+        if owner and not is_for_him:
+            os.chown(run_folder, owner.uid, owner.gid)
+        #: Where sealings note what they have left out.
+        self.run_fd = os.open(run_folder, os.O_RDONLY | os.O_DIRECTORY)
         self.create()
 
     def create(self) -> None:
@@ -110,8 +116,13 @@ class Case:
         }
 
     def seal(self, *artifacts: str, **more: Any) -> Json:
-        order = self.order(*artifacts, **more)
-        return do_as(self._sealer, lambda: seal.seal(self.fd, order), 60)
+        return self.seal_again(self.order(*artifacts, **more))
+
+    def seal_again(self, order: Json) -> Json:
+        """Seal; afterwards nothing of an earlier sealing is noted."""
+        report = do_as(self._sealer, lambda: seal.seal(self.fd, order, self.run_fd), 60)
+        (self.folder / "run" / protocol.LEFT_OUT).unlink(missing_ok=True)
+        return report
 
     def sealed_files(self, *artifacts: str, **more: Any) -> list[str]:
         """Seal, check the package, and return the names of its artifacts."""
@@ -284,25 +295,112 @@ def test_an_own_file_with_another_name_outside_is_copied(case: Case) -> None:
 
 
 @needs_root
-def test_a_file_of_another_user_is_left_out_and_left_alone(case: Case) -> None:
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_file_of_another_user_is_copied_or_left_out_and_left_alone(
+    case: Case, is_readable: bool
+) -> None:
     theirs = case.cwd / "theirs"
     theirs.write_text("secret")
     os.chown(theirs, 4242, 4242)
-    theirs.chmod(0o4640)
+    theirs.chmod(0o4644 if is_readable else 0o4640)
     before = theirs.stat()
     places = ["artifacts/a", "result.txt", "logs/stderr.log"]
     for place in places:
         (case.building / place).unlink(missing_ok=True)
         os.link(theirs, case.building / place)
     case.job(lambda: (case.logs / "stdout.log").write_text("out\n"))
-    assert case.sealed_files() == []
-    assert set(case.left_out()) == set(places)
+    is_kept = is_readable or case.owner is None
+    assert case.sealed_files() == (["a"] if is_kept else [])
+    left = case.left_out()
+    assert set(left) == (set() if is_kept else set(places))
+    assert all("another user (uid 4242)" in why for why in left.values())
     after = theirs.stat()
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, 4242, 4242)
     assert theirs.read_text() == "secret"
-    # They are there all the same, as if the job had written nothing.
-    assert (case.sealed / "result.txt").read_text() == "out\n"
-    assert (case.sealed / "logs/stderr.log").read_text() == ""
+    # Where they are left out, it is as if the job had written nothing.
+    assert (case.sealed / "result.txt").read_text() == ("secret" if is_kept else "out\n")
+    assert (case.sealed / "logs/stderr.log").read_text() == ("secret" if is_kept else "")
+
+
+def leave_as_a_container(case: Case) -> None:
+    """Put into a package what a container that runs as root leaves there."""
+    deep = "/".join("d" * 40)
+    for folder in ("ckpt/1", "own/roots", "closed", "empty", "open", f"{deep}/roots"):
+        (case.artifacts / folder).mkdir(parents=True)
+    for name in (
+        "ckpt/1/model",
+        "ckpt/secret",
+        "own/roots/f",
+        "closed/f",
+        "top",
+        "hidden",
+        "own/f",
+    ):
+        (case.artifacts / name).write_text(name)
+    (case.artifacts / f"{deep}/roots/f").write_text("deep")
+    (case.artifacts / "ckpt/link").symlink_to("/etc/passwd")
+    uid = case.owner.uid if case.owner else 0
+    for name in ("own", "own/f", *("/".join("d" * count) for count in range(1, 41))):
+        os.chown(case.artifacts / name, uid, uid)
+    for name in ("ckpt/secret", "hidden"):
+        (case.artifacts / name).chmod(0o600)
+    (case.artifacts / "closed").chmod(0o700)
+    (case.artifacts / "open").chmod(0o777)
+    case.job(lambda: (case.artifacts / "mine").write_text("mine"))
+
+
+#: What of it goes into the package: all that its user can read.
+FROM_A_CONTAINER = ["ckpt/1/model", "/".join("d" * 40) + "/roots/f", "mine", "own/f", "own/roots/f"]
+LEFT_IN_A_CONTAINER = {"closed", "ckpt/secret", "ckpt/link", "hidden"}
+
+
+@needs_root
+def test_what_a_container_made_as_root_is_copied_or_set_apart(case: Case) -> None:
+    leave_as_a_container(case)
+    files = case.sealed_files()
+    if case.owner is None:
+        assert set(FROM_A_CONTAINER) < set(files)
+        return
+    assert files == sorted([*FROM_A_CONTAINER, "top"])
+    assert (case.sealed / "artifacts/own/roots/f").read_text() == "own/roots/f"
+    left = case.left_out()
+    assert set(left) == {f"artifacts/{name}" for name in LEFT_IN_A_CONTAINER}
+    assert all("belongs to another user (uid 0)" in why for why in left.values())
+    # What could not be read is not lost.
+    assert f"kept in .left_{JOB}" in left["artifacts/hidden"]
+    apart = case.results / f".left_{JOB}/artifacts"
+    assert (apart / "hidden").read_text() == "hidden"
+    assert (apart / "closed/f").read_text() == "closed/f"
+    assert not (apart / "mine").exists()
+    # Asked again it says the same.
+    assert case.check(case.seal()) == case.check(case.seal())
+
+
+@needs_root
+def test_what_a_container_left_does_not_stop_the_next_attempt(case: Case) -> None:
+    for _ in range(3):
+        leave_as_a_container(case)
+        case.create()
+    case.job(lambda: (case.artifacts / "new").touch())
+    assert case.sealed_files() == ["new"]
+    assert case.left_out() == {}
+    if case.owner:
+        # It waits for root, and is told of when the package is removed.
+        assert len([*(case.results / f".gone_{JOB}").rglob("secret")]) == 3
+
+
+def test_a_jobs_own_names_are_its_own(case: Case) -> None:
+    names = [".aitbcd.copy", ".aitbcd.stdout.log", ".aitbcd.x/y"]
+
+    def make() -> None:
+        for name in names:
+            path = case.artifacts / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(name)
+
+    case.job(make)
+    assert case.sealed_files() == names
+    assert case.left_out() == {}
 
 
 @pytest.mark.parametrize("log", ["stdout.log", "stderr.log"])
@@ -328,7 +426,7 @@ def test_a_name_of_our_copies_leads_nowhere(case: Case) -> None:
     def make() -> None:
         for path in (precious, kept):
             path.write_text(path.name)
-        os.link(precious, case.artifacts / ".aitbcd.copy")
+        os.link(precious, case.artifacts / f".aitbcd.copy.{JOB}")
         os.link(kept, case.artifacts / "linked")
         (case.logs / "stdout.log").write_bytes(bytes(range(256)) * (3 << 12))
         with (case.logs / "stdout.log").open("r+b") as log:
@@ -507,6 +605,21 @@ def test_globs(mine: Case, globs: list[str], expected: list[str]) -> None:
     assert {(mine.sealed / "artifacts" / name).read_text() for name in expected} == set(expected)
 
 
+def test_a_glob_that_collects_nothing_says_why(mine: Case) -> None:
+    (mine.cwd / "a.pt").touch()
+    (mine.cwd / "folder").mkdir()
+    (mine.cwd / "link").symlink_to("a.pt")
+    os.mkfifo(mine.cwd / "fifo")
+    outside = ["../x", "/etc/passwd", "a/../../x"]
+    assert mine.sealed_files(*outside, "*.bin", "folder", "link", "fifo", "*.pt", "") == ["a.pt"]
+    assert mine.left_out() == {
+        **dict.fromkeys(outside, "leaves the working directory"),
+        **dict.fromkeys(["*.bin", "folder", ""], "matched nothing"),
+        "link": "a symbolic link, which is not followed",
+        "fifo": "not a regular file",
+    }
+
+
 def test_collecting_reads_and_changes_nothing_that_the_user_may_not(case: Case) -> None:
     def make() -> None:
         (case.cwd / "model").write_text("theirs")
@@ -549,9 +662,11 @@ def seal_in_part(case: Case, order: Json, calls: int) -> bool:
     pid = os.fork()
     if pid == 0:
         try:
+            if case.owner:
+                case.owner.become()
             _ptrace(_TRACEME, 0)
             os.kill(os.getpid(), signal.SIGSTOP)
-            seal.seal(case.fd, order)
+            seal.seal(case.fd, order, case.run_fd)
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
@@ -589,7 +704,7 @@ def test_killed_after_any_system_call_it_is_sealed_again(mine: Case) -> None:
         order = _a_bit_of_all(mine)
         was_killed = seal_in_part(mine, order, calls)
         assert mine.sealed.exists() or mine.building.exists()
-        report = seal.seal(mine.fd, order)
+        report = mine.seal_again(order)
         stated = mine.check(report)
         assert set(stated) == {
             b"output.json",
@@ -606,12 +721,37 @@ def test_killed_after_any_system_call_it_is_sealed_again(mine: Case) -> None:
         assert log.count(b"[aitbcd: 196608 bytes dropped here;") == 1
         dropped = {"stdout.log": {"at": 32 << 10, "bytes": 192 << 10}}
         assert mine.output()["logs_dropped"] == dropped, calls
+        assert mine.left_out() == {"artifacts/sub/link": "not a regular file"}, calls
         if not was_killed:
             break
         calls += 1
         package.remove(mine.fd, JOB, None)
         mine.create()
     assert calls > 60
+
+
+@needs_root
+def test_killed_after_any_system_call_a_container_s_package_is_sealed_again(
+    folder: Path, other: Identity
+) -> None:
+    case = Case(folder, other, is_for_him=False)
+    calls = 0
+    while True:
+        leave_as_a_container(case)
+        order = case.order()
+        was_killed = seal_in_part(case, order, calls)
+        case.check(case.seal_again(order))
+        artifacts = {entry["path"] for entry in case.output()["files"]}
+        assert {f"artifacts/{name}" for name in FROM_A_CONTAINER} <= artifacts, calls
+        left = set(case.left_out())
+        assert left == {f"artifacts/{name}" for name in LEFT_IN_A_CONTAINER}, calls
+        if not was_killed:
+            break
+        calls += 31
+        for name in os.listdir(case.results):
+            subprocess.run(["rm", "-rf", case.results / name], check=True)
+        case.create()
+    assert calls > 500
 
 
 def test_a_sealed_package_is_reported_again_unchanged(case: Case) -> None:

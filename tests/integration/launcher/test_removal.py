@@ -20,6 +20,8 @@ from aitbcd.runs import Refused, Runs
 from tests.launcher import Daemon, Stage, Who, myself
 from tests.service import children, wait_for
 
+REMOVED = {"op": "removed", "left": None}
+
 
 @pytest.fixture(params=["myself", "another user"])
 def who(request: pytest.FixtureRequest) -> Who:
@@ -60,12 +62,12 @@ def test_a_package_goes_whole_and_a_second_time_is_as_good(
     package = sealed(stage, daemon, who, "mkdir -p a/b && echo x > a/b/c && ln -s /etc a/link")
     neighbour = sealed(stage, daemon, who)
     for _ in range(2):
-        assert remove(daemon, package, who) == {"op": "removed"}
+        assert remove(daemon, package, who) == REMOVED
         assert os.listdir(stage.results) == [neighbour.name]
 
 
 def test_one_that_never_was_is_removed(daemon: Daemon, who: Who) -> None:
-    assert remove(daemon, Path("job_00000000"), who) == {"op": "removed"}
+    assert remove(daemon, Path("job_00000000"), who) == REMOVED
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
@@ -83,7 +85,7 @@ def test_while_it_is_read_nothing_changes(
     assert package.name in answer["error"]
     assert (package / "artifacts/file").read_text() == "x\n"
     os.close(reader)
-    assert remove(daemon, job, who) == {"op": "removed"}
+    assert remove(daemon, job, who) == REMOVED
     assert os.listdir(stage.results) == []
 
 
@@ -93,7 +95,7 @@ def test_what_a_killed_removal_left_goes_with_the_rest(
     package = sealed(stage, daemon, who, "echo x > file")
     gone = sealed(stage, daemon, who, "mkdir half").rename(stage.results / gone_name(package.name))
     assert gone.exists()
-    assert remove(daemon, package, who) == {"op": "removed"}
+    assert remove(daemon, package, who) == REMOVED
     assert os.listdir(stage.results) == []
 
 
@@ -109,7 +111,7 @@ def test_a_removal_that_is_killed_goes_on_when_asked_again(
         os.kill(pid, signal.SIGKILL)
     # It may have been done before the kill came.
     assert daemon.answer(rid)["op"] in ("failed", "removed")
-    assert remove(daemon, package, who) == {"op": "removed"}
+    assert remove(daemon, package, who) == REMOVED
     assert os.listdir(stage.results) == []
 
 
@@ -132,7 +134,7 @@ def test_modes_and_names_hold_nothing_up(stage: Stage, daemon: Daemon, who: Who)
         package.chmod(0)
 
     as_user(who, spoil)
-    assert remove(daemon, package, who) == {"op": "removed"}
+    assert remove(daemon, package, who) == REMOVED
     assert os.listdir(stage.results) == []
     assert os.listdir(outside) == ["precious"]
 
@@ -160,7 +162,7 @@ def test_what_is_another_users_stays_and_is_told(
         assert os.listdir(stage.results) == [gone.name]
         assert sorted(path.name for path in gone.rglob("*") if path.is_file()) == ["f", "f"]
     shutil.rmtree(gone)
-    assert remove(daemon, foreign, other) == {"op": "removed"}
+    assert remove(daemon, foreign, other) == REMOVED
 
 
 def test_what_is_mounted_in_it_is_not_emptied(stage: Stage, daemon: Daemon, other: Who) -> None:
@@ -175,7 +177,7 @@ def test_what_is_mounted_in_it_is_not_emptied(stage: Stage, daemon: Daemon, othe
         [left] = stage.results.rglob("precious")
     finally:
         subprocess.run(["umount", left.parent], check=True)
-    assert remove(daemon, package, other) == {"op": "removed"}
+    assert remove(daemon, package, other) == REMOVED
 
 
 def test_the_launcher_hears_others_meanwhile(stage: Stage, daemon: Daemon, who: Who) -> None:
