@@ -9,9 +9,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
 
 from aitbcd import users
-from aitbcd.api import batch, events, health, jobs, logs, openapi, operations, results
+from aitbcd.api import batch, events, health, jobs, logs, openapi, operations, results, updates
 from aitbcd.api.context import Api
 from aitbcd.api.messages import StreamBroken, problem_response
 from aitbcd.api.peer import Peer, check_origin
@@ -29,7 +30,7 @@ def build(api: Api) -> ASGIApp:
     resources = (health, batch, jobs, events, logs, results)
     known = [operation for resource in resources for operation in resource.operations(api)]
     app = Starlette(
-        routes=[*operations.routes([*known, openapi.operation(known)])],
+        routes=[*updates.routes(api), *operations.routes([*known, openapi.operation(known)])],
         exception_handlers={
             AitbcError: _on_error,
             HTTPException: _on_http_error,
@@ -58,6 +59,9 @@ class _Gate:
         except AitbcError as error:
             await problem_response(error)(scope, receive, send)
             return
+        if scope["type"] == "websocket":
+            await self._follow(scope, receive, send)
+            return
         sent: list[Message] = []
 
         async def watched_send(message: Message) -> None:
@@ -76,6 +80,15 @@ class _Gate:
             elif sent[0]["type"] != "http.response.body" or sent[0].get("more_body"):
                 state["abort"]()
 
+    async def _follow(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except ClientDisconnected:
+            pass
+        except Exception:
+            _log.exception("serving the WebSocket %s failed", scope["path"])
+            scope["state"]["abort"]()
+
 
 def _is_broken_off(problem: BaseException) -> bool:
     """Tell whether it is all ``StreamBroken``: streams run in a group of tasks."""
@@ -87,7 +100,7 @@ def _is_broken_off(problem: BaseException) -> bool:
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AitbcError)
     if error.status >= 500:
-        _log.error("%s %s: %s", request.method, request.url.path, error.detail)
+        _log.error("%s: %s", request.url.path, error.detail)
     return problem_response(error)
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from aitbcd.api.peer import Peer, owner_of
 from aitbcd.engine import Engine
@@ -58,8 +58,14 @@ class Api:
         Raises:
             NoSuchJob, AmbiguousJob: as the caller sees it; others' jobs do not exist for him.
         """
-        owner = caller(request).owner
-        ref: str = request.path_params["job"]
+        return await self.find(caller(request).owner, request.path_params["job"])
+
+    async def find(self, owner: Owner, ref: str) -> Job:
+        """Return the job that ``ref`` names, as this user sees it.
+
+        Raises:
+            NoSuchJob, AmbiguousJob: others' jobs do not exist for him.
+        """
         if len(ref) > _REF_LENGTH_MAX:
             raise NoSuchJob(f"there is no job {ref[:_REF_LENGTH_MAX]}...", ref=ref)
         # Root sees everybody's jobs; its latest is still its own.
@@ -87,7 +93,7 @@ class Caller:
     is_read_only: bool = False
 
 
-def caller(request: Request) -> Caller:
+def caller(request: HTTPConnection) -> Caller:
     """Return who asks.
 
     Raises:

@@ -28,6 +28,7 @@ from uvicorn.server import ServerState
 
 from aitbcd import wire
 from aitbcd.api.peer import Diagnosis, Peer, tcp_peer, unix_peer
+from aitbcd.api.websocket import MESSAGE_BYTES_MAX, PING_S, PONG_S, WebSocketProtocol
 from aitbcd.errors import AitbcError, BadRequest, StartupError, TooLarge, Unavailable
 from aitbcd.paths import SOCKET_PATH_MAX
 from aitbcd.results.watches import Watches
@@ -43,8 +44,13 @@ IDLE_S = 75.0
 #: Seconds from the first byte of a request to the end of its head.
 HEAD_S = 20.0
 HEAD_BYTES_MAX = 64 * 1024
+#: What the WebSocket library reads of a head: lines, and bytes of each.
+_WS_HEADERS_MAX = 128
+_WS_LINE_BYTES_MAX = 8 * 1024
 #: Of a body that was refused unread; reading it on lets the client see the refusal.
 DISCARDED_BYTES_MAX = 512 * 1024 * 1024
+#: Where a connection may become a WebSocket; elsewhere the wish is ignored (RFC 9110, 7.8).
+WEBSOCKET_PATH = b"/v1/jobs/ws"
 #: Descriptors that the rest of the daemon needs.
 _RESERVED_FDS = 256
 #: Seconds between tries to bind a vanished socket where that fails.
@@ -59,6 +65,11 @@ class Clients:
             app,
             interface="asgi3",
             ws="none",
+            ws_max_size=MESSAGE_BYTES_MAX,
+            ws_ping_interval=PING_S,
+            ws_ping_timeout=PONG_S,
+            # A compressor for each of a thousand clients takes more memory than all else.
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -106,6 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_in_head = False
         self._discarded = 0
+        self._is_upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         peer = self._who(transport)
@@ -140,7 +152,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._peer is None:
             return
         super().data_received(data)
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_upgraded:
             return
         if self._is_in_head:
             self._bound_head(len(data))
@@ -190,8 +202,46 @@ class HttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest("that is no HTTP/1.1 request", hint="see the API's documentation"))
 
+    def _should_upgrade(self) -> bool:
+        return self.url.partition(b"?")[0] == WEBSOCKET_PATH and self._get_upgrade() == b"websocket"
+
+    def handle_websocket_upgrade(self) -> None:
+        if not self._is_idle():
+            # An answer is under way to an earlier request on this connection.
+            self.transport.abort()
+            return
+        if not self._is_handshake():
+            self._refuse(BadRequest("that is no WebSocket handshake", hint="see RFC 6455, 4.1"))
+            return
+        assert self._peer is not None
+        clients, peer = self._clients, self._peer
+        self._is_upgraded = True
+        self.connections.discard(self)
+        protocol = WebSocketProtocol(
+            self.config, self.server_state, self.app_state, lambda: clients.dismiss(peer)
+        )
+        protocol.connection_made(self.transport)
+        self.transport.set_protocol(protocol)
+        lines = [b"%s: %s\r\n" % header for header in self.headers]
+        protocol.data_received(b"GET %s HTTP/1.1\r\n%s\r\n" % (self.url, b"".join(lines)))
+        if not protocol.handshake_initiated:
+            self.transport.abort()
+
+    def _is_handshake(self) -> bool:
+        """Tell whether the WebSocket library will understand the head; it is silent if not."""
+        is_get = self.scope["method"] == "GET" and self.parser.get_http_version() == "1.1"
+        is_small = len(self.headers) < _WS_HEADERS_MAX and all(
+            len(name) + len(value) + 4 < _WS_LINE_BYTES_MAX for name, value in self.headers
+        )
+        has_body = any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in self.headers
+        )
+        is_plain = self.url.isascii() and len(self.url) + 16 < _WS_LINE_BYTES_MAX
+        return is_get and is_small and is_plain and not has_body
+
     def _unsupported_upgrade_warning(self) -> None:
-        """Serve the request as it is, in silence: RFC 9110 lets a server ignore Upgrade."""
+        """Serve the request as it is, in silence."""
 
     def _refuse(self, error: AitbcError, status: int | None = None) -> None:
         """Answer outside of a request and hang up."""

@@ -6,9 +6,11 @@ import http.client
 import json
 import os
 import pwd
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +120,29 @@ def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def driver(nvml_library: Path, tmp_path: Path) -> Driver:
     """A driver without GPUs, until the test writes some."""
     return Driver(nvml_library, tmp_path / "nvml.script")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Box]:
+    """A daemon of root's whose socket others reach."""
+    with tempfile.TemporaryDirectory(prefix="aitbcd-users-") as folder:
+        Path(folder).chmod(0o755)
+        service = Service(Path(folder) / "daemon", CONFIG.replace('""', '"127.0.0.1:0"', 1))
+        service.socket.parent.chmod(0o755)
+        with service:
+            box = Box(service)
+            with box.http:
+                yield box
+
+
+def tcp_of(box: Box) -> tuple[str, int]:
+    """Return where a daemon serves TCP, once it says so."""
+
+    def look() -> tuple[str, int] | None:
+        found = re.findall(r"http://127\.0\.0\.1:(\d+)\n", box.service.log.read_text())
+        return ("127.0.0.1", int(found[-1])) if found else None
+
+    return wait_for("it says its port", look, log=box.service.log)
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> Json:

@@ -8,9 +8,7 @@ import json
 import os
 import re
 import subprocess
-import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -19,8 +17,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.integration.conftest import CONFIG, WAIT, Box, Json, User, problem, serving
-from tests.service import Service, wait_for
+from tests.integration.conftest import CONFIG, WAIT, Box, Json, User, problem, serving, tcp_of
+from tests.service import wait_for
 
 WHOLE_SECONDS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 MICROSECONDS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -793,25 +791,6 @@ def test_unknown_routes_and_methods_are_problems(box: Box) -> None:
 # -- users --------------------------------------------------------------------------------------
 
 only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Box]:
-    """A daemon of root's whose socket others reach."""
-    with tempfile.TemporaryDirectory(prefix="aitbcd-users-") as folder:
-        Path(folder).chmod(0o755)
-        service = Service(Path(folder) / "daemon", CONFIG.replace('""', '"127.0.0.1:0"', 1))
-        service.socket.parent.chmod(0o755)
-        with service:
-            box = Box(service)
-            with box.http:
-                yield box
-
-
-def tcp_of(box: Box) -> tuple[str, int]:
-    found = re.search(r"http://127\.0\.0\.1:(\d+)", box.service.log.read_text())
-    assert found
-    return "127.0.0.1", int(found[1])
 
 
 @only_root
