@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Event
@@ -24,16 +23,16 @@ from aitbcd.api.messages import (
 )
 from aitbcd.api.operations import Asked, Operation, choice
 from aitbcd.api.schemas import BOOLEAN, INTEGER, array, json, one_of, raw, record, ref
+from aitbcd.api.sending import file_pieces, iterated
 from aitbcd.errors import BadRange, NoResults, NoSuchFile
 from aitbcd.model import Job, ResultsState
 from aitbcd.results import beneath, checksums
-from aitbcd.results.archive import Archive, Changed
+from aitbcd.results.archive import Archive
 from aitbcd.results.package import Package
 from aitbcd.results.verify import Abandoned, verify
 
 #: Packages that are verified at the same time, each by all cores.
 _VERIFIERS = 2
-_PIECE = 256 * 1024
 _TYPES = {b"json": "application/json", b"txt": "text/plain; charset=utf-8",
           b"log": "text/plain; charset=utf-8", b"png": "image/png"}  # fmt: skip
 
@@ -93,55 +92,22 @@ class _Results:
         self._verifiers = ThreadPoolExecutor(_VERIFIERS, thread_name_prefix="verifier")
 
     async def download(self, request: Request, asked: Asked) -> Response:
-        job = await self._job_with_results(request)
-        paths = self._api.paths
-        make = partial(Archive, paths.package(job.job_id), job.job_id, paths.state)
-        try:
-            archive = await self._api.in_thread(make)
-        except beneath.NotThere:
-            raise _gone(job) from None
-        try:
-            span = range_of(request, archive.size, archive.tag)
-        except BaseException:
-            archive.close()
-            raise
-        status, headers = range_headers(span, archive.size, archive.tag)
-        headers["content-disposition"] = f'attachment; filename="{job.job_id}.zip"'
-        pieces = _sent(self._api, archive.pieces(*(span or ())))
-        return stream(request, pieces, "application/zip", headers, status, release=archive.close)
+        return await send_zip(self._api, request, await self._job(request))
 
     async def checksums(self, request: Request, asked: Asked) -> Response:
-        job = await self._job_with_results(request)
-        package, file = self._open(job, manifest.FILE_NAME.encode())
-        try:
-            digest = await self._api.in_thread(partial(checksums.digest, file))
-            if job.ending is not None and digest != job.ending.digest:
-                raise NoResults(
-                    f"the checksums of job {job.job_id} were changed after they were stored",
-                    hint=f"see what differs: aitbcctl verify {job.job_id}",
-                    state=job.status.value,
-                )
-        except BaseException:
-            file.close()
-            package.close()
-            raise
-        pieces = _sent(self._api, checksums.prefixed(file, job.job_id.encode()))
-        headers = {"content-disposition": f'attachment; filename="{manifest.FILE_NAME}"'}
-        release = partial(_close, file, package)
-        return stream(request, pieces, _TYPES[b"txt"], headers, release=release)
+        return await send_checksums(self._api, request, await self._job(request))
 
     async def result(self, request: Request, asked: Asked) -> Response:
-        job = await self._job_with_results(request)
-        return self._file(request, job, b"output.json")
+        return send_file(self._api, request, await self._job(request), b"output.json")
 
     async def file(self, request: Request, asked: Asked) -> Response:
-        job = await self._job_with_results(request)
+        job = await self._job(request)
         # The decoded path has lost what is no UTF-8.
         _, _, path = request.scope["raw_path"].partition(b"/files/")
-        return self._file(request, job, unquote_to_bytes(path))
+        return send_file(self._api, request, job, unquote_to_bytes(path))
 
     async def verify(self, request: Request, asked: Asked) -> Response:
-        job = await self._job_with_results(request)
+        job = await self._job(request)
         digest = job.ending.digest if job.ending else None
         left = Event()
         work = partial(verify, self._api.paths.package(job.job_id), digest, left)
@@ -165,65 +131,107 @@ class _Results:
             }
         )
 
-    async def _job_with_results(self, request: Request) -> Job:
+    async def _job(self, request: Request) -> Job:
         job = await self._api.job(request)
-        if job.ending is None:
-            raise NoResults(
-                f"job {job.job_id} is {job.status.value}: its results are there when it is over",
-                hint=f"follow it: aitbcctl watch {job.job_id}",
-                state=job.status.value,
-            )
-        if job.ending.results is not ResultsState.KEPT:
-            why = "it never started" if job.attempt == 0 else "they are kept no more"
-            raise NoResults(f"job {job.job_id} has no results: {why}", state=job.status.value)
+        refuse_without_results(job)
         return job
 
-    def _file(self, request: Request, job: Job, path: bytes) -> Response:
-        package, file = self._open(job, path)
-        release = partial(_close, file, package)
-        try:
-            size, tag = file.size, file.tag
-            span = range_of(request, size, tag)
-        except BaseException:
-            release()
-            raise
-        status, headers = range_headers(span, size, tag)
-        start, end = span or (0, size)
-        kind = _TYPES.get(path.rpartition(b".")[2], "application/octet-stream")
-        # A job's text is anybody's text: no browser may run it as a page of ours.
-        headers["content-security-policy"] = "sandbox"
-        pieces = _pieces(self._api, file, start, end)
-        return stream(request, pieces, kind, headers, status, release=release)
 
-    def _open(self, job: Job, path: bytes) -> tuple[Package, beneath.OpenFile]:
-        """Return a job's package, which stays while it is open, and one of its files."""
-        shown = path.decode(errors="backslashreplace")
-        try:
-            package = Package(self._api.paths.package(job.job_id))
-        except beneath.NotThere:
-            raise _gone(job) from None
-        try:
-            return package, package.open(path)
-        except beneath.NotThere:
-            package.close()
-            raise NoSuchFile(f"the results of job {job.job_id} have no file '{shown}'") from None
-        except PermissionError:
-            package.close()
-            detail = f"the file '{shown}' of job {job.job_id} is not readable for the daemon"
-            hint = "its owner changed its mode; it is under result_path"
-            raise NoSuchFile(detail, hint=hint) from None
+def refuse_without_results(job: Job) -> None:
+    """Refuse a job of which nothing is kept.
+
+    Raises:
+        NoResults: with its ``state``.
+    """
+    if job.ending is None:
+        raise NoResults(
+            f"job {job.job_id} is {job.status.value}: its results are there when it is over",
+            hint=f"follow it: aitbcctl watch {job.job_id}",
+            state=job.status.value,
+        )
+    if job.ending.results is not ResultsState.KEPT:
+        why = "it never started" if job.attempt == 0 else "they are kept no more"
+        raise NoResults(f"job {job.job_id} has no results: {why}", state=job.status.value)
+
+
+async def send_zip(api: Api, request: Request, job: Job) -> Response:
+    """Return a job's package as a zip, or the Range of it."""
+    make = partial(Archive, api.paths.package(job.job_id), job.job_id, api.paths.state)
+    try:
+        archive = await api.in_thread(make)
+    except beneath.NotThere:
+        raise _gone(job) from None
+    try:
+        span = range_of(request, archive.size, archive.tag)
+    except BaseException:
+        archive.close()
+        raise
+    status, headers = range_headers(span, archive.size, archive.tag)
+    headers["content-disposition"] = f'attachment; filename="{job.job_id}.zip"'
+    pieces = iterated(api, archive.pieces(*(span or ())))
+    return stream(request, pieces, "application/zip", headers, status, release=archive.close)
+
+
+def send_file(api: Api, request: Request, job: Job, path: bytes) -> Response:
+    """Return one file of a job's package, or the Range of it."""
+    package, file = _open(api, job, path)
+    release = partial(_close, file, package)
+    try:
+        size, tag = file.size, file.tag
+        span = range_of(request, size, tag)
+    except BaseException:
+        release()
+        raise
+    status, headers = range_headers(span, size, tag)
+    kind = _TYPES.get(path.rpartition(b".")[2], "application/octet-stream")
+    # A job's text is anybody's text: no browser may run it as a page of ours.
+    headers["content-security-policy"] = "sandbox"
+    pieces = file_pieces(api, file, *(span or (0, size)))
+    return stream(request, pieces, kind, headers, status, release=release)
+
+
+async def send_checksums(api: Api, request: Request, job: Job) -> Response:
+    """Return a job's manifest with paths as they are beside its folder."""
+    package, file = _open(api, job, manifest.FILE_NAME.encode())
+    release = partial(_close, file, package)
+    try:
+        digest = await api.in_thread(partial(checksums.digest, file))
+        if job.ending is not None and digest != job.ending.digest:
+            raise NoResults(
+                f"the checksums of job {job.job_id} were changed after they were stored",
+                hint=f"see what differs: aitbcctl verify {job.job_id}",
+                state=job.status.value,
+            )
+    except BaseException:
+        release()
+        raise
+    pieces = iterated(api, checksums.prefixed(file, job.job_id.encode()))
+    headers = {"content-disposition": f'attachment; filename="{manifest.FILE_NAME}"'}
+    return stream(request, pieces, _TYPES[b"txt"], headers, release=release)
+
+
+def _open(api: Api, job: Job, path: bytes) -> tuple[Package, beneath.OpenFile]:
+    """Return a job's package, which stays while it is open, and one of its files."""
+    shown = path.decode(errors="backslashreplace")
+    try:
+        package = Package(api.paths.package(job.job_id))
+    except beneath.NotThere:
+        raise _gone(job) from None
+    try:
+        return package, package.open(path)
+    except beneath.NotThere:
+        package.close()
+        raise NoSuchFile(f"the results of job {job.job_id} have no file '{shown}'") from None
+    except PermissionError:
+        package.close()
+        detail = f"the file '{shown}' of job {job.job_id} is not readable for the daemon"
+        hint = "its owner changed its mode; it is under result_path"
+        raise NoSuchFile(detail, hint=hint) from None
 
 
 def _close(*files: beneath.OpenFile) -> None:
     for file in files:
         file.close()
-
-
-async def _tell_when_left(request: Request, left: Event) -> None:
-    """Set ``left`` when the client hangs up."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    left.set()
 
 
 def _gone(job: Job) -> NoResults:
@@ -233,19 +241,8 @@ def _gone(job: Job) -> NoResults:
     )
 
 
-async def _pieces(api: Api, file: beneath.OpenFile, start: int, end: int) -> AsyncGenerator[bytes]:
-    while start < end:
-        piece = await api.in_thread(partial(file.pread, min(_PIECE, end - start), start))
-        if not piece:
-            raise StreamBroken("the file became shorter while it was sent")
-        start += len(piece)
-        yield piece
-
-
-async def _sent(api: Api, pieces: Iterator[bytes]) -> AsyncGenerator[bytes]:
-    """Yield what is read in a thread."""
-    try:
-        while piece := await api.in_thread(lambda: next(pieces, b"")):
-            yield piece
-    except (Changed, OSError, beneath.NotThere) as problem:
-        raise StreamBroken(f"the package changed while it was sent: {problem}") from None
+async def _tell_when_left(request: Request, left: Event) -> None:
+    """Set ``left`` when the client hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    left.set()

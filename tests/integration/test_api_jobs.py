@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -638,6 +639,64 @@ def test_a_log_past_its_limit_keeps_its_ends_for_all_who_read_it(tmp_path: Path)
             assert len(re.findall(rb"\[aitbcd: \d+ bytes dropped here", got)) == 1, got[:100]
         output = box.http.get(f"/v1/jobs/{job}/result").json()
         assert "dropped" in json.dumps(output)
+
+
+def frames(answer: httpx.Response) -> Iterator[tuple[Json, bytes]]:
+    """Yield the pieces of a framed log."""
+    rest = b""
+    for some in answer.iter_raw():
+        rest += some
+        while b"\n" in rest:
+            line, _, behind = rest.partition(b"\n")
+            head = json.loads(line)
+            if len(behind) < head["length"]:
+                break
+            rest = behind[head["length"] :]
+            yield head, behind[: head["length"]]
+    assert rest == b""
+
+
+def test_who_follows_in_frames_comes_back_to_the_byte(tmp_path: Path) -> None:
+    config = CONFIG + 'log_limit = "64K"\n'
+    with serving(tmp_path / "daemon", config) as box:
+        line = f"seq -f 'line %07g' 1 100000; {WAIT}; seq 1 5000; echo last"
+        job = box.submit("sh", "-c", line, "sh", str(tmp_path / "go"))["job_id"]
+        wait_for("it wrote all", lambda: box.log(job).endswith(b"line 0100000\n"))
+        url = f"/v1/jobs/{job}/logs/stdout"
+        seen, got = [], b""
+        with box.http.stream("GET", url, params={"follow": True, "framed": True}) as answer:
+            for head, data in frames(answer):
+                seen.append(head)
+                got += data
+                if data.endswith(b"line 0100000\n"):
+                    break
+        here = seen[-1]
+        assert here["next"] == 13 * 100_000
+        (tmp_path / "go").touch()
+        box.ended(job)
+        # Its log is another file now, without the hole.
+        back = {"follow": True, "offset": here["next"], "attempt": here["attempt"]}
+        rest = box.http.get(url, params=back).content
+        assert rest == b"".join(b"%d\n" % number for number in range(1, 5001)) + b"last\n"
+        assert box.http.get(url, params={"offset": here["next"]}).content == rest
+        assert box.http.get(url, params={"offset": here["next"] + 10**6}).content == b""
+
+
+def test_who_comes_back_to_another_attempt_is_sent_all_of_it(box: Box, tmp_path: Path) -> None:
+    line = f"echo try $AITBC_ATTEMPT; test $AITBC_ATTEMPT = 2 || {{ {WAIT}; exit 1; }}"
+    job = box.submit("sh", "-c", line, "sh", str(tmp_path / "go"), retries=1)["job_id"]
+    url = f"/v1/jobs/{job}/logs/stdout"
+    with box.http.stream("GET", url, params={"follow": True, "framed": True}) as answer:
+        got = []
+        for head, data in frames(answer):
+            got.append((head["attempt"], head["next"], data))
+            (tmp_path / "go").touch()
+    assert got == [(1, 6, b"try 1\n"), (2, 6, b"try 2\n")]
+    back = {"follow": True, "offset": 6}
+    assert box.http.get(url, params={**back, "attempt": 1}).content == b"try 2\n"
+    assert box.http.get(url, params={**back, "attempt": 2}).content == b""
+    for wrong in ({"attempt": 1}, {"framed": True}, {**back, "attempt": 0}):
+        problem(box.http.get(url, params=wrong), 422, "invalid-value")
 
 
 # -- results ------------------------------------------------------------------------------------

@@ -145,7 +145,8 @@ def punch(fd: int, start: int, length: int) -> None:
 def read_all(log: io.BufferedRandom, limit: int, offset: int = 0, length: int = 3000) -> bytes:
     out = b""
     with beneath.OpenFile(os.dup(log.fileno())) as file:
-        while (piece := logs.read(file, offset, length, limit)).data:
+        opened = logs.Log(file, limit)
+        while (piece := opened.read(offset, length)).data:
             out += piece.data
             offset = piece.next_offset
     return out
@@ -175,6 +176,38 @@ def test_what_was_dropped_is_said_in_one_line(log: io.BufferedRandom) -> None:
     # Who comes to stand in the hole is led out of it and told the same.
     within = read_all(log, limit=4 * BLOCK, offset=len(first) + 100)
     assert within == said + last
+
+
+def test_an_offset_means_the_same_before_and_after_a_hole_is_closed(
+    log: io.BufferedRandom, tmp_path: Path
+) -> None:
+    limit = 4 * BLOCK
+    first, middle = b"a" * 2 * BLOCK, b"b" * 8 * BLOCK
+    last = b"".join(b"%07d\n" % number for number in range(1024))
+    log.write(first + middle + last)
+    log.flush()
+    os.fsync(log.fileno())
+    punch(log.fileno(), len(first), len(middle))
+    closed = tmp_path / "closed"
+    said = logs.note(len(middle))
+    closed.write_bytes(first + said + last)
+    end = len(first + middle + last)
+    offsets = [0, 1, len(first) - 1, len(first), len(first) + 1, len(first + middle) - 1,
+               len(first + middle), len(first + middle) + 13, end - 1, end, end + 1]  # fmt: skip
+    with (
+        closed.open("r+b") as sealed,
+        beneath.OpenFile(os.dup(log.fileno())) as file,
+        beneath.OpenFile(os.dup(sealed.fileno())) as closed_file,
+    ):
+        before, after = logs.Log(file, limit), logs.Log(closed_file, limit)
+        assert before.end == after.end == end
+        for offset in offsets:
+            assert read_all(log, limit, offset) == read_all(sealed, limit, offset), offset
+        for place in [*range(0, len(first), 7), *range(len(first + said), closed_file.size, 7)]:
+            assert after.place_of(after.offset_of(place)) == place
+        assert before.read(len(first)) == after.read(len(first)) == (
+            said, len(first + middle), len(middle)
+        )  # fmt: skip
 
 
 def test_zeros_that_a_job_wrote_are_not_taken_for_a_hole(log: io.BufferedRandom) -> None:
@@ -211,7 +244,7 @@ def test_a_tail_begins_where_its_lines_do(
     log.write(content)
     log.flush()
     with beneath.OpenFile(os.dup(log.fileno())) as file:
-        assert content[logs.offset_of_tail(file, lines) :] == tail
+        assert content[logs.place_of_tail(file, lines) :] == tail
 
 
 # --- verify

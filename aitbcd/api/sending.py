@@ -1,0 +1,34 @@
+"""Sends what lies on the disk: it is read in threads, piece by piece, as fast as it is taken."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from functools import partial
+
+from aitbcd.api.context import Api
+from aitbcd.api.messages import StreamBroken
+from aitbcd.results import beneath
+from aitbcd.results.archive import Changed
+
+_PIECE = 256 * 1024
+
+
+async def file_pieces(
+    api: Api, file: beneath.OpenFile, start: int, end: int
+) -> AsyncGenerator[bytes]:
+    """Yield what is between two places in a file."""
+    while start < end:
+        piece = await api.in_thread(partial(file.pread, min(_PIECE, end - start), start))
+        if not piece:
+            raise StreamBroken("the file became shorter while it was sent")
+        start += len(piece)
+        yield piece
+
+
+async def iterated(api: Api, pieces: Iterator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield what an iterator reads; its pieces are not empty."""
+    try:
+        while piece := await api.in_thread(lambda: next(pieces, b"")):
+            yield piece
+    except (Changed, OSError, beneath.NotThere) as problem:
+        raise StreamBroken(f"the package changed while it was sent: {problem}") from None
