@@ -106,10 +106,23 @@ PLANS: Mapping[str, Plan] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Gpus:
+    #: Seconds that the driver has for an answer; six times as many for the first one.
+    deadline_s: float = 10.0
+    #: Seconds after which a driver that fails is asked again; longer each time.
+    retry_s: float = 60.0
+    #: Seconds that a GPU has to be without foreign processes before it is free again.
+    foreign_grace_s: float = 5.0
+    #: Bytes that a process may hold that only draws, before it counts as a foreign one.
+    display_memory: int = 1 << 29
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     server: Server = field(default_factory=Server)
     slots: Slots = field(default_factory=Slots)
     jobs: Jobs = field(default_factory=Jobs)
+    gpus: Gpus = field(default_factory=Gpus)
     storage: Storage = field(default_factory=Storage)
     pricing: Pricing = field(default_factory=Pricing)
     plans: Mapping[str, Plan] = field(default_factory=lambda: PLANS)
@@ -140,6 +153,13 @@ def _whole_number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65536:
         raise ValueError
     return value
+
+
+def _pause(value: Any) -> float:
+    seconds = parse_duration(value)
+    if seconds < 0.1:
+        raise ValueError
+    return seconds
 
 
 def _loopback_address(value: Any) -> str:
@@ -264,6 +284,19 @@ TABLES: Mapping[str, Table] = {
     "users": Table(Member, {"plan": _Key("plan", _plan_name, "the name of a plan")}, is_named=True),
     "groups": Table(
         Member, {"plan": _Key("plan", _plan_name, "the name of a plan")}, is_named=True
+    ),
+    "gpus": Table(
+        Gpus,
+        {
+            "deadline": _Key("deadline_s", _pause, 'a duration from 0.1 s, for example "10s"'),
+            "retry": _Key("retry_s", _pause, 'a duration from 0.1 s, for example "1m"'),
+            "foreign_grace": _Key(
+                "foreign_grace_s", _pause, 'a duration from 0.1 s, for example "5s"'
+            ),
+            "display_memory": _Key(
+                "display_memory", parse_size, 'bytes or a size, for example "512M"'
+            ),
+        },
     ),
 }
 

@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Modules of the daemon by level; an import goes to a lower level.
 LEVELS: tuple[set[str], ...] = (
-    {"errors", "model", "manifest", "units", "progress", "paths", "clock"},
+    {"errors", "model", "manifest", "units", "progress", "paths", "clock", "devices"},
     {"lifecycle", "settings", "wire", "machine", "users"},
     {"planner", "outcome", "output", "launch", "plans", "pricing", "retention", "space"},
-    {"store", "results", "runs", "feed", "backlog", "reserve", "state"},
+    {"store", "results", "runs", "feed", "backlog", "reserve", "state", "gpus"},
     {"engine"},
     {"api"},
     {"daemon"},
@@ -38,6 +38,7 @@ PURE = {
     "manifest",
     "units",
     "progress",
+    "devices",
     "lifecycle",
     "planner",
     "outcome",
@@ -66,7 +67,7 @@ FOR_CLI = {
 #: Dependencies that we never import by name: uvicorn does.
 USED_BY_UVICORN = {"httptools", "websockets"}
 #: Import name of a distribution, where they differ.
-IMPORT_NAMES: dict[str, str] = {}
+IMPORT_NAMES = {"nvidia-ml-py": "pynvml"}
 
 #: What costs more than a whole `aitbcctl submit` may, or a supervisor that is forked.
 HEAVY_FOR_SUBMIT = {

@@ -1,0 +1,115 @@
+"""The GPUs of this machine as values: what each is, does, and is worth to a planner. Pure.
+
+A ``Gpu`` is a snapshot; ``uuid`` names the device, ``index`` only where it is at present. Times are
+integer microseconds since the epoch; sizes are bytes. None stands for what the driver does not say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class GpuState(str, Enum):
+    """What a GPU is good for now; only a free one takes a job for whole GPUs."""
+
+    FREE = "free"
+    #: Jobs of ours use it.
+    BUSY = "busy"
+    #: Somebody uses it past the queue.
+    FOREIGN = "foreign"
+    #: Takes no new job: an administrator's wish, or a fault that needs a reset.
+    DRAINED = "drained"
+    #: A job's memory did not come back.
+    QUARANTINED = "quarantined"
+    #: The driver cannot reach it.
+    LOST = "lost"
+
+
+#: How two GPUs are connected, the nearest first.
+LINKS = ("nvlink", "board", "switch", "switches", "host-bridge", "node", "system")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that has memory or a context on a GPU."""
+
+    pid: int
+    user: str | None
+    #: Its program's name and arguments, shortened.
+    command: str | None
+    memory: int | None
+    #: When it was started.
+    since: int | None
+    #: The job of ours that it belongs to.
+    job_id: str | None
+    #: Uses the GPU past the queue; a display server's few MiB do not count.
+    is_foreign: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MigInstance:
+    """What makes a device a part of a GPU."""
+
+    #: UUID of the GPU that it is a part of.
+    parent: str
+    gpu_instance: int
+    compute_instance: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU, or one MIG device."""
+
+    #: As NVML counts now; of a MIG device its GPU's.
+    index: int
+    uuid: str
+    name: str
+    #: ``00000000:17:00.0``
+    bus_id: str | None
+    memory_total: int
+    memory_used: int
+    state: GpuState
+    #: Why it is in this state, as a sentence; None for free and busy.
+    reason: str | None = None
+    #: ``9.0``
+    compute_capability: str | None = None
+    #: Watts.
+    power_limit: float | None = None
+    power: float | None = None
+    #: Percent of the last sample period in which a kernel ran.
+    utilization: int | None = None
+    #: Degrees Celsius.
+    temperature: int | None = None
+    #: Joules since the driver was loaded.
+    energy: float | None = None
+    #: MHz.
+    sm_clock: int | None = None
+    #: The NUMA node that it is near to, and the cores there.
+    numa_node: int | None = None
+    cpus: tuple[int, ...] = ()
+    #: Other GPUs by UUID, with one of ``LINKS``.
+    links: Mapping[str, str] = field(default_factory=dict)
+    mig: MigInstance | None = None
+    #: What needs a reset or a look of an administrator, as sentences.
+    faults: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
+    processes: tuple[Process, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """All GPUs at one moment."""
+
+    #: When this was seen.
+    at: int
+    #: What stands in the way of using GPUs, as a sentence with what to do; None when nothing does.
+    problem: str | None
+    driver_version: str | None = None
+    #: The newest CUDA version that the driver can run, as ``12.8``.
+    cuda_version: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+
+    def find(self, uuid: str) -> Gpu | None:
+        return next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)

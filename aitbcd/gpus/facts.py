@@ -1,0 +1,100 @@
+"""What the probe tells the daemon: plain facts of the driver and of /proc, no judgement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aitbcd.devices import MigInstance
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFacts:
+    pid: int
+    #: It has a compute context (also through MPS); false: it only draws.
+    is_compute: bool
+    memory: int | None
+    #: None when it is of another PID namespace, or gone.
+    uid: int | None = None
+    command: str | None = None
+    #: Microseconds since the epoch.
+    since: int | None = None
+    #: What its environment says in AITBC_JOB_ID, where it can be read.
+    claim: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    index: int
+    uuid: str
+    name: str
+    bus_id: str | None = None
+    memory_total: int = 0
+    memory_used: int = 0
+    compute_capability: str | None = None
+    power_limit: float | None = None
+    power: float | None = None
+    utilization: int | None = None
+    temperature: int | None = None
+    energy: float | None = None
+    sm_clock: int | None = None
+    numa_node: int | None = None
+    cpus: tuple[int, ...] = ()
+    links: dict[str, str] = field(default_factory=dict)
+    mig: MigInstance | None = None
+    #: MIG mode is on and this is the GPU itself, which no program can use as a whole.
+    is_divided: bool = False
+    uncorrected_errors: int = 0
+    is_remap_pending: bool = False
+    has_remap_failed: bool = False
+    #: nvmlReturn_t of the call that failed, where the device cannot be used.
+    failure: int | None = None
+    processes: tuple[ProcessFacts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A GPU that NVML counts and does not open."""
+
+    index: int
+    failure: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The answer to one question."""
+
+    driver_version: str
+    cuda_version: str
+    devices: tuple[DeviceFacts, ...]
+    unreachable: tuple[Unreachable, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An XID error: the driver's word for something that went wrong on a GPU."""
+
+    uuid: str
+    xid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """NVML cannot be used; the probe ends after it."""
+
+    #: nvmlReturn_t.
+    code: int
+    #: NVML's own words.
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A line of the probe: one of these."""
+
+    report: Report | None = None
+    fault: Fault | None = None
+    failure: Failure | None = None
+    #: Look: something happened that is no fault of one known GPU.
+    is_disturbed: bool = False
+    #: The library on disk is another one than the one that is loaded; the probe ends.
+    is_outdated: bool = False

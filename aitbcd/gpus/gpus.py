@@ -1,0 +1,338 @@
+"""The GPUs of this machine: looks when asked, hears of errors, says what stands in the way.
+
+Nothing is polled: a look follows a question (at most one a second), an XID error, the arrival of a
+driver, or the end of a short wait that an earlier look began. Only while a driver is there and
+fails is it tried again by the clock, with pauses that grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+
+from aitbcd import users
+from aitbcd.devices import Gpu, GpuState, Inventory
+from aitbcd.errors import AitbcError, NoSuchFile, WrongState
+from aitbcd.gpus import advice, driver
+from aitbcd.gpus.arrival import Arrival
+from aitbcd.gpus.child import Child, ProbeEnded
+from aitbcd.gpus.drains import Drain, Drains, Xid
+from aitbcd.gpus.facts import Fault, ProcessFacts, Report
+from aitbcd.gpus.judge import Judge, Policy, summary
+from aitbcd.settings import Gpus as Settings
+
+_log = logging.getLogger(__name__)
+
+#: A question that comes sooner after a look is answered from it.
+FRESH_S = 1.0
+#: Seconds that a question waits for a look. A driver that is slower is told as a problem.
+PATIENCE_S = 2.0
+#: As ``FRESH_S``, where the look would need a new probe: that costs a program's start.
+_FRESH_FAILURE_S = 10.0
+#: NVML's first call may load the driver into every GPU.
+_FIRST_DEADLINE_FACTOR = 6
+#: The pause before a driver that fails is tried again grows up to this multiple.
+_RETRY_GROWTH_MAX = 16
+
+#: Which job a process belongs to.
+JobOf = Callable[[ProcessFacts], str | None]
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+class Gpus:
+    """``open`` before anything else. ``inventory`` is what the last look saw."""
+
+    def __init__(self, settings: Settings, drains: Drains, job_of: JobOf) -> None:
+        self.inventory = Inventory(now_us(), None)
+        self._settings = settings
+        self._drains = drains
+        self._job_of = job_of
+        policy = Policy(int(settings.foreign_grace_s * 1e6), settings.display_memory)
+        self._judge = Judge(policy, drains, self._identify)
+        self._listeners: list[Callable[[Inventory], None]] = []
+        self._child: Child | None = None
+        #: One that did not answer and cannot be ended; no other is started beside it.
+        self._stuck: Child | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._looked_at = -FRESH_S
+        self._is_first = True
+        #: When a driver that fails is asked again; when a GPU that was left is looked at again.
+        self._retrying: asyncio.TimerHandle | None = None
+        self._settling: asyncio.TimerHandle | None = None
+        self._retry_factor = 1
+        self._arrival: Arrival | None = None
+        self._deadline_s = settings.deadline_s
+        #: Something happened during a look: look once more.
+        self._is_stirred = False
+        #: The probe hears of no more errors.
+        self._is_deaf = False
+        self._absence: str | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    # -- life -------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Look for the first time, beside."""
+        self._arrival = Arrival(self._on_arrival)
+        self._look_beside()
+
+    async def close(self) -> None:
+        self._is_closed = True
+        for timer in (self._retrying, self._settling):
+            if timer is not None:
+                timer.cancel()
+        if self._arrival is not None:
+            self._arrival.close()
+        tasks = [task for task in (self._looking, self._ending) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._child is not None:
+            await self._child.close()
+
+    def listen(self, listener: Callable[[Inventory], None]) -> None:
+        """Be told of every change that decides what may run, from the event loop."""
+        self._listeners.append(listener)
+
+    # -- what others ask --------------------------------------------------------------------------
+
+    async def look(self, *, max_age_s: float = FRESH_S) -> Inventory:
+        """Return what there is, at most this old, or older when the driver takes its time."""
+        if not self._is_fresh(max_age_s) and (looking := self._look_beside()) is not None:
+            await asyncio.wait({looking}, timeout=PATIENCE_S)
+        return self.inventory
+
+    def _is_fresh(self, max_age_s: float) -> bool:
+        if self._child is None:
+            max_age_s = max(max_age_s, min(_FRESH_FAILURE_S, self._settings.retry_s))
+        return time.monotonic() - self._looked_at <= max_age_s
+
+    async def drain(self, uuid: str, reason: str, user: str) -> Gpu:
+        """Let a GPU take no new job; what runs there goes on.
+
+        Raises:
+            NoSuchFile: there is no such GPU.
+            StorageFull: nothing was changed.
+        """
+        gpu = await self._find(uuid)
+        self._drains.drain(gpu.uuid, Drain(reason, user, now_us()))
+        return await self._after_change(gpu)
+
+    async def resume(self, uuid: str) -> Gpu:
+        """Let a GPU take jobs again, with the faults that it has.
+
+        Raises:
+            NoSuchFile: there is no such GPU.
+            WrongState: nothing that could be taken back keeps it from jobs.
+            StorageFull: nothing was changed.
+        """
+        gpu = await self._find(uuid)
+        if gpu.state is not GpuState.DRAINED:
+            raise WrongState(
+                f"GPU {gpu.index} ({gpu.uuid}) is {gpu.state.value}, not drained",
+                hint="see aitbcctl gpus",
+                state=gpu.state.value,
+            )
+        if gpu.mig and self._drains.drained(gpu.mig.parent):
+            raise WrongState(
+                f"the whole GPU of {gpu.uuid} is drained",
+                hint=f"aitbcctl gpus resume {gpu.mig.parent}",
+                state=gpu.state.value,
+            )
+        self._drains.resume(gpu.uuid, gpu.faults)
+        return await self._after_change(gpu)
+
+    async def _find(self, uuid: str) -> Gpu:
+        inventory = await self.look()
+        gpu = inventory.find(uuid)
+        if gpu is None:
+            known = ", ".join(gpu.uuid for gpu in inventory.gpus) or "there are none"
+            raise NoSuchFile(f"there is no GPU {uuid[:80]}", hint=f"GPUs here: {known}")
+        return gpu
+
+    async def _after_change(self, gpu: Gpu) -> Gpu:
+        return (await self.look(max_age_s=-1)).find(gpu.uuid) or gpu
+
+    # -- looking ----------------------------------------------------------------------------------
+
+    def _look_beside(self) -> asyncio.Task[None] | None:
+        """Begin a look if none goes on; return it, None where nothing can be asked."""
+        if self._is_closed or self._stuck is not None:
+            return None
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
+        return self._looking
+
+    async def _look(self) -> None:
+        self._looked_at = time.monotonic()
+        found = driver.library(os.environ) if self._child is None else None
+        if self._child is None and found is None:
+            self._absence = self._absence or advice.absent(driver.hardware())
+            self._fail(self._absence, is_tried_again=False)
+            return
+        if self._is_first and not self.inventory.gpus:
+            self.inventory = Inventory(now_us(), advice.awaited())
+        try:
+            self._succeed(await self._report())
+        except TimeoutError:
+            self._give_up()
+        except ProbeEnded as ended:
+            self._child = None
+            self._fail(_why(ended))
+        except OSError as problem:
+            self._fail(f"the NVIDIA driver could not be asked: {problem.strerror}")
+        finally:
+            self._looked_at = time.monotonic()
+            if self._is_stirred:
+                self._is_stirred = False
+                asyncio.get_running_loop().call_soon(self._look_beside)
+
+    async def _report(self) -> Report:
+        try:
+            return await self._ask()
+        except ProbeEnded as ended:
+            if not ended.is_outdated:
+                raise
+        # Another library has been installed: it decides whether programs can use the driver.
+        self._child = None
+        return await self._ask()
+
+    async def _ask(self) -> Report:
+        self._deadline_s = self._settings.deadline_s
+        if self._child is None:
+            self._is_deaf = False
+            self._child = await Child.start(self._on_fault)
+            self._deadline_s *= _FIRST_DEADLINE_FACTOR
+        async with asyncio.timeout(self._deadline_s):
+            return await self._child.ask()
+
+    def _succeed(self, report: Report) -> None:
+        gpus = self._judge.gpus(report.devices, now_us())
+        problem = _problem_of(report, gpus)
+        is_lost = any(gpu.state is GpuState.LOST for gpu in gpus)
+        self._publish(
+            Inventory(now_us(), problem, report.driver_version, report.cuda_version, gpus)
+        )
+        if problem is not None or is_lost or self._is_deaf:
+            self._retry()
+        else:
+            self._retry_factor = 1
+            self._forget_retry()
+        if self._judge.is_settling and self._settling is None:
+            loop = asyncio.get_running_loop()
+            self._settling = loop.call_later(self._settings.foreign_grace_s, self._settle)
+
+    def _fail(self, problem: str, *, is_tried_again: bool = True) -> None:
+        gpus = self._judge.unreachable(problem)
+        self._publish(Inventory(now_us(), problem, gpus=gpus))
+        if is_tried_again:
+            self._retry()
+
+    def _give_up(self) -> None:
+        """The driver hangs: end the probe, and ask again when that is gone."""
+        assert self._child is not None
+        self._stuck, self._child = self._child, None
+        self._stuck.kill()
+        self._fail(advice.silent(self._deadline_s), is_tried_again=False)
+        self._ending = asyncio.create_task(self._await_the_end(self._stuck))
+
+    async def _await_the_end(self, stuck: Child) -> None:
+        await stuck.wait()
+        self._stuck = None
+        self._retry()
+
+    def _publish(self, inventory: Inventory) -> None:
+        before, self.inventory = self.inventory, inventory
+        is_news = self._is_first or before.problem != inventory.problem
+        self._is_first = False
+        if is_news and inventory.problem and inventory.gpus:
+            _log.warning("gpus: %s", inventory.problem)
+        if is_news or summary(before.gpus) != summary(inventory.gpus):
+            for listener in self._listeners:
+                listener(inventory)
+
+    # -- looking again ----------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        self._settling = None
+        self._stir()
+
+    def _retry(self) -> None:
+        """Look anew after a while, however often somebody asks until then."""
+        if self._retrying is None and not self._is_closed:
+            delay_s = self._settings.retry_s * self._retry_factor
+            self._retry_factor = min(2 * self._retry_factor, _RETRY_GROWTH_MAX)
+            self._retrying = asyncio.get_running_loop().call_later(delay_s, self._look_anew)
+
+    def _forget_retry(self) -> None:
+        if self._retrying is not None:
+            self._retrying.cancel()
+            self._retrying = None
+
+    def _look_anew(self) -> None:
+        """Look with a new probe: NVML finds a GPU that came back only when it is initialized."""
+        self._retrying = None
+        if self._looking is not None and not self._looking.done():
+            self._retry()
+            return
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+        self._look_beside()
+
+    # -- what the probe says ----------------------------------------------------------------------
+
+    def _on_fault(self, fault: Fault | None) -> None:
+        if fault is None:
+            self._is_deaf = True
+        else:
+            _log.warning("gpu=%s xid=%d", fault.uuid, fault.xid)
+            try:
+                self._drains.add_xid(fault.uuid, Xid(now_us(), fault.xid))
+            except AitbcError as problem:
+                _log.error("gpu=%s %s", fault.uuid, problem.detail)
+        self._stir()
+
+    def _on_arrival(self) -> None:
+        self._retry_factor = 1
+        self._forget_retry()
+        self._stir()
+
+    def _stir(self) -> None:
+        if self._looking is not None and not self._looking.done():
+            self._is_stirred = True
+        else:
+            self._look_beside()
+
+    def _identify(self, process: ProcessFacts) -> tuple[str | None, str | None]:
+        if process.uid is None:
+            return None, None
+        user = users.lookup(process.uid)
+        return user.name if user else f"uid {process.uid}", self._job_of(process)
+
+
+def _why(ended: ProbeEnded) -> str:
+    if (failure := ended.failure) is None:
+        return advice.crashed(ended.returncode)
+    library = driver.library(os.environ)
+    return advice.unusable(
+        failure.code,
+        failure.text,
+        library_version=driver.library_version(library) if library else None,
+        module_version=driver.module_version(),
+    )
+
+
+def _problem_of(report: Report, gpus: tuple[Gpu, ...]) -> str | None:
+    if report.unreachable:
+        failures = [(one.index, one.failure) for one in report.unreachable]
+        physical = {device.index for device in report.devices}
+        return advice.unreachable(failures, len(failures) + len(physical))
+    return None if gpus else advice.nothing_found(report.driver_version)

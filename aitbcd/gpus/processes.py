@@ -1,0 +1,66 @@
+"""Who a process is: /proc/PID, for the probe (proc_pid_stat(5))."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+#: Longer command lines are cut; they are to be recognized, not to be run again.
+COMMAND_LENGTH_MAX = 120
+_ENVIRONMENT_MAX = 1 << 20
+_CLAIM = re.compile(rb"(?:\A|\0)AITBC_JOB_ID=(job_[0-9a-z]{1,32})\0")
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def uid_of(pid: int) -> int | None:
+    """Return whose process it is; None when there is none of this number."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def command_of(pid: int) -> str | None:
+    """Return program and arguments, on one line and shortened; the name where they are hidden."""
+    words = [os.fsdecode(word) for word in _read(pid, "cmdline", 4096).split(b"\0") if word]
+    if words:
+        words[0] = os.path.basename(words[0])
+        line = " ".join(" ".join(words).split())
+    else:
+        line = os.fsdecode(_read(pid, "comm", 64)).strip()
+    line = line.encode(errors="replace").decode()
+    if len(line) > COMMAND_LENGTH_MAX:
+        line = line[: COMMAND_LENGTH_MAX - 1] + "\u2026"
+    return line or None
+
+
+def started_at(pid: int, boot_at: int) -> int | None:
+    """Return when it was started, in microseconds since the epoch.
+
+    Args:
+        boot_at: see ``boot_at``.
+    """
+    # The second field is the name, in parentheses, with any character in it.
+    fields = _read(pid, "stat", 4096).rpartition(b")")[2].split()
+    return boot_at + int(fields[19]) * 1_000_000 // _TICKS if len(fields) > 19 else None
+
+
+def boot_at() -> int:
+    """Return when the machine was started, in microseconds since the epoch."""
+    found = re.search(rb"^btime (\d+)$", Path("/proc/stat").read_bytes(), re.M)
+    return int(found[1]) * 1_000_000 if found else 0
+
+
+def claim_of(pid: int) -> str | None:
+    """Return which job it says it is of; the daemon checks that."""
+    found = _CLAIM.search(_read(pid, "environ", _ENVIRONMENT_MAX))
+    return found[1].decode() if found else None
+
+
+def _read(pid: int, name: str, most: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+            return file.read(most)
+    except OSError:
+        return b""
