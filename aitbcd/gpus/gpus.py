@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from aitbcd import users
+from aitbcd.clock import now_us
 from aitbcd.devices import Gpu, GpuState, Inventory
 from aitbcd.errors import AitbcError, NoSuchFile, WrongState
 from aitbcd.gpus import advice, driver
@@ -39,10 +40,6 @@ _RETRY_GROWTH_MAX = 16
 
 #: Which job a process belongs to.
 JobOf = Callable[[ProcessFacts], str | None]
-
-
-def now_us() -> int:
-    return time.time_ns() // 1000
 
 
 class Gpus:
