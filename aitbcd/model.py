@@ -134,6 +134,8 @@ class Ending:
     result_bytes: int = 0
     result_files: int = 0
     progress: int | None = None
+    #: What this attempt costs, millionths of the currency.
+    charge_micro: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,14 @@ class Job:
     assigned_at: int | None = None
     started_at: int | None = None
     ending: Ending | None = None
+    #: The plan of the API key that it was submitted with; None where that says nothing of one.
+    plan: str | None = None
+    #: The id of the job that this one is a retry of.
+    retry_of: str | None = None
+    #: What all its attempts cost, millionths of the currency.
+    charge_micro: int = 0
+    #: When its results go; there in final states only.
+    expires_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +196,40 @@ class Event:
     attempt: int
     reason: Reason | None = None
     message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key; the secret itself is known to nobody here."""
+
+    #: ``key_`` and eight characters.
+    id: str
+    owner: Owner
+    name: str
+    plan: str | None
+    is_read_only: bool
+    created_at: int
+    expires_at: int | None = None
+    revoked_at: int | None = None
+    last_used_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A permission to read the results of one job: a link, or for another user."""
+
+    #: ``share_`` and eight characters.
+    id: str
+    number: int
+    job_id: str
+    owner: Owner
+    #: Name of the user it is for; None: whoever holds the link.
+    user: str | None
+    created_at: int
+    expires_at: int
+    uses: int = 0
+    last_used_at: int | None = None
+    revoked_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

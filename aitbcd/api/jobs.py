@@ -9,7 +9,7 @@ from aitbcd import wire
 from aitbcd.api import view
 from aitbcd.api.context import Api, caller, sees_all
 from aitbcd.api.messages import JsonResponse, body_of
-from aitbcd.api.operations import Asked, Operation, Parameter, choices, flag, moment, number, wrong
+from aitbcd.api.operations import Asked, Operation, Parameter, choices, flag, moment, number
 from aitbcd.api.schemas import json, page, ref
 from aitbcd.errors import InvalidJob, NotSatisfiable, WrongState
 from aitbcd.model import JobState
@@ -17,18 +17,12 @@ from aitbcd.store import JobFilter
 
 JOB_BYTES_MAX = 16 << 20
 PAGE_MAX = 200
-#: 2**63 - 1 has 19 digits; a cursor is a job's number.
-_CURSOR_DIGITS_MAX = 18
 
 
-def _cursor() -> Parameter[int | None]:
-    def read(name: str, text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or len(text) > _CURSOR_DIGITS_MAX:
-            raise wrong(name, text, "the next of the page before")
-        return int(text)
-
-    schema = {"type": "string", "pattern": f"^[0-9]{{1,{_CURSOR_DIGITS_MAX}}}$"}
-    return Parameter("after", "The next of the page before", schema, read, None)
+def _cursor() -> Parameter[str | None]:
+    # What is in it, the store knows.
+    schema = {"type": "string", "pattern": r"^cd\.(0|[1-9][0-9]{0,17})\.[1-9][0-9]{0,17}$"}
+    return Parameter("after", "The next of the page before", schema, lambda _, text: text, None)
 
 
 _STATUS = choices("status", "In one of these states", [state.value for state in JobState])
@@ -81,24 +75,17 @@ class _Jobs:
         owner = caller(request).owner
         if asked[_ALL]:
             sees_all(owner)
-        limit, statuses = asked[_LIMIT], asked[_STATUS]
         wanted = JobFilter(
             uid=None if asked[_ALL] else owner.uid,
-            statuses=frozenset(JobState(name) for name in statuses),
+            statuses=frozenset(JobState(name) for name in asked[_STATUS]),
             created_from=asked[_FROM],
             created_before=asked[_TO],
-            before=asked[_AFTER],
-            # One more than asked for tells whether there is a next page.
-            limit=limit + 1,
+            after=asked[_AFTER],
+            limit=asked[_LIMIT],
         )
-        jobs = await self._api.store.list_jobs(wanted)
-        page = jobs[:limit]
-        return JsonResponse(
-            {
-                "jobs": [await view.status(self._api, job) for job in page],
-                "next": str(page[-1].number) if len(jobs) > limit else None,
-            }
-        )
+        page = await self._api.store.list_jobs(wanted)
+        jobs = [await view.status(self._api, job) for job in page.jobs]
+        return JsonResponse({"jobs": jobs, "next": page.next})
 
     async def get(self, request: Request, asked: Asked) -> Response:
         job = await self._api.job(request)

@@ -13,9 +13,9 @@ from typing import Any
 
 from aitbcd import lifecycle
 from aitbcd.errors import IllegalTransition, NoSuchJob, WrongState
-from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Owner
+from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Owner, ResultsState
 from aitbcd.store.ids import JobIds, Named
-from aitbcd.store.rows import pack
+from aitbcd.store.rows import LISTED_AS, pack
 from aitbcd.store.sql import QUERIES, with_rows
 from aitbcd.store.writer import Transaction
 
@@ -40,7 +40,9 @@ _ASSIGN_JOB = QUERIES["assign_job"]
 _ADVANCE_JOB = QUERIES["advance_job"]
 _REQUEUE_JOB = QUERIES["requeue_job"]
 _FINISH_JOB = QUERIES["finish_job"]
+_ADD_USAGE = QUERIES["add_usage"]
 _ENVIRONMENTS_KEPT_IN_MIND = 256
+KEPT = ResultsState.KEPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,22 @@ class Move:
     #: RUN: the word by which its supervisor knows it.
     handle: str | None = None
     #: COMPLETE, FAIL, CANCELED: how it ended. REQUEUE: how the attempt ended, if it had begun.
+    #: The attempt costs its ``charge_micro``.
     ending: Ending | None = None
+    #: COMPLETE, FAIL, CANCELED: when its results go.
+    expires_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Who submits jobs, and when."""
+
+    owner: Owner
+    at: int
+    #: The plan of the API key that was used.
+    plan: str | None = None
+    #: The number of the job that is tried again.
+    retry_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,28 +111,32 @@ class Changes:
     # Submitting
 
     def submit(
-        self, transaction: Transaction, work: tuple[Owner, JobSpec, int]
+        self, transaction: Transaction, work: tuple[Submission, JobSpec]
     ) -> tuple[Job, Event]:
         """Store one job in the queue."""
-        owner, spec, at = work
+        submission, spec = work
+        owner, at, retry_of = submission.owner, submission.at, submission.retry_of
+        _name(transaction, owner)
         environment = self._environment(transaction, spec.environment)
         transaction.number = number = transaction.number + 1
         job_id = self._job_id(number)
-        transaction.execute(_INSERT_JOB, _job_row(number, owner, spec, at))
+        transaction.execute(_INSERT_JOB, _job_row(number, submission, spec))
         transaction.execute(_INSERT_SPEC, _spec_row(number, spec, environment))
         job = Job(
             number, job_id, owner, JobState.PENDING, spec.name, spec.cpus, spec.memory, spec.gpus,
-            spec.timeout_s, spec.priority, spec.retries, 0, at,
+            spec.timeout_s, spec.priority, spec.retries, 0, at, plan=submission.plan,
+            retry_of=None if retry_of is None else self._job_id(retry_of),
         )  # fmt: skip
         transaction.pending += 1
         return job, self._event(transaction, (number, owner.uid, at, JobState.PENDING, 0, None))
 
-    def submit_many(self, transaction: Transaction, work: tuple[Owner, Pieces, int]) -> Batch:
+    def submit_many(self, transaction: Transaction, work: tuple[Submission, Pieces]) -> Batch:
         """Store jobs piece by piece."""
-        owner, pieces, at = work
+        submission, pieces = work
+        _name(transaction, submission.owner)
         first, seq = transaction.number + 1, transaction.seq + 1
         for piece in pieces():
-            self._submit_piece(transaction, owner, piece, at)
+            self._submit_piece(transaction, submission, piece)
         numbers = range(first, transaction.number + 1)
         transaction.execute(_INSERT_FIRST_EVENTS, (seq - first, first, transaction.number))
         transaction.seq += len(numbers)
@@ -123,10 +144,10 @@ class Changes:
         return Batch(Named(numbers, self._ids), range(seq, seq + len(numbers)))
 
     def _submit_piece(
-        self, transaction: Transaction, owner: Owner, piece: Sequence[JobSpec], at: int
+        self, transaction: Transaction, submission: Submission, piece: Sequence[JobSpec]
     ) -> None:
         begin = transaction.number + 1
-        jobs = [_job_row(number, owner, spec, at) for number, spec in enumerate(piece, begin)]
+        jobs = [_job_row(number, submission, spec) for number, spec in enumerate(piece, begin)]
         _insert(transaction, _INSERT_JOB, _INSERT_JOBS, jobs)
         environment: tuple[bytes, ...] | None = None
         environment_id: int | None = None
@@ -178,9 +199,15 @@ class Changes:
         held = move.attempt - 1 if is_assigned else move.attempt
         if status != move.expected.value or attempt != held:
             raise _wrong_state(move, status, attempt)
-        self._write(transaction, move, target, (move.number, status, attempt))
-        if target is JobState.COMPLETED and started_at is not None:
-            self._learn(transaction, move, uid, started_at)
+        run_us = None
+        if started_at is not None and target.is_final and move.ending is not None:
+            # A clock that was set back makes no time negative.
+            run_us = max(0, move.ending.finished_at - started_at)
+        self._write(transaction, move, target, (move.number, status, attempt), run_us)
+        if target is JobState.COMPLETED and run_us is not None and run_us >= WORTH_KNOWING_US:
+            self._learn(transaction, move, uid, run_us)
+        if target.is_final and move.ending is not None and move.ending.results is KEPT:
+            transaction.execute(_ADD_USAGE, (move.ending.result_bytes, uid))
         if move.expected is JobState.PENDING:
             transaction.pending -= 1
         elif target is JobState.PENDING:
@@ -190,14 +217,21 @@ class Changes:
         )
 
     def _write(
-        self, transaction: Transaction, move: Move, target: JobState, held: tuple[int, str, int]
+        self,
+        transaction: Transaction,
+        move: Move,
+        target: JobState,
+        held: tuple[int, str, int],
+        run_us: int | None,
     ) -> None:
         """Write the job's row, compared with what is expected, and its attempt's."""
         execute, ending, key = transaction.execute, move.ending, (move.number, move.attempt)
+        charge = 0 if ending is None else ending.charge_micro
         if target.is_final and ending is not None:
-            changed = execute(_FINISH_JOB, (target.value, *_package(ending), *held))
+            end = (*_package(ending), move.expires_at, run_us, charge, LISTED_AS[target])
+            changed = execute(_FINISH_JOB, (target.value, *end, *held))
         elif target is JobState.PENDING:
-            changed = execute(_REQUEUE_JOB, (target.value, *held))
+            changed = execute(_REQUEUE_JOB, (target.value, charge, *held))
         elif target is JobState.ASSIGNED:
             changed = execute(_ASSIGN_JOB, (target.value, move.attempt, move.attempt, *held))
         else:
@@ -211,12 +245,8 @@ class Changes:
         elif ending is not None and move.expected is not JobState.PENDING:
             execute(_FINISH_ATTEMPT, (*_facts(ending), *key))
 
-    def _learn(self, transaction: Transaction, move: Move, uid: int, started_at: int) -> None:
+    def _learn(self, transaction: Transaction, move: Move, uid: int, took: int) -> None:
         """Remember how long this work took."""
-        assert move.ending is not None
-        took = move.ending.finished_at - started_at
-        if took < WORTH_KNOWING_US:
-            return
         name, argv = transaction.execute(QUERIES["command_of_job"], (move.number,)).fetchone()
         if name is not None or argv is not None:
             key = typical_key(name, hashlib.sha256(argv or b"").digest())
@@ -258,10 +288,19 @@ def _wrong_state(move: Move, status: str, attempt: int) -> WrongState:
     return WrongState(detail, job=move.number, state=status, attempt=attempt)
 
 
-def _job_row(number: int, owner: Owner, spec: JobSpec, at: int) -> tuple[Any, ...]:
+def _name(transaction: Transaction, owner: Owner) -> None:
+    """Note a user of whom nothing is known yet, or under another name."""
+    if transaction.owners.get(owner.uid) != owner.name:
+        transaction.execute(QUERIES["name_owner"], (owner.uid, owner.name))
+        transaction.owners[owner.uid] = owner.name
+
+
+def _job_row(number: int, submission: Submission, spec: JobSpec) -> tuple[Any, ...]:
+    owner = submission.owner
     return (
         number, owner.uid, owner.name, spec.name, spec.cpus, spec.memory, spec.gpus,
-        spec.timeout_s, int(spec.priority), spec.retries, at,
+        spec.timeout_s, int(spec.priority), spec.retries, submission.at, submission.plan,
+        submission.retry_of,
     )  # fmt: skip
 
 
@@ -294,4 +333,5 @@ def _facts(ending: Ending) -> tuple[Any, ...]:
     return (
         ending.finished_at, ending.reason and ending.reason.value, ending.cause, ending.message,
         ending.exit_code, ending.signal, ending.user_us, ending.system_us, ending.max_rss,
+        ending.charge_micro,
     )  # fmt: skip

@@ -55,9 +55,21 @@ class JobIds:
             f"job_{pairs[x >> 30]}{pairs[x >> 20 & 1023]}{pairs[x >> 10 & 1023]}{pairs[x & 1023]}"
         )
 
+    def letters(self, number: int) -> str:
+        """Return the eight letters of an id."""
+        return self.of(number).removeprefix(PREFIX)
+
     def number(self, letters: str) -> int:
         """Return the number of the job that has these eight letters."""
         return (_value(letters) - self._offset) * _BACK & _MASK
+
+    def number_of(self, word: str, prefix: str) -> int:
+        """Return the number of which a whole id with another prefix was made; 0 for no id."""
+        letters = word.removeprefix(prefix)
+        is_id = (
+            word.startswith(prefix) and len(letters) == ID_LENGTH and _LETTERS.fullmatch(letters)
+        )
+        return self.number(letters) if is_id else 0
 
     def matching(self, letters: str, last: int) -> Iterator[int]:
         """Yield the numbers from ``last`` down to 1 whose ids begin with these letters."""

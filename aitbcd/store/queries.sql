@@ -14,7 +14,7 @@ SELECT count(*) FROM jobs WHERE finished_at IS NULL AND current IS NULL
 
 -- meta --
 -- One value that the store keeps about itself.
-SELECT value FROM meta WHERE key = ?
+SELECT value FROM meta WHERE key = :key
 
 -- environment_by_digest --
 -- The id of a stored environment.
@@ -28,8 +28,8 @@ INSERT INTO environments (digest, entries) VALUES (?, ?)
 -- A new job; the numbers are the writer's.
 INSERT INTO jobs (
     number, uid, user, status, name, cpus, memory, gpus, timeout_s, priority, retries,
-    created_at
-) VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?)
+    created_at, plan, retry_of
+) VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- insert_spec --
 -- What runs when the job does.
@@ -64,13 +64,15 @@ UPDATE jobs SET status = ? WHERE number = ? AND status = ? AND attempt = ?
 
 -- requeue_job --
 -- Back to the queue.
-UPDATE jobs SET status = ?, current = NULL WHERE number = ? AND status = ? AND attempt = ?
+UPDATE jobs SET status = ?, current = NULL, charge_micro = charge_micro + ?
+WHERE number = ? AND status = ? AND attempt = ?
 
 -- finish_job --
 -- The end of a job.
 UPDATE jobs SET
     status = ?, finished_at = ?, reason = ?, cause = ?, message = ?, results = ?, digest = ?,
-    result_bytes = ?, result_files = ?, progress = ?
+    result_bytes = ?, result_files = ?, progress = ?, expires_at = ?, run_us = ?,
+    charge_micro = charge_micro + ?, listed_as = ?
 WHERE number = ? AND status = ? AND attempt = ?
 
 -- insert_attempt --
@@ -85,7 +87,7 @@ UPDATE attempts SET started_at = ?, handle = ? WHERE number = ? AND attempt = ?
 -- Its processes are gone.
 UPDATE attempts SET
     finished_at = ?, reason = ?, cause = ?, message = ?, exit_code = ?, signal = ?, user_us = ?,
-    system_us = ?, max_rss = ?
+    system_us = ?, max_rss = ?, charge_micro = ?
 WHERE number = ? AND attempt = ?
 
 -- command_of_job --
@@ -110,25 +112,26 @@ SELECT
     j.number, j.uid, j.user, j.status, j.name, j.cpus, j.memory, j.gpus, j.timeout_s,
     j.priority, j.retries, j.attempt, j.created_at, a.assigned_at, a.started_at, j.finished_at,
     j.reason, j.cause, j.message, a.exit_code, a.signal, a.user_us, a.system_us, a.max_rss,
-    j.results, j.digest, j.result_bytes, j.result_files, j.progress
+    j.results, j.digest, j.result_bytes, j.result_files, j.progress, a.charge_micro,
+    j.plan, j.retry_of, j.charge_micro, j.expires_at
 FROM jobs j LEFT JOIN attempts a ON a.number = j.number AND a.attempt = j.current
 
 -- where_number --
 -- Fragment: one job.
-WHERE j.number = :number
+WHERE j.number = :number AND j.deleted_at IS NULL
 
 -- where_number_in --
 -- Fragment: those of these jobs that there are and that the user may see; six, as five are named.
 WHERE j.number IN (SELECT value FROM json_each(:numbers)) AND (:uid IS NULL OR j.uid = :uid)
-ORDER BY j.number DESC LIMIT :limit
+AND j.deleted_at IS NULL ORDER BY j.number DESC LIMIT :limit
 
 -- where_latest_of_owner --
 -- Fragment: the job that this user submitted last.
-WHERE j.uid = :uid ORDER BY j.number DESC LIMIT 1
+WHERE j.uid = :uid AND j.deleted_at IS NULL ORDER BY j.number DESC LIMIT 1
 
 -- where_latest --
 -- Fragment: the job that anybody submitted last.
-WHERE :uid IS NULL ORDER BY j.number DESC LIMIT 1
+WHERE :uid IS NULL AND j.deleted_at IS NULL ORDER BY j.number DESC LIMIT 1
 
 -- where_queue --
 -- Fragment: the next jobs in the order in which they run.
@@ -140,26 +143,60 @@ ORDER BY j.priority DESC, j.number LIMIT :limit
 -- order for the sake of these few.
 WHERE j.finished_at IS NULL AND j.current IS NOT NULL ORDER BY +j.number
 
--- where_listed --
--- Fragment: begins the condition of a list; the parts below follow it, then the end.
-WHERE j.number < :before
+-- keys_of_final --
+-- Fragment of a list: what one owner's jobs that ended so are in order of, and their numbers.
+SELECT $value, j.number FROM jobs j INDEXED BY $index
+WHERE j.uid = :uid AND j.listed_as = :listed_as
 
--- where_listed_active --
--- Fragment: begins the condition of a list of active jobs; the + as above.
-WHERE +j.number < :before
-AND j.finished_at IS NULL AND j.current IS NOT NULL AND j.status = :status
+-- keys_of_waiting --
+-- Fragment of a list: one owner's jobs in the queue.
+SELECT $value, j.number FROM jobs j INDEXED BY jobs_waiting
+WHERE j.uid = :uid AND j.finished_at IS NULL AND j.current IS NULL
 
--- and_owner --
+-- keys_of_active --
+-- Fragment of a list: one owner's jobs of which something may run.
+SELECT $value, j.number FROM jobs j INDEXED BY jobs_active
+WHERE j.uid = :uid AND j.status = :status AND j.finished_at IS NULL AND j.current IS NOT NULL
+
+-- and_same_down --
+-- Fragment of a list: behind a job, those of the same value.
+AND $value = :value AND j.number < :after
+
+-- and_same_up --
 -- Fragment of a list.
-AND j.uid = :uid
+AND $value = :value AND j.number > :after
 
--- and_status --
--- Fragment of a list: walks the jobs from the newest; most of those that wait are there.
-AND j.status = :status
+-- and_down --
+-- Fragment of a list: those of lower values.
+AND $value < :value
 
--- and_final --
--- Fragment of a list of one owner: finds them by jobs_final.
-AND j.finished_at IS NOT NULL AND j.status = :status
+-- and_up --
+-- Fragment of a list: those of higher values.
+AND $value > :value
+
+-- and_none --
+-- Fragment of a list: those without a value.
+AND $value IS NULL
+
+-- and_none_down --
+-- Fragment of a list: behind a job without a value, the others without.
+AND $value IS NULL AND j.number < :after
+
+-- and_none_up --
+-- Fragment of a list.
+AND $value IS NULL AND j.number > :after
+
+-- and_any --
+-- Fragment of a list: those with a value.
+AND $value IS NOT NULL
+
+-- and_name --
+-- Fragment of a list.
+AND j.name = :name
+
+-- and_name_like --
+-- Fragment of a list.
+AND j.name GLOB :name
 
 -- and_created_from --
 -- Fragment of a list.
@@ -169,13 +206,41 @@ AND j.created_at >= :created_from
 -- Fragment of a list.
 AND j.created_at < :created_before
 
--- newest_first --
+-- downwards --
 -- Fragment: ends a list.
-ORDER BY j.number DESC LIMIT :limit
+ORDER BY $value DESC, j.number DESC LIMIT :limit
 
--- newest_first_of_few --
--- Fragment: ends a list of active jobs; the + as above.
-ORDER BY +j.number DESC LIMIT :limit
+-- upwards --
+-- Fragment: ends a list.
+ORDER BY $value, j.number LIMIT :limit
+
+-- where_one_of --
+-- Fragment: these jobs.
+WHERE j.number IN (SELECT value FROM json_each(:numbers)) AND j.deleted_at IS NULL
+
+-- uids --
+-- Everyone who submitted a job.
+SELECT uid FROM owners
+
+-- uids_of_user --
+-- Who submitted jobs under this name last.
+SELECT uid FROM owners WHERE user = ?
+
+-- name_owner --
+-- Note who submits jobs.
+INSERT INTO owners (uid, user) VALUES (?, ?) ON CONFLICT (uid) DO UPDATE SET user = excluded.user
+
+-- queue_of_active --
+-- Fragment of the queue: what may run, in the order of its assignments. There is an active job
+-- for a slot at most, so they are sorted.
+WHERE j.finished_at IS NULL AND j.current IS NOT NULL
+AND (a.assigned_at, j.number) > (:value, :after)
+ORDER BY a.assigned_at, j.number LIMIT :limit
+
+-- queue_of_waiting --
+-- Fragment of the queue: what waits with one priority, in the order of the submits.
+WHERE j.finished_at IS NULL AND j.current IS NULL AND j.priority = :value AND j.number > :after
+ORDER BY j.number LIMIT :limit
 
 -- specs --
 -- What was submitted, of some jobs.
@@ -190,7 +255,7 @@ WHERE s.number IN (SELECT value FROM json_each(:numbers))
 SELECT
     a.attempt, a.boot_id, a.assigned_at, a.started_at, a.handle, a.gpu_uuids, a.finished_at,
     a.reason, a.cause, a.message, a.exit_code, a.signal, a.user_us, a.system_us, a.max_rss,
-    j.results, j.digest, j.result_bytes, j.result_files, j.progress
+    j.results, j.digest, j.result_bytes, j.result_files, j.progress, a.charge_micro
 FROM attempts a LEFT JOIN jobs j
     ON j.number = a.number AND j.current = a.attempt AND j.finished_at IS NOT NULL
 WHERE a.number = :number ORDER BY a.attempt
@@ -219,3 +284,163 @@ WHERE e.seq > :since AND e.uid = :uid ORDER BY e.seq LIMIT :limit
 -- Fragment: the events of one job.
 WHERE e.number = :number AND e.seq > :since AND (:uid IS NULL OR e.uid = :uid)
 ORDER BY e.seq LIMIT :limit
+
+-- newest_event --
+-- When the last change of a status was.
+SELECT at FROM events ORDER BY seq DESC LIMIT 1
+
+-- set_meta --
+-- Keep a value.
+INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value
+
+-- drop_meta --
+-- Keep it no longer.
+DELETE FROM meta WHERE key = ?
+
+-- keys_of_expiring --
+-- One owner's results that go until then, behind a place in that order.
+SELECT j.expires_at, j.number FROM jobs j INDEXED BY jobs_expiry
+WHERE j.uid = :uid AND j.results = 'kept' AND j.expires_at <= :until
+AND (j.expires_at, j.number) > (:value, :after)
+ORDER BY j.expires_at, j.number LIMIT :limit
+
+-- job_held --
+-- What has to be known of a job before its results go, are kept longer, or are shared.
+SELECT status, uid, results, expires_at, coalesce(result_bytes, 0), name
+FROM jobs WHERE number = ? AND deleted_at IS NULL
+
+-- expire_job --
+-- Its results are kept no longer.
+UPDATE jobs SET results = 'expired' WHERE number = ?
+
+-- keep_job --
+-- Its results are kept until then.
+UPDATE jobs SET expires_at = ? WHERE number = ?
+
+-- delete_job --
+-- What is left of a job that is deleted: its number and its figures.
+UPDATE jobs SET deleted_at = ?, listed_as = NULL, name = NULL, message = NULL,
+    results = CASE results WHEN 'kept' THEN 'expired' ELSE results END
+WHERE number = ?
+
+-- forget_attempts --
+-- A deleted job's sentences.
+UPDATE attempts SET message = NULL WHERE number = ? AND message IS NOT NULL
+
+-- forget_events --
+-- A deleted job's sentences.
+UPDATE events SET message = NULL WHERE number = ? AND message IS NOT NULL
+
+-- environment_of --
+-- The base environment of a job.
+SELECT environment FROM specs WHERE number = ?
+
+-- delete_spec --
+-- What a job was.
+DELETE FROM specs WHERE number = ?
+
+-- strip_spec --
+-- The environment of a job: it holds secrets.
+UPDATE specs SET environment = NULL, env = x'', is_stripped = 1
+WHERE number = ? AND (environment IS NOT NULL OR env <> x'')
+
+-- drop_environment --
+-- An environment that no job has any more.
+DELETE FROM environments WHERE id = ? AND NOT EXISTS (SELECT 1 FROM specs WHERE environment = id)
+
+-- insert_removal --
+-- A package that is to go.
+INSERT OR IGNORE INTO removals (number) VALUES (?)
+
+-- removals --
+-- Packages that are to go.
+SELECT r.number, j.uid FROM removals r JOIN jobs j ON j.number = r.number
+WHERE r.number > :after ORDER BY r.number LIMIT :limit
+
+-- drop_removal --
+-- It is gone.
+DELETE FROM removals WHERE number = ?
+
+-- add_usage --
+-- The bytes of results that are kept of someone's.
+UPDATE owners SET result_bytes = result_bytes + ? WHERE uid = ?
+
+-- usage --
+-- How many there are.
+SELECT result_bytes FROM owners WHERE uid = :uid
+
+-- insert_key --
+-- A new API key.
+INSERT INTO keys (uid, user, name, digest, plan, is_read_only, created_at, expires_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+
+-- live_key --
+-- A key of this name that somebody has.
+SELECT number FROM keys WHERE uid = ? AND name = ? AND revoked_at IS NULL
+
+-- keys --
+-- All that are not revoked, and their digests.
+SELECT number, uid, user, name, plan, is_read_only, created_at, expires_at, revoked_at, last_used_at,
+    digest
+FROM keys WHERE revoked_at IS NULL ORDER BY number
+
+-- key --
+-- One of them.
+SELECT number, uid, user, name, plan, is_read_only, created_at, expires_at, revoked_at, last_used_at
+FROM keys WHERE number = ?
+
+-- revoke_key --
+-- It counts no more.
+UPDATE keys SET revoked_at = ? WHERE number = ?
+
+-- use_key --
+-- It was used.
+UPDATE keys SET last_used_at = ? WHERE number = ?
+
+-- insert_share --
+-- A new permission to read results.
+INSERT INTO shares (number, uid, digest, reader, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)
+
+-- select_share --
+-- Fragment: the columns of a Share, in the order in which ``rows.share`` takes them.
+SELECT s.id, s.number, s.uid, j.user, s.reader, s.created_at, s.expires_at, s.uses, s.last_used_at,
+    s.revoked_at
+FROM shares s JOIN jobs j ON j.number = s.number
+
+-- share_by_id --
+-- Fragment.
+WHERE s.id = :id
+
+-- share_by_digest --
+-- Fragment: a link.
+WHERE s.digest = :digest
+
+-- shares_of_owner --
+-- Fragment: what somebody shares, the newest first.
+WHERE s.uid = :uid AND s.id < :after AND s.revoked_at IS NULL ORDER BY s.id DESC LIMIT :limit
+
+-- shares_of_job --
+-- Fragment: how one job is shared.
+WHERE s.number = :number AND s.id < :after AND s.revoked_at IS NULL AND (:uid IS NULL OR s.uid = :uid)
+ORDER BY s.id DESC LIMIT :limit
+
+-- shares --
+-- Fragment: what everybody shares.
+WHERE s.id < :after AND s.revoked_at IS NULL ORDER BY s.id DESC LIMIT :limit
+
+-- revoke_shares --
+-- They count no more.
+UPDATE shares SET revoked_at = ? WHERE number = ? AND revoked_at IS NULL
+
+-- use_share --
+-- One more use.
+UPDATE shares SET uses = uses + 1, last_used_at = ? WHERE id = ?
+
+-- is_shared_with --
+-- Whether a user may read a job's results now.
+SELECT 1 FROM shares
+WHERE number = :number AND reader = :user AND revoked_at IS NULL AND expires_at > :now LIMIT 1
+
+-- count_shares --
+-- How many permissions count now.
+SELECT count(*) FROM shares WHERE number = :number AND revoked_at IS NULL AND expires_at > :now

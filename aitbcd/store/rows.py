@@ -13,10 +13,12 @@ from aitbcd.model import (
     Job,
     JobSpec,
     JobState,
+    Key,
     Owner,
     Priority,
     Reason,
     ResultsState,
+    Share,
 )
 from aitbcd.store.ids import JobIds
 
@@ -24,6 +26,8 @@ Row = Sequence[Any]
 
 # A dictionary look-up costs a third of a call of the Enum class.
 STATES = {state.value: state for state in JobState}
+#: How a final state is written where lists are read from.
+LISTED_AS = {JobState.COMPLETED: 1, JobState.FAILED: 2, JobState.CANCELED: 3}
 _REASONS: dict[str | None, Reason | None] = {None: None, **{r.value: r for r in Reason}}
 _PRIORITIES = {int(priority): priority for priority in Priority}
 
@@ -57,13 +61,17 @@ def job(row: Row, ids: JobIds) -> Job:
         created_at,
         assigned_at,
         started_at,
-        None if finished_at is None else _ending(row[15:24], row[24:29]),
+        None if finished_at is None else _ending(row[15:24], row[24:30]),
+        row[30],
+        None if row[31] is None else ids.of(row[31]),
+        row[32],
+        row[33],
     )
 
 
 def _ending(facts: Row, package: Row) -> Ending:
     finished_at, reason, cause, message, exit_code, signal, user_us, system_us, max_rss = facts
-    results, digest, result_bytes, result_files, progress = package
+    results, digest, result_bytes, result_files, progress, charge_micro = package
     return Ending(
         finished_at,
         _REASONS[reason],
@@ -79,6 +87,7 @@ def _ending(facts: Row, package: Row) -> Ending:
         result_bytes or 0,
         result_files or 0,
         progress,
+        charge_micro or 0,
     )
 
 
@@ -121,7 +130,7 @@ def attempt(row: Row) -> Attempt:
         started_at,
         handle,
         tuple(gpu_uuids.split()),
-        None if finished_at is None else _ending(row[6:15], row[15:20]),
+        None if finished_at is None else _ending(row[6:15], row[15:21]),
     )
 
 
@@ -132,3 +141,18 @@ def event(row: Row, ids: JobIds) -> Event:
         seq, number, ids.of(number), uid, at, STATES[status], attempt_number,
         _REASONS[reason], message,
     )  # fmt: skip
+
+
+def key(row: Row, ids: JobIds) -> Key:
+    """Return the Key of a row of ``keys``."""
+    number, uid, user, name, plan, is_read_only, *times = row[:10]
+    return Key(
+        f"key_{ids.letters(number)}", Owner(uid, user), name, plan, bool(is_read_only), *times
+    )
+
+
+def share(row: Row, ids: JobIds) -> Share:
+    """Return the Share of a row of ``select_share``."""
+    own, number, uid, user, reader, *rest = row
+    letters = ids.letters(own)
+    return Share(f"share_{letters}", number, ids.of(number), Owner(uid, user), reader, *rest)

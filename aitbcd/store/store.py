@@ -12,33 +12,39 @@ SQLite in WAL mode, https://www.sqlite.org/wal.html.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-import aiosqlite
-
-from aitbcd.errors import AmbiguousJob, NoSuchJob
+from aitbcd.errors import AmbiguousJob, InvalidValue, NoSuchJob
 from aitbcd.model import (
     ID_LENGTH,
     Attempt,
     Event,
     Job,
     JobSpec,
-    JobState,
+    Key,
     Owner,
+    Share,
 )
-from aitbcd.store import rows
-from aitbcd.store.changes import Batch, Changes, Move, Pieces, typical_key
+from aitbcd.store import expiring, listing, queue, rows
+from aitbcd.store.access import Access, NewKey, NewShare
+from aitbcd.store.changes import Batch, Changes, Move, Pieces, Submission, typical_key
+from aitbcd.store.cursors import MAX_NUMBER
+from aitbcd.store.expiry import Expiry, removed
 from aitbcd.store.ids import JobIds, letters_of
+from aitbcd.store.listing import JobFilter, JobPage
 from aitbcd.store.migrate import open_database
+from aitbcd.store.queue import QueuePage
+from aitbcd.store.reader import Reader
 from aitbcd.store.sql import QUERIES
 from aitbcd.store.writer import Transaction, Writer
 
-_MAX_NUMBER = (1 << 63) - 1
-_DIGITS = len(str(_MAX_NUMBER))
+_DIGITS = len(str(MAX_NUMBER))
+#: How many jobs a history is read at once.
+_PIECE = 500
 #: How many jobs a message about an ambiguous prefix names.
 _NAMED = 5
 #: How many numbers are looked up at once where a short prefix fits many jobs.
@@ -48,34 +54,27 @@ _SELECT_EVENT = QUERIES["select_event"]
 
 
 @dataclass(frozen=True, slots=True)
-class JobFilter:
-    """Which jobs a list shows: all that meet every condition, newest first."""
+class SharePage:
+    """Shares, and what ``after`` is for those that follow; None at the end."""
 
-    #: None: everybody's.
-    uid: int | None = None
-    #: Empty: any.
-    statuses: frozenset[JobState] = frozenset()
-    #: created_at at or after this.
-    created_from: int | None = None
-    #: created_at before this.
-    created_before: int | None = None
-    #: Only numbers below this: the last one of the page before.
-    before: int | None = None
-    limit: int = 50
+    shares: list[Share]
+    next: str | None
 
 
 class Store:
     """All that is kept about jobs. Make one with ``open``."""
 
     def __init__(
-        self, writer: Writer, changes: Changes, lookups: aiosqlite.Connection,
-        lists: aiosqlite.Connection, ids: JobIds,
+        self, writer: Writer, changes: Changes, lookups: Reader,
+        lists: Reader, ids: JobIds,
     ) -> None:  # fmt: skip
         self._writer = writer
         self._changes = changes
         self._lookups = lookups
         self._lists = lists
         self._ids = ids
+        self._access = Access(ids)
+        self._expiry = Expiry(ids)
 
     @classmethod
     async def open(cls, path: Path, *, now: int) -> Self:
@@ -88,7 +87,7 @@ class Store:
 
         def connect() -> Transaction:
             connection = open_database(path, now=now)
-            offset = connection.execute(QUERIES["meta"], ("id_offset",)).fetchone()[0]
+            offset = connection.execute(QUERIES["meta"], {"key": "id_offset"}).fetchone()[0]
             found.append(JobIds(offset))
             transaction = Transaction(connection, QUERIES["last_numbers"])
             transaction.number, transaction.seq = connection.execute(
@@ -100,7 +99,7 @@ class Store:
         writer = Writer(path, connect, asyncio.get_running_loop())
         await writer.start()
         ids = found[0]
-        return cls(writer, Changes(ids), await _reader(path), await _reader(path), ids)
+        return cls(writer, Changes(ids), await Reader.open(path), await Reader.open(path), ids)
 
     async def close(self) -> None:
         """Finish what was asked for and close the file."""
@@ -111,18 +110,34 @@ class Store:
 
     # Changes
 
-    def submit(self, owner: Owner, spec: JobSpec, *, at: int) -> asyncio.Future[tuple[Job, Event]]:
-        """Put a job into the queue."""
-        return self._writer.submit(self._changes.submit, (owner, spec, at))
+    def submit(
+        self,
+        owner: Owner,
+        spec: JobSpec,
+        *,
+        at: int,
+        plan: str | None = None,
+        retry_of: int | None = None,
+    ) -> asyncio.Future[tuple[Job, Event]]:
+        """Put a job into the queue.
 
-    def submit_many(self, owner: Owner, pieces: Pieces, *, at: int) -> asyncio.Future[Batch]:
+        Args:
+            plan: of the API key that it was submitted with.
+            retry_of: the number of the job that is tried again.
+        """
+        submission = Submission(owner, at, plan, retry_of)
+        return self._writer.submit(self._changes.submit, (submission, spec))
+
+    def submit_many(
+        self, owner: Owner, pieces: Pieces, *, at: int, plan: str | None = None
+    ) -> asyncio.Future[Batch]:
         """Put jobs into the queue, all or none.
 
         Args:
             pieces: called once, in the writer's thread; what it raises is raised here, and then
                 nothing is stored.
         """
-        work = owner, pieces, at
+        work = Submission(owner, at, plan), pieces
         return self._writer.submit(self._changes.submit_many, work, is_alone=True)
 
     def move(self, *moves: Move) -> asyncio.Future[list[Event]]:
@@ -134,6 +149,106 @@ class Store:
             StorageFull: nothing could be written; the same moves may be tried again.
         """
         return self._writer.submit(self._changes.move, moves)
+
+    # Results that go
+
+    def keep(self, number: int, expires_at: int) -> asyncio.Future[None]:
+        """Change when a job's results go.
+
+        Raises:
+            NoSuchJob: there is none.
+            WrongState: it has none; its field ``state`` says how the job is.
+        """
+        return self._writer.submit(self._expiry.keep, (number, expires_at))
+
+    def expire(self, numbers: Iterable[int], at: int) -> asyncio.Future[list[int]]:
+        """Let results go that expired until then, and note their packages as to be removed.
+
+        Returns:
+            the numbers of those jobs; one whose results were kept longer is not among them.
+        """
+        return self._writer.submit(self._expiry.expire, (tuple(numbers), at))
+
+    def delete(self, number: int, at: int, uid: int | None) -> asyncio.Future[int]:
+        """Delete a job and note its package as to be removed; its figures stay.
+
+        Args:
+            uid: whose job it has to be; None for anybody's.
+
+        Returns:
+            how many bytes of results go with it.
+
+        Raises:
+            NoSuchJob: there is none, or it is another user's.
+            WrongState: it is not over; its field ``state`` says how it is.
+        """
+        return self._writer.submit(self._expiry.delete, (number, at, uid))
+
+    def removed(self, number: int) -> asyncio.Future[None]:
+        """Note that a package is gone."""
+        return self._writer.submit(removed, number)
+
+    def set_meta(self, key: str, value: str | None) -> asyncio.Future[None]:
+        """Keep a word about the store itself; None keeps it no longer."""
+        return self._writer.submit(_set_meta, (key, value))
+
+    # Keys and shares
+
+    def add_key(
+        self,
+        owner: Owner,
+        name: str,
+        digest: bytes,
+        *,
+        plan: str | None = None,
+        is_read_only: bool = False,
+        expires_at: int | None = None,
+        at: int,
+    ) -> asyncio.Future[Key]:
+        """Store an API key by the sha256 of its secret.
+
+        Raises:
+            WrongState: this user has one of this name.
+        """
+        new = NewKey(owner, name, digest, plan, is_read_only, expires_at, at)
+        return self._writer.submit(self._access.add_key, new)
+
+    def revoke_key(self, key_id: str, uid: int | None, at: int) -> asyncio.Future[Key | None]:
+        """Revoke a key; None where this user (None: anybody) has none of this id."""
+        return self._writer.submit(self._access.revoke_key, (key_id, uid, at))
+
+    def used_key(self, key_id: str, at: int) -> asyncio.Future[None]:
+        """Note that a key was used."""
+        return self._writer.submit(self._access.used_key, (key_id, at))
+
+    def add_share(
+        self,
+        number: int,
+        owner: Owner,
+        *,
+        digest: bytes | None = None,
+        user: str | None = None,
+        expires_at: int,
+        at: int,
+    ) -> asyncio.Future[Share]:
+        """Share a job's results by a link (``digest`` of its secret) or with a user.
+
+        It ends with the results at the latest: see its ``expires_at``.
+
+        Raises:
+            NoSuchJob: there is none.
+            WrongState: it has no results; its field ``state`` says how the job is.
+        """
+        new = NewShare(number, owner, digest, user, expires_at, at)
+        return self._writer.submit(self._access.add_share, new)
+
+    def revoke_shares(self, number: int, at: int) -> asyncio.Future[int]:
+        """Revoke all shares of a job; returns how many there were."""
+        return self._writer.submit(self._access.revoke_shares, (number, at))
+
+    def used_share(self, share_id: str, at: int) -> asyncio.Future[None]:
+        """Count one more use."""
+        return self._writer.submit(self._access.used_share, (share_id, at))
 
     # Look-ups
 
@@ -204,7 +319,7 @@ class Store:
 
     async def specs(self, numbers: Iterable[int]) -> dict[int, JobSpec]:
         """Return what was submitted by number; jobs that are not there are left out."""
-        found = await _fetch(self._lookups, QUERIES["specs"], numbers=str(list(numbers)))
+        found = await self._lookups.fetch(QUERIES["specs"], numbers=str(list(numbers)))
         return {row[0]: rows.spec(row[1:]) for row in found}
 
     async def head(self, limit: int) -> list[Job]:
@@ -217,7 +332,7 @@ class Store:
 
     async def attempts(self, number: int) -> list[Attempt]:
         """Return a job's attempts, the first one first."""
-        found = await _fetch(self._lookups, QUERIES["attempts"], number=number)
+        found = await self._lookups.fetch(QUERIES["attempts"], number=number)
         return [rows.attempt(row) for row in found]
 
     async def boot_id_of(self, number: int, attempt: int) -> str:
@@ -226,7 +341,7 @@ class Store:
         Raises:
             NoSuchJob: there is no such attempt.
         """
-        found = await _fetch(self._lookups, QUERIES["boot_id"], number=number, attempt=attempt)
+        found = await self._lookups.fetch(QUERIES["boot_id"], number=number, attempt=attempt)
         if not found:
             raise _no_such_job(f"{number}, attempt {attempt}")
         boot_id: str = found[0][0]
@@ -239,22 +354,131 @@ class Store:
             command_digest: of ``digest_of_command``; looked at only where there is no name.
         """
         key = typical_key(name, command_digest)
-        found = await _fetch(self._lookups, QUERIES["typical"], uid=uid, key=key)
+        found = await self._lookups.fetch(QUERIES["typical"], uid=uid, key=key)
         return found[0][0] if found else None
 
     async def count_pending(self) -> int:
         """Return how many jobs wait; it is kept, not counted."""
         return self._writer.pending
 
+    async def keys(self) -> dict[bytes, Key]:
+        """Return all API keys that are not revoked, by the digests of their secrets."""
+        found = await self._lookups.fetch(QUERIES["keys"])
+        return {row[-1]: rows.key(row, self._ids) for row in found}
+
+    async def share_by_digest(self, digest: bytes) -> Share | None:
+        """Return what a link's secret is for, also one that is over or revoked."""
+        found = await self._shares(self._lookups, "share_by_digest", digest=digest)
+        return found[0] if found else None
+
+    async def shared_with(self, user: str, number: int, now: int) -> bool:
+        """Return whether a user may read a job's results that are not his."""
+        found = await self._lookups.fetch(
+            QUERIES["is_shared_with"], user=user, number=number, now=now
+        )
+        return bool(found)
+
+    async def count_shares(self, number: int, now: int) -> int:
+        """Return how many shares of a job count now."""
+        counted: int = (await self._lookups.fetch(QUERIES["count_shares"], number=number, now=now))[
+            0
+        ][0]
+        return counted
+
+    async def next_expiry(self) -> tuple[int, int] | None:
+        """Return (number, expires_at) of the results that go next."""
+        return await self._lookups.run(expiring.next_one)
+
+    async def expired(self, now: int, limit: int) -> list[Job]:
+        """Return jobs whose results go until now, the oldest first."""
+        return (await self._lookups.run(expiring.page, None, now, None, limit, self._ids)).jobs
+
+    async def removals(self, after: int = 0, limit: int = 1000) -> list[tuple[int, str, int]]:
+        """Return (number, job_id, uid) of packages that are to be removed, by number."""
+        found = await self._lookups.fetch(QUERIES["removals"], after=after, limit=limit)
+        return [(number, self._ids.of(number), uid) for number, uid in found]
+
+    async def usage(self, uid: int) -> int:
+        """Return how many bytes of a user's results are kept; it is kept, not counted."""
+        found = await self._lookups.fetch(QUERIES["usage"], uid=uid)
+        return found[0][0] if found else 0
+
+    async def newest_event_at(self) -> int | None:
+        """Return when the last change of a status was."""
+        found = await self._lookups.fetch(QUERIES["newest_event"])
+        return found[0][0] if found else None
+
+    async def meta(self, key: str) -> str | None:
+        """Return a word that ``set_meta`` keeps."""
+        found = await self._lookups.fetch(QUERIES["meta"], key=key)
+        return found[0][0] if found else None
+
     # Lists
 
-    async def list_jobs(self, wanted: JobFilter) -> list[Job]:
-        """Return one page, newest first; the next one is ``before`` the last number of this."""
-        if not wanted.statuses or wanted.statuses == frozenset(JobState):
-            return await self._page(wanted, None)
-        pages = [await self._page(wanted, status) for status in wanted.statuses]
-        merged = sorted((job for page in pages for job in page), key=_by_number, reverse=True)
-        return merged[: wanted.limit]
+    async def list_jobs(self, wanted: JobFilter) -> JobPage:
+        """Return one page of the jobs that fit, in the order that is asked for.
+
+        Raises:
+            InvalidValue: no list gave such a cursor.
+        """
+        return await self._lists.run(listing.page, wanted, self._ids)
+
+    async def history(self, wanted: JobFilter) -> AsyncIterator[list[Job]]:
+        """Yield all jobs that fit, piece by piece; those that are added meanwhile may be there."""
+        page = await self.list_jobs(replace(wanted, limit=_PIECE))
+        while page.jobs:
+            yield page.jobs
+            if page.next is None:
+                return
+            page = await self.list_jobs(replace(wanted, limit=_PIECE, after=page.next))
+
+    async def queue(self, after: str | None = None, limit: int = 50) -> QueuePage:
+        """Return a page of everybody's queue: what may run, then what waits in its order.
+
+        A job that starts while the pages are read moves from the second part to the first: it is
+        never there twice, and may be in none.
+
+        Raises:
+            InvalidValue: no page gave such a cursor.
+        """
+        return await self._lists.run(queue.page, after, limit, self._ids)
+
+    async def expiring(
+        self, uid: int | None, until: int, *, after: str | None = None, limit: int = 50
+    ) -> JobPage:
+        """Return a page of the jobs whose results go until then, the next one first.
+
+        Raises:
+            InvalidValue: no page gave such a cursor.
+        """
+        return await self._lists.run(expiring.page, uid, until, after, limit, self._ids)
+
+    async def shares(
+        self,
+        uid: int | None,
+        *,
+        number: int | None = None,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> SharePage:
+        """Return a page of what somebody shares, or of one job's shares, the newest first.
+
+        Those that are revoked are left out, those that are over are not.
+        """
+        before = MAX_NUMBER
+        if after is not None and not (before := self._ids.number_of(after, "share_")):
+            raise InvalidValue(f"after is '{after[:80]}', which is no share", field="after")
+        where = "shares_of_owner" if uid is not None else "shares"
+        found = await self._shares(
+            self._lists,
+            "shares_of_job" if number is not None else where,
+            uid=uid,
+            number=number,
+            after=before,
+            limit=limit + 1,
+        )
+        page = found[:limit]
+        return SharePage(page, page[-1].id if len(found) > limit and page else None)
 
     async def events(
         self,
@@ -269,8 +493,7 @@ class Store:
             where = "events_of_job"
         else:
             where = "events_since" if uid is None else "events_of_owner"
-        found = await _fetch(
-            self._lists,
+        found = await self._lists.fetch(
             f"{_SELECT_EVENT} {QUERIES[where]}",
             number=number,
             uid=uid,
@@ -281,61 +504,24 @@ class Store:
 
     async def event_span(self) -> tuple[int, int]:
         """Return the ``seq`` of the oldest event that is kept and of the newest; 0 for none."""
-        oldest, newest = (await _fetch(self._lookups, QUERIES["event_span"]))[0]
+        oldest, newest = (await self._lookups.fetch(QUERIES["event_span"]))[0]
         return oldest, newest
 
-    async def _page(self, wanted: JobFilter, status: JobState | None) -> list[Job]:
-        statement, values = listing(wanted, status)
-        return [rows.job(row, self._ids) for row in await _fetch(self._lists, statement, **values)]
-
-    async def _jobs(self, reader: aiosqlite.Connection, *parts: str, **values: Any) -> list[Job]:
+    async def _jobs(self, reader: Reader, *parts: str, **values: Any) -> list[Job]:
         statement = " ".join([_SELECT_JOB, *(QUERIES[part] for part in parts)])
-        return [rows.job(row, self._ids) for row in await _fetch(reader, statement, **values)]
+        return [rows.job(row, self._ids) for row in await reader.fetch(statement, **values)]
+
+    async def _shares(self, reader: Reader, where: str, **values: Any) -> list[Share]:
+        statement = f"{QUERIES['select_share']} {QUERIES[where]}"
+        return [rows.share(row, self._ids) for row in await reader.fetch(statement, **values)]
 
 
-async def _reader(path: Path) -> aiosqlite.Connection:
-    reader = await aiosqlite.connect(path, isolation_level=None)
-    await reader.execute_fetchall("PRAGMA query_only = ON")
-    return reader
-
-
-async def _fetch(reader: aiosqlite.Connection, statement: str, **values: Any) -> list[rows.Row]:
-    return list(await reader.execute_fetchall(statement, values))
-
-
-def listing(wanted: JobFilter, status: JobState | None) -> tuple[str, dict[str, Any]]:
-    """Return the statement for the newest jobs of one status; no index has several in order."""
-    conditions = {
-        "and_owner": wanted.uid,
-        "and_created_from": wanted.created_from,
-        "and_created_before": wanted.created_before,
-    }
-    begin, end = _ends_of(status, wanted.uid)
-    middle = [part for part, value in conditions.items() if value is not None]
-    values = {
-        "uid": wanted.uid,
-        "status": status and status.value,
-        "created_from": wanted.created_from,
-        "created_before": wanted.created_before,
-        "before": _MAX_NUMBER if wanted.before is None else wanted.before,
-        "limit": wanted.limit,
-    }
-    return " ".join(QUERIES[part] for part in ["select_job", *begin, *middle, end]), values
-
-
-def _ends_of(status: JobState | None, uid: int | None) -> tuple[list[str], str]:
-    """Return the fragments that begin a list and the one that ends it."""
-    if status is not None and status.is_active:
-        return ["where_listed_active"], "newest_first_of_few"
-    begin = ["where_listed"]
-    if status is not None:
-        # Of all users together, the final ones are in no order of their numbers.
-        begin.append("and_final" if status.is_final and uid is not None else "and_status")
-    return begin, "newest_first"
-
-
-def _by_number(job: Job) -> int:
-    return job.number
+def _set_meta(transaction: Transaction, work: tuple[str, str | None]) -> None:
+    key, value = work
+    if value is None:
+        transaction.execute(QUERIES["drop_meta"], (key,))
+    else:
+        transaction.execute(QUERIES["set_meta"], (key, value))
 
 
 def _no_such_job(ref: str) -> NoSuchJob:

@@ -73,7 +73,7 @@ class Transaction:
 
     __slots__ = (
         "_last", "_undone", "connection",
-        "environments", "execute", "executemany", "number", "pending", "seq",
+        "environments", "execute", "executemany", "number", "owners", "pending", "seq",
     )  # fmt: skip
 
     def __init__(self, connection: sqlite3.Connection, last_numbers: str) -> None:
@@ -88,8 +88,9 @@ class Transaction:
         self.seq = 0
         #: Jobs in the queue.
         self.pending = 0
-        #: Ids of environments in the file; emptied with every rollback, as they may be gone.
+        #: What is known to be in the file: ids of environments, names of owners.
         self.environments: dict[tuple[bytes, ...], int] = {}
+        self.owners: dict[int, str] = {}
 
     def begin(self) -> None:
         self.execute("BEGIN IMMEDIATE")
@@ -101,8 +102,13 @@ class Transaction:
     def reset(self, mark: tuple[int, int, int]) -> None:
         self.number, self.seq, self.pending = mark
 
-    def roll_back(self) -> None:
+    def forget(self) -> None:
+        """Take nothing for known any more: it may be rolled back, or deleted."""
         self.environments.clear()
+        self.owners.clear()
+
+    def roll_back(self) -> None:
+        self.forget()
         # A failed COMMIT or a full disk may have ended the transaction already.
         if self.connection.in_transaction:
             self.execute("ROLLBACK")
@@ -120,7 +126,7 @@ class Transaction:
             result = change(self, argument)
         except BaseException:
             self.reset(mark)
-            self.environments.clear()
+            self.forget()
             self._undone += self.written - written
             if self.connection.in_transaction:
                 self.execute("ROLLBACK TO change")

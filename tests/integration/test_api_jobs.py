@@ -392,8 +392,9 @@ def test_pages_follow_each_other_newest_first(box: Box) -> None:
         page = listed(box, limit=3, after=page["next"])
     found.append(page["jobs"][0]["number"])
     assert found == made[::-1]
-    last = listed(box, limit=200, after=made[0])
-    assert last["next"] is None or len(last["jobs"]) == 200
+    while page["next"]:
+        page = listed(box, limit=200, after=page["next"])
+    assert 0 < len(page["jobs"]) <= 200
     assert list(listed(box, limit=1)["jobs"][0])[: len(ALWAYS)] == ALWAYS
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aitbcd.errors import AmbiguousJob, NoSuchJob
+from aitbcd.errors import AmbiguousJob, InvalidValue, NoSuchJob
 from aitbcd.model import FINAL, ID_ALPHABET, Job, JobState, Priority
-from aitbcd.store import JobFilter, Store
+from aitbcd.store import JobFilter, Sort, Store
+from aitbcd.store.listing import listing, ranges
 from aitbcd.store.sql import QUERIES
-from aitbcd.store.store import listing
 from tests.integration.stores import (
     ANN,
     BEN,
@@ -197,7 +199,16 @@ FILTERS: Sequence[JobFilter] = [
     JobFilter(created_before=NOW + 90, statuses=frozenset({S.PENDING, S.CANCELED})),
     JobFilter(uid=999),
     JobFilter(created_from=NOW + 10**9),
+    JobFilter(user="ben"),
+    JobFilter(user="ben", uid=ANN.uid),
+    JobFilter(user="carl"),
+    JobFilter(name="train"),
+    JobFilter(name="train*", statuses=frozenset({S.COMPLETED, S.RUNNING})),
+    JobFilter(name="*-?", uid=ANN.uid, created_from=NOW + 100),
+    JobFilter(name="a[b]*"),
+    JobFilter(name="nothing"),
 ]
+VALUES = ("uid", "listed_as", "value", "after", "limit")
 
 
 async def _many(store: Store) -> list[Job]:
@@ -206,35 +217,69 @@ async def _many(store: Store) -> list[Job]:
     jobs = []
     for number in range(1, 151):
         at = NOW + chance.randrange(300)
-        await store.submit(chance.choice([ANN, BEN]), TRUE, at=at)
+        name = chance.choice([None, "train", "train-1", "train-ß", "a[b]c", "\U0001f600-x"])
+        await store.submit(chance.choice([ANN, BEN]), replace(TRUE, name=name), at=at)
         if moves := WAYS[chance.choice(list(WAYS))](number):
             await store.move(*moves)
         jobs.append(await store.resolve(str(number), None))
-    return jobs[::-1]
+    return jobs
 
 
 def _fits(job: Job, wanted: JobFilter) -> bool:
     return (
         wanted.uid in (None, job.owner.uid)
+        and wanted.user in (None, job.owner.name)
         and (not wanted.statuses or job.status in wanted.statuses)
+        and (wanted.name is None or fnmatchcase(job.name or "", wanted.name.replace("[", "[[]")))
         and (wanted.created_from is None or job.created_at >= wanted.created_from)
         and (wanted.created_before is None or job.created_at < wanted.created_before)
     )
 
 
+def _value_of(job: Job, sort: Sort) -> int | str | None:
+    if sort is Sort.NAME:
+        return job.name
+    if sort is Sort.CREATED:
+        return job.created_at
+    if job.ending is None:
+        return None
+    if sort is Sort.FINISHED:
+        return job.ending.finished_at
+    return None if job.started_at is None else max(0, job.ending.finished_at - job.started_at)
+
+
+def _in_order(jobs: list[Job], wanted: JobFilter) -> list[Job]:
+    def place(job: Job) -> tuple[bool, Any, int]:
+        value = _value_of(job, wanted.sort)
+        return value is not None, value or 0, job.number
+
+    fitting = [job for job in jobs if _fits(job, wanted)]
+    return sorted(fitting, key=place, reverse=not wanted.is_ascending)
+
+
+async def _pages(store: Store, wanted: JobFilter) -> list[Job]:
+    found: list[Job] = []
+    page = await store.list_jobs(wanted)
+    while True:
+        assert len(page.jobs) <= wanted.limit
+        found += page.jobs
+        if page.next is None:
+            return found
+        assert re.fullmatch(r"[a-zA-Z0-9._-]+", page.next)
+        assert page.jobs, "a page before the end is empty"
+        page = await store.list_jobs(replace(wanted, after=page.next))
+
+
 @on_store
 async def test_pages_are_what_filtering_all_gives(store: Store) -> None:
-    newest_first = await _many(store)
-    for wanted in FILTERS:
-        expected = [job for job in newest_first if _fits(job, wanted)]
+    jobs = await _many(store)
+    for wanted, sort, is_ascending in product(FILTERS, Sort, (False, True)):
+        whole = replace(wanted, sort=sort, is_ascending=is_ascending)
+        expected = _in_order(jobs, whole)
         for limit in (1, 7, 50, 200):
-            pages: list[Job] = []
-            before: int | None = None
-            while page := await store.list_jobs(replace(wanted, limit=limit, before=before)):
-                assert len(page) <= limit
-                pages += page
-                before = page[-1].number
-            assert pages == expected
+            assert await _pages(store, replace(whole, limit=limit)) == expected
+        pieces = [piece async for piece in store.history(whole)]
+        assert [job for piece in pieces for job in piece] == expected
 
 
 @on_store
@@ -243,22 +288,43 @@ async def test_pages_are_steady_while_jobs_arrive_and_move(store: Store) -> None
     first = await store.list_jobs(JobFilter(uid=ANN.uid, limit=10))
     await store.submit_many(ANN, in_pieces([TRUE] * 30), at=NOW)
     await store.move(*whole_way(25))
-    second = await store.list_jobs(JobFilter(uid=ANN.uid, limit=10, before=first[-1].number))
-    assert [job.number for job in first + second] == [*range(30, 10, -1)]
+    second = await store.list_jobs(JobFilter(uid=ANN.uid, limit=10, after=first.next))
+    assert [job.number for job in first.jobs + second.jobs] == [*range(30, 10, -1)]
 
 
-@pytest.mark.parametrize("status", [None, *JobState])
-@pytest.mark.parametrize("uid", [None, ANN.uid])
-@pytest.mark.parametrize("before", [None, 50])
+@on_store
+async def test_a_cursor_that_no_list_gave_is_refused(store: Store) -> None:
+    await store.submit_many(ANN, in_pieces([TRUE] * 3), at=NOW)
+    given = (await store.list_jobs(JobFilter(limit=1))).next
+    assert given is not None
+    wrong = [
+        "", "1", ".", "..", "cd", "cd.1", "cd.1.2.3", "cd.n.1", "cd.sYQ.1", "cd.01.2", "cd.1.x",
+        f"cd.{1 << 63}.1", "cd.1." + "9" * 5000, "cd. 1.2", "cd.1_0.2", "cd.\u0663.1", "x" * 9000,
+        "cd.\ud800.1", given + "\n", given.upper(),
+    ]  # fmt: skip
+    for word in wrong:
+        with pytest.raises(InvalidValue, match="after is"):
+            await store.list_jobs(JobFilter(after=word))
+        with pytest.raises(InvalidValue, match="after is"):
+            await store.queue(word)
+        with pytest.raises(InvalidValue, match="after is"):
+            await store.expiring(None, NOW, after=word)
+    for word in ("na.s*.1", "na.sgA.1", "na.s\u0663.1", "na.1.1", given):
+        with pytest.raises(InvalidValue, match="after is"):
+            await store.list_jobs(JobFilter(after=word, sort=Sort.NAME, is_ascending=True))
+
+
+@pytest.mark.parametrize("sort", Sort)
+@pytest.mark.parametrize("after", [None, (1, 2), (None, 2)])
+@pytest.mark.parametrize("is_ascending", [False, True])
 def test_a_page_is_read_in_the_order_of_an_index(
-    status: JobState | None, uid: int | None, before: int | None, tmp_path: Path
+    sort: Sort, after: tuple[int | None, int] | None, is_ascending: bool, tmp_path: Path
 ) -> None:
     """A page costs what its rows cost, however many jobs there are: nothing else is sorted."""
-    statement, values = listing(JobFilter(uid=uid, before=before), status)
-    plan = _plan(tmp_path, statement, values)
-    if status is not None and status.is_active:
-        assert "jobs_active" in plan
-    else:
+    wanted = JobFilter(sort=sort, is_ascending=is_ascending)
+    for begin in ranges(after, is_ascending=is_ascending):
+        plan = _plan(tmp_path, listing(wanted, "final", begin), dict.fromkeys(VALUES, 1))
+        assert f"SEARCH j USING COVERING INDEX jobs_final_{sort.value}" in plan
         assert "TEMP B-TREE" not in plan
 
 
@@ -312,4 +378,5 @@ async def test_a_reader_sees_what_was_answered(store: Store) -> None:
     for number in range(1, 200):
         job = await job_in(store, S.ASSIGNED)
         assert job.number == number
-        assert [one.number for one in await store.list_jobs(JobFilter(limit=1))] == [number]
+        page = await store.list_jobs(JobFilter(limit=1, sort=Sort.FINISHED))
+        assert [one.number for one in page.jobs] == [number]

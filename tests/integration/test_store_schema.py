@@ -139,12 +139,21 @@ def test_an_attempt_is_there_once(rows: sqlite3.Connection) -> None:
 # Statements
 
 
+#: Parts of the list, of which test_store_reads tries each.
+FRAGMENTS = ("and_", "keys_of_final", "keys_of_waiting", "keys_of_active", "downwards", "upwards")
+SHARES = ["shares_of_owner", "shares_of_job", "shares", "share_by_id", "share_by_digest"]
+
+
 def test_every_statement_is_valid(rows: sqlite3.Connection) -> None:
-    ends = [name for name in QUERIES if name.startswith("where_")]
-    heads = {"select_job": ends, "select_event": ["events_since", "events_of_owner"]}
-    parts = {"events_of_job", "events_since", "events_of_owner", *ends}
+    ends = [name for name in QUERIES if name.startswith(("where_", "queue_of"))]
+    heads = {
+        "select_job": ends,
+        "select_event": ["events_since", "events_of_owner"],
+        "select_share": SHARES,
+    }
+    parts = {"events_of_job", "events_since", "events_of_owner", *ends, *SHARES}
     for name, text in QUERIES.items():
-        if name in parts or name.startswith(("and_", "newest_first")):
+        if name in parts or name.startswith(FRAGMENTS):
             continue
         for end in heads.get(name, [""]):
             statement = f"{text} {QUERIES[end]}" if end else text
