@@ -32,9 +32,9 @@ DURATION_PATTERN = (
     r"|\d{1,4}(?:\.\d*)?\s*[hHdD]|\d{1,3}(?:\.\d*)?\s*[wW])\s*){1,3}$"
 )
 SIZE_PATTERN = (
-    r"^\s*0{0,9}(?:\d{1,18}(?:\.\d*)?\s*|\d{1,15}(?:\.\d*)?\s*[kK][iI]?"
-    r"|\d{1,12}(?:\.\d*)?\s*[mM][iI]?|\d{1,9}(?:\.\d*)?\s*[gG][iI]?"
-    r"|\d{1,6}(?:\.\d*)?\s*[tT][iI]?|\d{1,3}(?:\.\d*)?\s*[pP][iI]?)[bB]?\s*$"
+    r"^\s*0{0,9}(?:\d{1,18}(?:\.\d*)?\s*|\d{1,15}(?:\.\d*)?\s*[kK]|\d{1,12}(?:\.\d*)?\s*[mM]"
+    r"|\d{1,9}(?:\.\d*)?\s*[gG]|\d{1,6}(?:\.\d*)?\s*[tT]|\d{1,3}(?:\.\d*)?\s*[pP])"
+    r"(?:[iI]?[bB])?\s*$"
 )
 
 _DURATION_FORMS = "seconds, or a number with ms, s, m, h, d or w, for example 90, 2h or 1h30m"

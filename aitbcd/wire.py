@@ -189,9 +189,15 @@ def _entry(key: str, name: str, value: Json) -> bytes:
 
 
 def _whole(key: str, value: Json, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
+    count = whole(value)
+    if type(count) is not int or not least <= count <= most:
         raise _wrong(key, value, f"a whole number from {least} to {most}")
-    return value
+    return count
+
+
+def whole(value: Json) -> Json:
+    """Return 4 for 4.0: what writes JSON need not know two kinds of numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _read_argv(key: str, value: Json, fields: Given) -> None:
@@ -235,7 +241,7 @@ def _read_timeout(key: str, value: Json, fields: Given) -> None:
 
 def _read_memory(key: str, value: Json, fields: Given) -> None:
     try:
-        fields["memory"] = parse_size(value)
+        fields["memory"] = parse_size(whole(value))
     except ValueError as problem:
         raise InvalidJob(f"{key}: {problem}", field=key) from None
 
@@ -285,7 +291,7 @@ def _read_gpu_type(key: str, value: Json, fields: Given) -> None:
 
 def _read_min_vram(key: str, value: Json, fields: Given) -> None:
     try:
-        parse_size(value)
+        parse_size(whole(value))
     except ValueError as problem:
         raise InvalidJob(f"{key}: {problem}", field=key) from None
     fields["_gpu_wish"] = key

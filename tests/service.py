@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -78,8 +78,12 @@ def environ_of(pid: int) -> dict[bytes, bytes]:
 class Service:
     """``aitbcd`` with all its folders below ``folder``."""
 
-    def __init__(self, folder: Path, config: str = PLAIN_CONFIG) -> None:
+    def __init__(
+        self, folder: Path, config: str = PLAIN_CONFIG, *, before: Sequence[str] = ()
+    ) -> None:
+        """Prepare it; ``before`` makes a command another user's (``give_to`` him its folders)."""
         self.folder = folder
+        self._before = before
         self.state = folder / "state"
         self.log = folder / "daemon.log"
         # Not below ``folder``: its name can be longer than a socket's may be.
@@ -89,6 +93,11 @@ class Service:
         folder.mkdir(parents=True, exist_ok=True)
         self.config.write_text(config)
         self.process: subprocess.Popen[bytes] | None = None
+
+    def give_to(self, uid: int, gid: int) -> None:
+        """Make another user the owner of its folders."""
+        for path in (self.folder, self.config, self._runtime):
+            os.chown(path, uid, gid)
 
     @property
     def environ(self) -> dict[str, str]:
@@ -110,7 +119,7 @@ class Service:
         become_subreaper()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [PROGRAMS / "aitbcd"],
+                [*self._before, PROGRAMS / "aitbcd"],
                 env=os.environ | self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

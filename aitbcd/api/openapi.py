@@ -26,14 +26,16 @@ from aitbcd.errors import (
     Unavailable,
 )
 
+_STRING = schemas.STRING
 #: What stands in braces in a path.
-PATHS: dict[str, Schema] = {
+PATHS: dict[str, dict[str, Any]] = {
     "job": {
         "description": "Its id, its number, a unique beginning of its id, or @ for one's latest",
-        "type": "string",
+        "schema": _STRING,
+        "example": "@",
     },
-    "path": {"description": "Of a file, for example logs/stdout.log", "type": "string"},
-    "stream": {"type": "string", "enum": ["stdout", "stderr"]},
+    "path": {"description": "Of a file", "schema": _STRING, "example": "result.txt"},
+    "stream": {"schema": schemas.one_of("stdout", "stderr")},
 }
 _IN_BRACES = re.compile(r"{(\w+)(?::\w+)?}")
 
@@ -76,7 +78,7 @@ def _described(each: Operation) -> dict[str, Any]:
         "operationId": f"{each.handle.__module__.rpartition('.')[2]}.{each.handle.__name__}",
         "summary": each.about,
         "parameters": [
-            *({"name": name, "in": "path", "required": True, "schema": PATHS[name]}
+            *({"name": name, "in": "path", "required": True, **PATHS[name]}
               for name in _IN_BRACES.findall(each.path)),
             *(_of_query(parameter) for parameter in each.query),
         ],

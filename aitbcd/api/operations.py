@@ -161,6 +161,7 @@ def _of_body(body: bytes, fields: Sequence[Parameter[Any]]) -> dict[Parameter[An
 
 def _field(field: Parameter[Any], value: wire.Json) -> object:
     kind = {"boolean": bool, "integer": int}.get(field.schema.get("type", ""), str)
+    value = wire.whole(value)
     text = value if isinstance(value, str) else wire.encode(value).decode()
     if type(value) is not kind:
         wanted = {bool: "true or false", int: "a whole number", str: "a string"}[kind]
