@@ -17,10 +17,12 @@ from aitbcd.launcher.logs import LogLimit
 from aitbcd.launcher.package import STDERR, STDOUT, Package
 from aitbcd.launcher.protocol import Facts
 
-#: Between two SIGKILLs to what still comes up.
-_KILL_AGAIN_S = 0.1
-#: How long after the first SIGKILL we call the rest unkillable (it hangs in the kernel).
+#: Between two rounds of killing what is still there: first, and at most.
+_KILL_AGAIN_S, _KILL_AGAIN_MOST_S = 0.01, 0.2
+#: How long after its first SIGKILL we call a process unkillable (it hangs in the kernel).
 _PATIENCE_S = 15.0
+#: Children that are reaped before we look at the clock again: a job can make them faster.
+_REAP_AT_ONCE = 256
 #: Characters of words kept in the facts, which must fit in their room whatever they escape to.
 _WORDS = 240
 
@@ -44,7 +46,12 @@ class Attempt:
         self._status: int | None = None
         self._ended_by: str | None = None
         self._kill_at: float | None = None
-        self._give_up_at: float | None = None
+        self._kill_pause_s = _KILL_AGAIN_S
+        #: (pid, start) of what SIGKILL has not ended yet -> when it was first killed.
+        self._doomed: dict[tuple[int, int], float] = {}
+        self._is_killing = False
+        #: More children may have ended than were reaped.
+        self._has_more = False
         self._time_out_at: float | None = None
         self._started_mono = 0.0
         self._user_us = self._system_us = self._max_rss = 0
@@ -89,27 +96,32 @@ class Attempt:
 
     def reap(self) -> None:
         """Collect the children that have ended. The main program's end ends all the rest."""
-        is_alone = False
-        while True:
-            try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:
-                is_alone = True
-                break
-            if pid == 0:
-                break
-            self._user_us += int(usage.ru_utime * 1e6)
-            self._system_us += int(usage.ru_stime * 1e6)
-            self._max_rss = max(self._max_rss, usage.ru_maxrss * 1024)
-            # Another process can have its pid later.
-            if pid == self.pid and self._status is None:
-                self._status = status
+        is_alone = self._collect()
         if self.facts is not None or self._status is None:
             return
         if is_alone:
             self._finish()
         elif self._kill_at is None:
             self._end(self.spec["grace_s"])
+
+    def _collect(self) -> bool:
+        """Reap some children; return whether there is none any more."""
+        self._has_more = False
+        for _ in range(_REAP_AT_ONCE):
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return True
+            if pid == 0:
+                return False
+            self._user_us += int(usage.ru_utime * 1e6)
+            self._system_us += int(usage.ru_stime * 1e6)
+            self._max_rss = max(self._max_rss, usage.ru_maxrss * 1024)
+            # Another process can have its pid later.
+            if pid == self.pid and self._status is None:
+                self._status = status
+        self._has_more = True
+        return False
 
     def end(self, why: str, grace_s: float) -> None:
         """End the whole tree: SIGTERM now, SIGKILL after the grace; asked again, maybe sooner."""
@@ -125,7 +137,7 @@ class Attempt:
             self._kill_at = until
             if grace_s > 0:
                 processes.terminate(processes.descendants(os.getpid()))
-        elif self._give_up_at is None:
+        elif not self._is_killing:
             self._kill_at = min(self._kill_at, until)
         if grace_s <= 0:
             self.tick()
@@ -133,6 +145,8 @@ class Attempt:
     @property
     def wake_at(self) -> float | None:
         """When ``tick`` is to be called (monotonic); None: a child or a write comes first."""
+        if self._has_more:
+            return 0.0
         times = [self._kill_at]
         if self._kill_at is None:
             times.append(self._time_out_at)
@@ -141,6 +155,8 @@ class Attempt:
         return min((when for when in times if when is not None), default=None)
 
     def tick(self) -> None:
+        if self._has_more:
+            self.reap()
         if self.facts is not None:
             return
         now = time.monotonic()
@@ -152,13 +168,15 @@ class Attempt:
             self.logs.look(now)
 
     def _kill(self, now: float) -> None:
-        if self._give_up_at is None:
-            self._give_up_at = now + _PATIENCE_S
-        left = processes.descendants(os.getpid())
-        processes.kill(left)
-        self._kill_at = now + _KILL_AGAIN_S
-        if now >= self._give_up_at:
-            self._finish(undead=[processes.describe(each) for each in left])
+        self._is_killing = True
+        left = processes.end_all(self._collect)
+        self._kill_at = now + self._kill_pause_s
+        self._kill_pause_s = min(2 * self._kill_pause_s, _KILL_AGAIN_MOST_S)
+        self._doomed = {each.identity: self._doomed.get(each.identity, now) for each in left}
+        self.reap()
+        undead = [each for each in left if now - self._doomed[each.identity] >= _PATIENCE_S]
+        if undead and self.facts is None:
+            self._finish(undead=[processes.describe(each) for each in undead])
 
     def _finish(
         self,

@@ -348,13 +348,8 @@ class Launcher:
     def _end_orphans(self) -> None:
         known = frozenset(self._workers) | frozenset(self._tasks)
         for _ in range(_SWEEPS):
-            orphans = processes.descendants(os.getpid(), but=known)
-            if not orphans:
+            if not processes.end_all(lambda: _reap_all_but(known), but=known):
                 return
-            processes.kill(orphans)
-            for orphan in orphans:
-                if orphan.ppid == os.getpid():
-                    _reap(orphan.pid)
             select.select([], [], [], _SWEEP_PAUSE_S)
 
     def _tombstone(self, message: Message) -> bool:
@@ -452,11 +447,13 @@ class Launcher:
         self._poll.unregister(fd)
 
 
-def _reap(pid: int) -> None:
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
+def _reap_all_but(known: frozenset[int]) -> None:
+    for pid in processes.own_children():
+        if pid not in known:
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                pass
 
 
 def _sweep(message: Message) -> Message:

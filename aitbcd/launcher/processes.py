@@ -2,21 +2,42 @@
 
 Reads /proc (proc(5)). A signal goes through a pidfd whose process is still the one that was
 seen (its start time), so that a reused pid is never hit.
+
+Two kinds of job outrun whoever reads /proc and then kills: one that doubles, and one of which each
+generation forks and exits. Against the first all that is found is stopped before any of it is
+killed. The second cannot leave us: every orphan becomes our child (PR_SET_CHILD_SUBREAPER), and a
+child that is not reaped keeps its pid and the number of its process group from being used again,
+so both can be signalled at once, unseen. A signal to a group also reaches what one of its members
+is just forking (copy_process() in the kernel), so that a whole generation cannot slip through.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import NamedTuple
+
+#: Rounds of stopping, each with a look through /proc, before what was found is killed.
+_STOPS = 8
+#: Times that our own children are killed and reaped in one round.
+_STRIKES = 100
+#: Of many children those that came last; the others have ended.
+_NEWEST = 64
 
 
 class Process(NamedTuple):
     pid: int
     ppid: int
+    group: int
     session: int
     #: Clock ticks since boot.
     start: int
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What no other process has, and this one keeps when it gets another parent."""
+        return self.pid, self.start
 
 
 def _stat(pid: int) -> Process | None:
@@ -29,7 +50,7 @@ def _stat(pid: int) -> Process | None:
     fields = text[text.rindex(b")") + 2 :].split()
     if fields[0] == b"X":
         return None
-    return Process(pid, int(fields[1]), int(fields[3]), int(fields[19]))
+    return Process(pid, int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
 
 
 def all_processes() -> list[Process]:
@@ -87,6 +108,68 @@ def terminate(found: list[Process]) -> None:
 def kill(found: list[Process]) -> None:
     for process in found:
         send_signal(process, signal.SIGKILL)
+
+
+def end_all(collect: Callable[[], object], *, but: frozenset[int] = frozenset()) -> list[Process]:
+    """Kill all that descends from us, in one round of bounded length.
+
+    Args:
+        collect: reaps our children that have ended, some of them at least.
+        but: children of ours that are spared with all theirs.
+
+    Returns:
+        What is still there: it has just come up, or is not dead yet, or never will be.
+    """
+    found: dict[int, Process] = {}
+    for _ in range(_STOPS):
+        _strike_children(signal.SIGSTOP, but)
+        fresh = [each for each in descendants(os.getpid(), but=but) if each.pid not in found]
+        for process in fresh:
+            send_signal(process, signal.SIGSTOP)
+            found[process.pid] = process
+        if not fresh:
+            break
+    kill(list(found.values()))
+    for _ in range(_STRIKES):
+        if not _strike_children(signal.SIGKILL, but):
+            return []
+        collect()
+    return descendants(os.getpid(), but=but)
+
+
+def _strike_children(number: signal.Signals, but: frozenset[int]) -> bool:
+    """Signal our children and their groups; return whether there are any, dead ones included."""
+    children = [pid for pid in own_children() if pid not in but]
+    ours = os.getpgrp()
+    groups: set[int] = set()
+    for pid in children[: -_NEWEST - 1 : -1]:
+        _send(os.kill, pid, number)
+        _send(os.killpg, pid, number)
+        process = _stat(pid)
+        if process and process.group not in (0, ours, pid):
+            groups.add(process.group)
+    for group in groups:
+        _send(os.killpg, group, number)
+    return bool(children)
+
+
+def _send(how: Callable[[int, int], None], target: int, number: int) -> None:
+    try:
+        how(target, number)
+    except OSError:
+        # No such group, or a program that has become another user.
+        pass
+
+
+def own_children() -> list[int]:
+    """Return our children, those that have ended too, in the order in which they came to us."""
+    pid = os.getpid()
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return [int(each) for each in file.read().split()]
+    except FileNotFoundError:
+        # A kernel without CONFIG_PROC_CHILDREN.
+        return [each.pid for each in all_processes() if each.ppid == pid]
 
 
 def describe(process: Process) -> str:
