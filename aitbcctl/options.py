@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,12 +15,22 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 _Command = Callable[..., Any]
+#: ``aitbcd.model.JobState``; its import would cost each call as much as all the rest of it.
+STATES = ("pending", "assigned", "running", "canceling", "completed", "failed", "canceled")
+SORTS = [sign + key for key in ("created", "finished", "duration", "name") for sign in ("", "-")]
 
 
 def job_argument(function: _Command) -> _Command:
     """Give a verb its job: ``ID`` or ``--job-id ID``; ``named_job`` reads the two."""
     function = click.option("--job-id", metavar="ID", help="The same as ID.")(function)
     return click.argument("job", metavar="[ID]", required=False)(function)
+
+
+def completions(words: Iterable[str]) -> list[CompletionItem]:
+    """Return words for the shell to offer."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(word) for word in words]
 
 
 def folders(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -47,6 +57,91 @@ def named_job(job: str | None, job_id: str | None) -> str:
     if not ref:
         raise Usage("name the job: its id, number or unique prefix, or @ for your latest one")
     return ref
+
+
+class _States(click.ParamType):  # type: ignore[type-arg]  # generic only in newer clicks
+    """A state of jobs, or several with commas."""
+
+    name = "status"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        for state in value.split(","):
+            if state not in STATES:
+                self.fail(f"{state!r} is no state: expected {', '.join(map(repr, STATES))}", param)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return completions(state for state in STATES if state.startswith(incomplete))
+
+
+def filter_options(function: _Command) -> _Command:
+    """Give a verb the options that choose among jobs; ``filters`` reads them."""
+    for option in reversed((
+        click.option("--status", type=_States(), multiple=True, metavar="STATUS",
+                     help=f"Only jobs in this state ({', '.join(STATES)}). Repeatable."),
+        *_PERIOD,
+        click.option("--user", metavar="USER", help="Only this user's."),
+        click.option("--name", metavar="NAME", help="Only of this name; * and ? are wildcards."),
+        click.option("--sort", type=click.Choice(SORTS), metavar="KEY",
+                     help="created (the default), finished, duration or name; -KEY reverses it."),
+        click.option("--all", "is_all", is_flag=True, help="Everybody's; for root."),
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def period_options(function: _Command) -> _Command:
+    """Give a verb ``--days``, ``--from`` and ``--to``; ``period`` reads them."""
+    for option in reversed(_PERIOD):
+        function = option(function)
+    return function
+
+
+_PERIOD = (
+    click.option("--days", type=click.IntRange(min=1), metavar="N", help="Of the last N days."),
+    click.option("--from", "since", metavar="DATE", help="From this day on (yours), or time."),
+    click.option("--to", "until", metavar="DATE", help="To this day, included, or time."),
+)
+
+
+def period(days: int | None, since: str | None, until: str | None) -> dict[str, object]:
+    """Return ``from`` and ``to`` as the API takes them."""
+    if days is not None and since is not None:
+        raise Usage("say --days or --from, not both")
+    if days is None and since is None and until is None:
+        return {}
+    from datetime import UTC, datetime
+
+    from aitbcctl import dates
+
+    return {
+        "from": dates.days_before(datetime.now(UTC), days) if days is not None
+        else None if since is None else dates.since(since),
+        "to": None if until is None else dates.until(until),
+    }  # fmt: skip
+
+
+def filters(
+    status: Sequence[str],
+    days: int | None,
+    since: str | None,
+    until: str | None,
+    user: str | None,
+    name: str | None,
+    sort: str | None,
+    is_all: bool,
+) -> dict[str, object]:
+    """Return the query that the options of ``filter_options`` stand for."""
+    return {
+        "status": ",".join(status) or None,
+        **period(days, since, until),
+        "user": user,
+        "name": name,
+        "sort": sort,
+        "all": is_all or None,
+    }
 
 
 def client() -> Client:

@@ -7,7 +7,7 @@ cursor or set the title of somebody's terminal. Times are shown in the local zon
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -306,77 +306,3 @@ def change_line(change: Json) -> str:
     why = plain(change.get("message") or change.get("reason") or "")
     attempt = f" (attempt {change['attempt']})" if (change.get("attempt") or 0) > 1 else ""
     return f"{time}  {change['status']}{attempt}" + (f": {why}" if why else "")
-
-
-def job_table(jobs: Sequence[Json], width: int | None, now: datetime) -> str:
-    """Return a table, a line a job, that fits ``width``; None cuts nothing.
-
-    What gives way when the terminal is narrow is the longest text: the note, then the name.
-    """
-    with_user = len({job["user"] for job in jobs}) > 1
-    header = ["JOB", "NO", "STATUS", "NAME", "SUBMITTED", "TIME", "NOTE"]
-    rows = [header] + [_row(job, now) for job in jobs]
-    if with_user:
-        for row, user in zip(rows, ["USER"] + [plain(job["user"]) for job in jobs], strict=True):
-            row.insert(3, user)
-    if not any(row[-1] for row in rows[1:]):
-        for row in rows:
-            del row[-1]
-    return "\n".join(_fitted(rows, width))
-
-
-def _row(job: Json, now: datetime) -> list[str]:
-    ran = elapsed(job, now)
-    return [
-        str(job["job_id"]),
-        str(job["number"]),
-        stands(job),
-        plain(job.get("name") or "-"),
-        when_short(job["created_at"], now),
-        "-" if ran is None else duration(int(ran)),
-        _note(job),
-    ]
-
-
-def _note(job: Json) -> str:
-    if job["status"] == "failed":
-        return how(job) if job.get("reason") in ("exit", "signal") else plain(_why(job))
-    return plain(job.get("waiting") or "")
-
-
-def _why(job: Json) -> str:
-    return str(job.get("message") or job.get("reason") or "")
-
-
-def _fitted(rows: list[list[str]], width: int | None) -> Iterable[str]:
-    widths = [max(columns(row[i]) for row in rows) for i in range(len(rows[0]))]
-    if width is not None:
-        texts = [rows[0].index(name) for name in ("NOTE", "NAME") if name in rows[0]]
-        for i in texts:
-            excess = sum(widths) + 2 * (len(widths) - 1) - width
-            if excess > 0:
-                widths[i] = max(widths[i] - excess, min(widths[i], 8))
-    for row in rows:
-        cells = [_cell(text, widths[i], right=i == 1) for i, text in enumerate(row)]
-        line = "  ".join(cells).rstrip()
-        yield line if width is None else _cell(line, max(width, 1)).rstrip()
-
-
-def _cell(text: str, width: int, *, right: bool = False) -> str:
-    if columns(text) > width:
-        while columns(text) > width - 1:
-            text = text[:-1]
-        text += "…"
-    padding = " " * (width - columns(text))
-    return padding + text if right else text + padding
-
-
-def columns(text: str) -> int:
-    """Return how many cells of a terminal ``text`` takes."""
-    if text.isascii():
-        return len(text)
-    from unicodedata import combining, east_asian_width
-
-    return sum(
-        0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text
-    )

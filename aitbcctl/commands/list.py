@@ -2,59 +2,73 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
-from aitbcctl import options, render, terminal
+from aitbcctl import options, tables, terminal
 from aitbcctl.client import Client, Json
+from aitbcctl.render import plain
 from aitbcctl.terminal import put, put_json, say
-from aitbcd.model import JobState
 
 #: What the daemon gives in one page at most.
 PAGE_MAX = 200
 
 
 @click.command("list")
-@click.option(
-    "--status",
-    type=click.Choice([state.value for state in JobState]),
-    help="Only jobs in this state.",
-)
+@options.filter_options
 @click.option(
     "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most."
 )
 @click.option("--after", metavar="CURSOR", help="Go on where a list ended (its last line says).")
 @options.json_option('Print {"jobs": [...], "next": CURSOR}.')
-def command(status: str | None, limit: int, after: str | None, as_json: bool) -> int:
+def command(limit: int, after: str | None, as_json: bool, **asked: Any) -> int:
     """List your jobs, the newest first.
+
+    A date is a day of your time zone; a time can have a zone of its own (2026-01-31T10:00:00Z).
 
     \b
     Examples:
       aitbcctl list --status running
-      aitbcctl list --json --limit 1000
+      aitbcctl list --from 2026-01-01 --to 2026-01-31
+      aitbcctl list --days 7 --status failed --name 'sweep-*' --json
     """
-    jobs, cursor = _pages(options.client(), status, limit, after)
+    query = options.filters(**asked)
+    jobs, cursor = _pages(options.client(), query, limit, after)
     if as_json:
         put_json({"jobs": jobs, "next": cursor})
     elif jobs:
-        put(render.job_table(jobs, terminal.columns(1), datetime.now(UTC)))
+        put(tables.job_table(jobs, terminal.columns(1), datetime.now(UTC)))
     else:
-        say("no jobs" if status is None else f"no {status} jobs")
+        say("no such jobs" if any(query.values()) else "no jobs")
     if cursor is not None and not as_json:
-        only = "" if status is None else f" --status {status}"
-        say(f"older ones: aitbcctl list{only} --limit {limit} --after {render.plain(cursor)}")
+        words = ["aitbcctl", "list", *_respelled(asked), "--limit", str(limit), "--after", cursor]
+        say(f"more: {plain(shlex.join(words))}")
     return 0
 
 
 def _pages(
-    client: Client, status: str | None, limit: int, after: str | None
+    client: Client, query: Json, limit: int, after: str | None
 ) -> tuple[list[Json], str | None]:
     jobs: list[Json] = []
     while True:
         wanted = min(PAGE_MAX, limit - len(jobs))
-        page = client.get("/v1/jobs", status=status, limit=wanted, after=after)
+        page = client.get("/v1/jobs", **query, limit=wanted, after=after)
         jobs += page["jobs"]
         after = page["next"]
         if after is None or len(jobs) >= limit:
             return jobs, after
+
+
+def _respelled(asked: Json) -> list[str]:
+    """Return the options that were given, for the line that goes on."""
+    words = [f"--status={status}" for status in asked["status"]]
+    for name, flag in (
+        ("days", "--days"), ("since", "--from"), ("until", "--to"), ("user", "--user"),
+        ("name", "--name"), ("sort", "--sort"),
+    ):  # fmt: skip
+        if asked[name] is not None:
+            words.append(f"{flag}={asked[name]}")
+    return [*words, "--all"] if asked["is_all"] else words

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -95,8 +97,8 @@ class TestList:
         done = cli("list", "--limit", "1")
         assert len(done.stdout.splitlines()) == 2
         words = done.stderr.decode().split()
-        assert words[:5] == ["older", "ones:", "aitbcctl", "list", "--limit"]
-        assert len(cli(*words[3:]).stdout.splitlines()) == 2
+        assert words[:5] == ["more:", "aitbcctl", "list", "--limit", "1"]
+        assert len(cli(*words[2:]).stdout.splitlines()) == 2
 
     def test_one_state_can_be_wanted(self, cli: Cli) -> None:
         job = cli.shell("exit 1")
@@ -105,6 +107,30 @@ class TestList:
         assert jobs[0]["job_id"] == job
         assert {job["status"] for job in jobs} == {"failed"}
         assert b"'running'" in cli("list", "--status", "run", code=2).stderr
+        assert cli.json("list", "--status", "failed,canceled", "--status", "running")["jobs"]
+
+    def test_days_and_dates_are_the_callers(self, cli: Cli) -> None:
+        job = cli.submit("--", "true")
+        today = datetime.now().astimezone().date()
+        for options in (["--days", "1"], ["--from", str(today), "--to", str(today)]):
+            assert job in [one["job_id"] for one in cli.json("list", *options)["jobs"]]
+        # In the zone that is a day ahead or behind, the same instant is of another date.
+        tomorrow = str(today + timedelta(days=2))
+        for options in (["--from", tomorrow], ["--to", "2020-01-01"]):
+            assert cli("list", *options).stderr == b"no such jobs\n"
+
+    def test_a_day_that_never_was_is_refused(self, cli: Cli) -> None:
+        assert b"--from '2026-02-30'" in cli("list", "--from", "2026-02-30", code=2).stderr
+        assert b"not both" in cli("list", "--days", "1", "--from", "2026-01-01", code=2).stderr
+        assert b"no such time" in cli("list", "--days", "99999999", code=2).stderr
+
+    def test_what_goes_on_asks_for_the_same(self, cli: Cli) -> None:
+        for _ in range(2):
+            cli.submit("--", "true")
+        said = cli("list", "--limit", "1", "--days", "1", "--status", "pending,running,completed,"
+                   "assigned").stderr.decode()  # fmt: skip
+        assert "--days=1" in said
+        assert cli(*shlex.split(said)[2:]).stdout
 
     def test_no_jobs_are_an_empty_table(self, own_cli: Cli) -> None:
         done = own_cli("list")
@@ -117,7 +143,7 @@ class TestList:
         assert shown.end() == 0
         lines = shown.text.splitlines()
         assert lines[0].startswith("JOB ")
-        table = [line for line in lines if not line.startswith("older ones")]
+        table = [line for line in lines if not line.startswith("more: ")]
         assert max(map(len, table)) <= 72
 
     def test_a_wrong_limit_or_cursor_is_a_usage_error(self, cli: Cli) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aitbcctl import render
+from aitbcctl import render, tables
 
 NOW = datetime(2026, 2, 13, 12, 0, 0, tzinfo=UTC)
 
@@ -82,7 +82,7 @@ def test_a_log_on_a_terminal_may_colour_but_not_command(log: bytes, shown: bytes
 
 
 def test_a_name_cannot_break_the_table() -> None:
-    table = render.job_table([job(name="a\x1b[31m\nb")], None, NOW)
+    table = tables.job_table([job(name="a\x1b[31m\nb")], None, NOW)
     assert "\x1b" not in table
     assert len(table.split("\n")) == 2
     assert r"a\x1b[31m\nb" in table
@@ -95,18 +95,18 @@ def test_a_name_cannot_break_the_table() -> None:
 def test_a_table_fits_the_terminal(names: list[str], width: int) -> None:
     jobs = [job(name=name, number=number) for number, name in enumerate(names)]
     jobs.append(job(status="pending", started_at=None, waiting="for 2 cores: " + "x" * 200))
-    for line in render.job_table(jobs, width, NOW).split("\n"):
-        assert render.columns(line) <= width
+    for line in tables.job_table(jobs, width, NOW).split("\n"):
+        assert tables.columns(line) <= width
 
 
 def test_a_table_for_a_pipe_cuts_nothing() -> None:
     name = "x" * 300
-    assert name in render.job_table([job(name=name)], None, NOW)
+    assert name in tables.job_table([job(name=name)], None, NOW)
 
 
 def test_the_user_is_shown_where_there_are_several() -> None:
-    assert "USER" not in render.job_table([job(), job()], None, NOW)
-    assert "USER" in render.job_table([job(), job(user="bob")], None, NOW)
+    assert "USER" not in tables.job_table([job(), job()], None, NOW)
+    assert "USER" in tables.job_table([job(), job(user="bob")], None, NOW)
 
 
 @pytest.mark.parametrize(
