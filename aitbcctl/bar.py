@@ -32,7 +32,7 @@ class Bar:
             # The final sentence takes the line's place.
             transient=True,
         )
-        name = plain(status.get("name") or "")[:24]
+        name = plain(status.get("name") or "")[:16]
         self._task = self._progress.add_task(
             f"{status['job_id']} {name}".rstrip(), total=100, state="", times=_NO_TIMES
         )
@@ -44,7 +44,7 @@ class Bar:
         self._progress.update(
             self._task,
             completed=status["progress"],
-            state=waiting or status["status"],
+            state=waiting or status["status"] + _gpus(status),
             times=_times(status),
         )
 
@@ -54,6 +54,13 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+
+def _gpus(status: Json) -> str:
+    uuids = status.get("gpu_uuids") or []
+    if len(uuids) == 1:
+        return f" on {plain(uuids[0])[:12]}"
+    return f" on {len(uuids)} GPUs" if uuids else ""
 
 
 #: When the attempt began and when its end is expected, on the monotonic clock.

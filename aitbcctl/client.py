@@ -103,6 +103,15 @@ class Response:
     def read(self) -> bytes:
         return b"".join(self.pieces())
 
+    def read_at_most(self, limit: int) -> bytes:
+        """Return the body's beginning."""
+        data = b""
+        for piece in self.pieces():
+            data += piece
+            if len(data) >= limit:
+                break
+        return data[:limit]
+
     def close(self) -> None:
         self._sock.close()
 

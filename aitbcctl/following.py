@@ -24,6 +24,8 @@ from aitbcd.model import FINAL
 
 #: How long a daemon may be away before a follower gives up.
 RETURN_S = 600.0
+#: What a waiting job waits for changes without an event of its own.
+TICK_S = 5.0
 _FINAL = frozenset(state.value for state in FINAL)
 
 
@@ -164,16 +166,29 @@ def to_its_end(client: Client, submitted: Json, *, with_logs: bool) -> Json:
             stream_logs(client, job_id, {"stdout": 1, "stderr": 2})
             final = ended(client, job_id)
         else:
-            for change in changes(client, job_id):
-                if is_seen and "seq" in change and change["status"] not in _FINAL:
-                    say(change_line(change))
-            final = job_patiently(client, job_id)
+            final = _told(client, job_id) if is_seen else ended(client, job_id)
     except KeyboardInterrupt:
         detached(job_id)
         raise
     if final["status"] != "completed" or is_seen:
         say(f"{job_id} {ending(final)}")
     return final
+
+
+def _told(client: Client, job_id: str) -> Json:
+    """Wait for a job's end as ``ended``, telling each change, and what it waits for."""
+    status, told = "", None
+    for change in changes(client, job_id, tick_s=TICK_S):
+        if "seq" in change:
+            status = change["status"]
+            if status not in _FINAL:
+                say(change_line(change))
+        if status == "pending":
+            waiting = job_patiently(client, job_id).get("waiting")
+            if waiting and waiting != told:
+                say(f"  {plain(waiting)}")
+            told = waiting
+    return job_patiently(client, job_id)
 
 
 def all_to_their_end(client: Client, job_ids: Sequence[str]) -> list[Json]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -63,6 +64,13 @@ OPTIONS = (
         "Submit each line of a JSON lines file (- is stdin), all or "
         "none; other options are defaults for its lines.",
     ),
+    (
+        "--job-file",
+        "job_file",
+        TEXT,
+        "FILE",
+        "Read the job from a TOML or JSON file (- is stdin); options here beat what it says.",
+    ),
     ("--wait", "wait", FLAG, None, "Wait for its end; the exit code is the job's."),
     ("--follow", "follow", FLAG, None, "As --wait, with its stdout and stderr on ours."),
     ("--json", "as_json", FLAG, None, "Print the whole job, with --wait at its end."),
@@ -73,14 +81,16 @@ def run(
     argv: Sequence[str],
     *,
     batch: str | None = None,
+    job_file: str | None = None,
     wait: bool = False,
     follow: bool = False,
     as_json: bool = False,
     **asked: Any,
 ) -> int:
     """Submit what ``OPTIONS`` say, print the id, and return the exit code."""
-    _check_usage(argv, batch, follow, as_json, asked.get("line"))
-    description = describe(argv, **asked)
+    _check_usage(argv, batch, job_file, follow, as_json, asked.get("line"))
+    given = None if job_file is None else _given(job_file, argv, asked.get("line"))
+    description = describe(argv, given, **asked)
     client = Client(os.environ)
     if not (wait or follow):
         if batch is not None:
@@ -110,6 +120,7 @@ def submit(client: Client, description: Json) -> Json:
 
 def describe(
     argv: Sequence[str],
+    given: Json | None = None,
     *,
     line: str | None = None,
     name: str | None = None,
@@ -120,37 +131,106 @@ def describe(
     artifacts: Sequence[str] = (),
     **plain: object,
 ) -> Json:
-    """Return the job's JSON; only what was asked for and what the caller's shell knows is in it."""
+    """Return the job's JSON; only what was asked for and what the caller's shell knows is in it.
+
+    Args:
+        given: what its job file says.
+    """
     job: Json = {key: value for key, value in plain.items() if value is not None}
+    if given is not None:
+        job = _without_doubles(given, job) | job
     if argv:
         job["argv"] = [_text(os.fsencode(word)) for word in argv]
     elif line is not None:
         job["command"] = _text(os.fsencode(line))
     if name is not None:
         job["name"] = _name(name)
+    if cwd is None and isinstance(job.get("cwd"), str):
+        cwd = job["cwd"]
     folder = _here() if cwd is None else _absolute(cwd)
-    if cwd is not None and not os.path.isdir(folder):
-        say(f"note: {cwd} is no directory now; it must be one when the job starts")
-    job["cwd"] = _text(folder)
+    if cwd is not None:
+        _check_is_folder(cwd, folder)
+    if cwd is not None or "cwd" not in job:
+        job["cwd"] = _text(folder)
     if stdin is not None:
         job["stdin"] = _text(_input(stdin))
-    if not clean_env:
+    if not clean_env and "environment" not in job:
         job["environment"] = [_text(entry) for entry in environment.captured(os.environb, folder)]
     if env:
-        job["env"] = [_text(_assignment(entry)) for entry in env]
+        from_file = _entries(job) if given else []
+        job["env"] = from_file + [_text(_assignment(entry)) for entry in env]
     if artifacts:
-        job["artifacts"] = [_text(os.fsencode(glob)) for glob in artifacts]
-    job["umask"] = f"{_umask():04o}"
+        from_file = list(job.get("artifacts") or []) if given else []
+        job["artifacts"] = from_file + [_text(os.fsencode(glob)) for glob in artifacts]
+    job.setdefault("umask", f"{_umask():04o}")
     return job
 
 
+def _given(file: str, argv: Sequence[str], line: str | None) -> Json:
+    """Return what a job file says, and make sure that one command comes of it."""
+    from aitbcctl import jobfile
+
+    job = jobfile.read(file)
+    is_said_here = bool(argv) or line is not None
+    if jobfile.has_command(job) and is_said_here:
+        raise Usage(f"{file} says what to run already: leave out the command here, or there")
+    if not (jobfile.has_command(job) or is_said_here):
+        raise Usage(f"{file} says not what to run: it needs argv, command or model")
+    return job
+
+
+def _without_doubles(given: Json, options: Json) -> Json:
+    """Return what a job file says less what an option says under another name."""
+    if "timeout" not in options:
+        return given
+    return {field: value for field, value in given.items() if field != "timeout_seconds"}
+
+
+def _entries(job: Json) -> list[Any]:
+    from aitbcctl import jobfile
+
+    return jobfile.entries(job)
+
+
+def _check_is_folder(cwd: str, folder: bytes) -> None:
+    """Refuse where the job could not start; with a URL the daemon's machine can be another."""
+    if os.environ.get("AITBC_URL") and not os.environ.get("AITBC_SOCKET"):
+        return
+    try:
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            raise Usage(f"the working directory {cwd} is no directory")
+    except OSError as error:
+        raise Usage(f"the working directory {cwd} cannot be used: {error.strerror}") from None
+    if not os.access(folder, os.X_OK):
+        raise Usage(f"the working directory {cwd} cannot be used: Permission denied")
+
+
 def _check_usage(
-    argv: Sequence[str], batch: str | None, follow: bool, as_json: bool, line: str | None
+    argv: Sequence[str],
+    batch: str | None,
+    job_file: str | None,
+    follow: bool,
+    as_json: bool,
+    line: str | None,
 ) -> None:
-    if sum((bool(argv), line is not None, batch is not None)) != 1:
-        raise Usage(
-            "say once what to run: a command after --, a line with -c, or a file with --batch"
+    said = [
+        way
+        for way, is_said in (
+            ("a command", argv),
+            ("a line with -c", line is not None),
+            ("a file with --batch", batch is not None),
         )
+        if is_said
+    ]
+    if len(said) > 1:
+        raise Usage(f"say once what to run: you gave {' and '.join(said)}")
+    if not said and job_file is None:
+        raise Usage(
+            "say what to run: a command after --, a line with -c, or a file with --job-file "
+            "or --batch"
+        )
+    if batch is not None and job_file is not None:
+        raise Usage("--job-file is one job, --batch is many: give one of them")
     if follow and as_json:
         raise Usage("--follow fills stdout with the job's own, so --json cannot")
     if follow and batch is not None:

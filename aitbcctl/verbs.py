@@ -63,12 +63,11 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     if value and not ctx.resilient_parsing:
         from aitbcd import __version__
 
-        click.echo(f"aitbcctl {__version__}")
+        click.echo(f"{ctx.find_root().info_name} {__version__}")
         ctx.exit()
 
 
-@click.group("aitbcctl", cls=Verbs, context_settings=_CONTEXT, subcommand_metavar="VERB [ARGS]...")
-@click.option(
+_VERSION = click.option(
     "--version",
     is_flag=True,
     is_eager=True,
@@ -76,6 +75,10 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     callback=_print_version,
     help="Show the version and exit.",
 )
+
+
+@click.group("aitbcctl", cls=Verbs, context_settings=_CONTEXT, subcommand_metavar="VERB [ARGS]...")
+@_VERSION
 def ctl() -> None:
     """Queue jobs on this machine and get their results.
 
@@ -93,6 +96,7 @@ def ctl() -> None:
 
 
 @click.group("aitbc", context_settings=_CONTEXT)
+@_VERSION
 def suite() -> None:
     """The commands of aitbc; the ones for jobs are below "client"."""
 

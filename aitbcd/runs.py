@@ -394,7 +394,8 @@ class Runs:
                     await self._connect()
                     return
                 except (StartupError, OSError, LauncherGone) as error:
-                    _log.error("no launcher: %s", error)
+                    why = str(error) or "it ended before it answered"
+                    _log.error("no launcher: %s", why)
                     await asyncio.sleep(_CRASH_LOOP_S)
         finally:
             self._reopening = None

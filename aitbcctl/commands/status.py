@@ -7,8 +7,12 @@ from datetime import UTC, datetime
 import click
 
 from aitbcctl import options, render
-from aitbcctl.client import job_path
+from aitbcctl.client import Client, Json, job_path
 from aitbcctl.terminal import put, put_json
+from aitbcd.errors import AitbcError
+
+#: Of what a failed job last wrote.
+LINES = 5
 
 
 @click.command("status")
@@ -17,10 +21,42 @@ from aitbcctl.terminal import put, put_json
 def command(job: str | None, job_id: str | None, as_json: bool) -> int:
     """Show where a job stands: its state, progress, times, results.
 
+    Of a failed job also the last lines of what it wrote to stderr.
+
     \b
     Example:
       aitbcctl status job_7k3m9q2x
     """
-    status = options.client().get(job_path(options.named_job(job, job_id)))
-    put_json(status) if as_json else put(render.status_block(status, datetime.now(UTC)))
+    client = options.client()
+    status = client.get(job_path(options.named_job(job, job_id)))
+    if as_json:
+        put_json(status)
+        return 0
+    put(render.status_block(status, datetime.now(UTC)))
+    if status["status"] == "failed":
+        put("\n".join(_what_it_wrote(client, status)))
     return 0
+
+
+def _what_it_wrote(client: Client, status: Json) -> list[str]:
+    """Return the end of its stderr, and how to see more."""
+    job_id = status["job_id"]
+    if status.get("reason") == "cannot_start" or status.get("results") != "kept":
+        return [f"\nmore: aitbcctl get {job_id}"]
+    lines, wrote = _last_lines(client, job_id, "stderr"), "stderr"
+    if not lines:
+        lines, wrote = _last_lines(client, job_id, "stdout"), "stdout"
+    if not lines:
+        return [f"\nit wrote nothing; more: aitbcctl get {job_id}"]
+    head = f"\nthe end of its {wrote} (all of it: aitbcctl logs --stream {wrote} {job_id})"
+    return [head] + [f"  {line}" for line in lines]
+
+
+def _last_lines(client: Client, job_id: str, stream: str) -> list[str]:
+    try:
+        with client.open("GET", job_path(job_id, "logs", stream) + f"?tail={LINES}") as response:
+            # A line need not have an end.
+            text = response.read_at_most(LINES * 4096)
+    except AitbcError:
+        return []
+    return [render.plain(line)[:500] for line in text.decode(errors="replace").splitlines()]

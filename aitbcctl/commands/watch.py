@@ -10,9 +10,6 @@ from aitbcctl import following, options, render, terminal
 from aitbcctl.client import Client, Json
 from aitbcctl.terminal import flush, put, put_json, say
 
-#: What a waiting job waits for changes without an event of its own.
-TICK_S = 5.0
-
 
 @click.command("watch")
 @options.job_argument
@@ -53,7 +50,7 @@ def _draw(client: Client, status: Json) -> Json:
 
     job_id = status["job_id"]
     with Bar(status) as bar:
-        for change in following.changes(client, job_id, tick_s=TICK_S):
+        for change in following.changes(client, job_id, tick_s=following.TICK_S):
             if change or status["status"] == "pending":
                 # Asked for anew with each change: it knows when the job will be done, too.
                 status = following.job_patiently(client, job_id)

@@ -32,6 +32,7 @@ from aitbcd.reserve import Reserve
 from aitbcd.runs import Runs
 from aitbcd.settings import Settings
 from aitbcd.store import Batch, Move, Store
+from aitbcd.units import format_size
 
 _log = logging.getLogger(__name__)
 
@@ -154,8 +155,8 @@ class Engine:
             )
         if (spec.memory or 0) > self._whole.memory:
             raise NotSatisfiable(
-                f"the job asks for {spec.memory} bytes of memory and jobs share"
-                f" {self._whole.memory} here",
+                f"the job asks for {format_size(spec.memory or 0)} of memory and jobs share"
+                f" {format_size(self._whole.memory)} here",
                 hint="ask for less, or raise [slots] memory in the configuration",
                 field="memory",
             )
@@ -211,8 +212,7 @@ class Engine:
                 if current is None or current.status.is_final:
                     status = current.status.value if current else "deleted"
                     raise WrongState(
-                        f"job {job.job_id} is {status} and cannot be canceled",
-                        hint="nothing of it runs",
+                        f"job {job.job_id} is over ({status}): there is nothing to cancel",
                         state=status,
                     ) from None
                 await asyncio.sleep(0)

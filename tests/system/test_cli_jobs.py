@@ -68,7 +68,21 @@ def test_a_failed_job_says_why(cli: Cli) -> None:
     job = cli.shell("exit 3")
     cli.ended(job)
     assert "exited with status 3" in cli("status", job).stdout.decode()
+    assert "it wrote nothing" in cli("status", job).stdout.decode()
     assert "exit code 3" in cli("list", "--limit", "1").stdout.decode()
+
+
+def test_a_failed_job_shows_the_end_of_what_it_wrote(cli: Cli) -> None:
+    job = cli.shell("echo out; seq 100 >&2; printf '\\033]0;evil\\007' >&2; exit 1")
+    cli.ended(job)
+    text = cli("status", job).stdout.decode()
+    assert f"aitbcctl logs --stream stderr {job}" in text
+    assert [line.strip() for line in text.splitlines()[-5:]] == [
+        "97", "98", "99", "100", "\\x1b]0;evil\\x07"
+    ]  # fmt: skip
+    job = cli.shell("echo only out; exit 1")
+    cli.ended(job)
+    assert "only out" in cli("status", job).stdout.decode()
 
 
 def test_get_shows_everything_but_values_of_variables(cli: Cli) -> None:

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -103,9 +104,64 @@ def test_another_directory_and_input_can_be_given_relative_to_the_callers(cli: C
     assert stdout_of(cli, job) == f"{cli.folder}/sub\n".encode() + b"\x00\xff"
 
 
-def test_what_is_not_there_yet_is_said_and_submitted_all_the_same(cli: Cli) -> None:
-    done = cli("submit", "--cwd", "later", "--stdin", "later.txt", "--", "cat")
-    assert b"later is no directory now" in done.stderr
+class TestJobFile:
+    def test_a_toml_and_a_json_file_are_the_same_job(self, cli: Cli) -> None:
+        (cli.folder / "sub").mkdir()
+        (cli.folder / "sub" / "job.toml").write_text(
+            'command = "pwd; echo $A$B$C; cat"\nname = "from file"\ncwd = "."\n'
+            'stdin = "in"\ncpus = 1\ntimeout = "1h"\nartifacts = ["x/*"]\n'
+            'env = {A = "a", B = "b"}\n'
+        )
+        (cli.folder / "sub" / "in").write_text("input\n")
+        description = tomllib.loads((cli.folder / "sub" / "job.toml").read_text())
+        (cli.folder / "sub" / "job.json").write_text(json.dumps(description))
+        for file in ("sub/job.toml", "sub/job.json"):
+            job = cli.submit("--job-file", file)
+            assert stdout_of(cli, job) == f"{cli.folder}/sub\nab\ninput\n".encode()
+            assert cli.status(job)["name"] == "from file"
+            assert cli.json("get", job)["requested"]["timeout_s"] == 3600
+
+    def test_options_beat_it_and_add_to_it(self, cli: Cli) -> None:
+        (cli.folder / "job.toml").write_text(
+            'name = "file"\ntimeout_seconds = 5\nartifacts = ["a"]\n[env]\nA = "a"\nB = "b"\n'
+        )
+        options = ["--name", "mine", "--timeout", "1h", "--artifact", "b", "--env", "B=2"]
+        job = cli.shell("echo $A$B", "--job-file", "job.toml", *options)
+        assert stdout_of(cli, job) == b"a2\n"
+        details = cli.json("get", job)
+        assert details["name"] == "mine"
+        assert details["requested"]["timeout_s"] == 3600
+        assert details["requested"]["artifacts"] == ["a", "b"]
+
+    def test_it_can_come_from_a_pipe(self, cli: Cli) -> None:
+        done = cli("submit", "--job-file", "-", stdin=b'{"argv": ["echo", "x"]}')
+        assert stdout_of(cli, done.stdout.decode().strip()) == b"x\n"
+
+    @pytest.mark.parametrize(
+        ("text", "args", "words"),
+        [
+            ("argv = [", [], "is no TOML"),
+            ("{", [], "is no JSON"),
+            ("\0\xff", [], "is no TOML"),
+            ("name = 'x'", [], "says not what to run"),
+            ("command = 'true'", ["--", "true"], "says what to run already"),
+            ("command = 'true'\nwhen = 2026-01-01", [], "when is a date"),
+            ("command = 'true'\nnmae = 'x'", [], "nmae"),
+            ("command = 'true'\ncwd = 'none'", [], "cannot be used"),
+        ],
+    )
+    def test_what_is_wrong_with_it_is_said(
+        self, cli: Cli, text: str, args: list[str], words: str
+    ) -> None:
+        (cli.folder / "job").write_text(text)
+        assert words in cli("submit", "--job-file", "job", *args, code=2).stderr.decode()
+
+    def test_one_that_is_not_there_is_said(self, cli: Cli) -> None:
+        assert b"cannot read none.toml" in cli("submit", "--job-file", "none.toml", code=1).stderr
+
+
+def test_an_input_that_is_not_there_yet_is_said_and_submitted_all_the_same(cli: Cli) -> None:
+    done = cli("submit", "--stdin", "later.txt", "--", "cat")
     assert b"later.txt is not readable now" in done.stderr
     status = cli.ended(done.stdout.decode().strip())
     assert status["reason"] == "cannot_start"
@@ -223,10 +279,13 @@ def test_waiting_survives_a_restart_of_the_daemon(own_cli: Cli, gate: Gate) -> N
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "say once what to run"),
+        ([], "say what to run"),
+        (["--batch", "x", "--job-file", "y"], "give one of them"),
+        (["--cwd", "/nonexistent", "--", "true"], "the working directory /nonexistent cannot"),
+        (["--cwd", "/etc/passwd", "--", "true"], "/etc/passwd is no directory"),
         (["-c", "true", "--", "true"], "say once what to run"),
         (["--batch", "x", "--", "true"], "say once what to run"),
-        (["--wait"], "say once what to run"),
+        (["--wait"], "say what to run"),
         (["true", "--wait"], "Whose option is '--wait'?"),
         (["python", "x.py", "--lr", "1"], "Whose option is '--lr'?"),
         (["--nmae", "x", "--", "true"], "No such option"),

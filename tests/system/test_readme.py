@@ -127,6 +127,7 @@ def project(tmp_path: Path) -> Path:
     for name in ("train.sh", "prepare"):
         (folder / name).write_text(f"#!/bin/sh\necho {name} was here; echo 1 > ckpt/{name}.pt\n")
         (folder / name).chmod(0o755)
+    (folder / "night.toml").write_text('command = "./train.sh"\nname = "night"\n')
     lines = [{"argv": ["echo", str(number)]} for number in range(3)]
     (folder / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
