@@ -24,17 +24,20 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 DURATION_MAX_S = 100 * 365 * 86400.0
 SIZE_MAX = 2**62
 
-#: What is surely in range, as regular expressions of JSON schemas (ECMA-262): numbers with fewer
-#: digits the larger their unit.
+
+def _positive(digits: int) -> str:
+    return rf"(?:[1-9][0-9]{{0,{digits - 1}}}(?:\.[0-9]{{0,9}})?|0?\.[0-9]{{0,8}}[1-9])"
+
+
+#: Regular expressions for JSON schemas (ECMA-262) of what is surely in range: the larger a unit,
+#: the fewer digits. A duration is more than nothing.
 DURATION_PATTERN = (
-    r"^(?=.*[1-9])\s*0{0,9}(?:\d{1,9}(?:\.\d*)?|\.\d+)\s*$"
-    r"|^(?=.*[1-9])(?:\s*(?:\d{1,9}(?:\.\d*)?\s*(?:[mM]?[sS])|\d{1,6}(?:\.\d*)?\s*[mM]"
-    r"|\d{1,4}(?:\.\d*)?\s*[hHdD]|\d{1,3}(?:\.\d*)?\s*[wW])\s*){1,3}$"
+    rf"^ *{_positive(9)} *$|^(?: *(?:{_positive(9)} *[mM]?[sS]"
+    rf"|{_positive(6)} *[mM]|{_positive(4)} *[hHdD]|{_positive(3)} *[wW])){{1,3}} *$"
 )
 SIZE_PATTERN = (
-    r"^\s*0{0,9}(?:\d{1,18}(?:\.\d*)?\s*|\d{1,15}(?:\.\d*)?\s*[kK]|\d{1,12}(?:\.\d*)?\s*[mM]"
-    r"|\d{1,9}(?:\.\d*)?\s*[gG]|\d{1,6}(?:\.\d*)?\s*[tT]|\d{1,3}(?:\.\d*)?\s*[pP])"
-    r"(?:[iI]?[bB])?\s*$"
+    rf"^ *(?:0|{_positive(18)} *|{_positive(15)} *[kK]|{_positive(12)} *[mM]|{_positive(9)} *[gG]"
+    rf"|{_positive(6)} *[tT]|{_positive(3)} *[pP])(?:[iI]?[bB])? *$"
 )
 
 _DURATION_FORMS = "seconds, or a number with ms, s, m, h, d or w, for example 90, 2h or 1h30m"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from aitbcd.units import (
     DURATION_MAX_S,
+    DURATION_PATTERN,
     SIZE_MAX,
+    SIZE_PATTERN,
     format_size,
     parse_duration,
     parse_size,
@@ -96,3 +99,23 @@ def test_a_shown_size_reads_back_within_its_last_digit(size: int) -> None:
 )
 def test_sizes_are_shown_with_one_decimal(size: int, shown: str) -> None:
     assert format_size(size) == shown
+
+
+@given(st.from_regex(DURATION_PATTERN, fullmatch=True))
+def test_what_the_pattern_calls_a_duration_is_one(written: str) -> None:
+    assert 0 < parse_duration(written) <= DURATION_MAX_S
+
+
+@given(st.from_regex(SIZE_PATTERN, fullmatch=True))
+def test_what_the_pattern_calls_a_size_is_one(written: str) -> None:
+    assert 0 <= parse_size(written) <= SIZE_MAX
+
+
+@pytest.mark.parametrize("written", ["90", "2h", "1h 30m", "7d", "250ms", ".5h", "1d2h3m"])
+def test_the_pattern_knows_durations_as_people_write_them(written: str) -> None:
+    assert re.search(DURATION_PATTERN, written)
+
+
+@pytest.mark.parametrize("written", ["0", "500M", "16G", "40GiB", "1.5t", " 2 kb "])
+def test_the_pattern_knows_sizes_as_people_write_them(written: str) -> None:
+    assert re.search(SIZE_PATTERN, written)
