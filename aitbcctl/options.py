@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from aitbcctl.client import Client
+from aitbcctl.client import Client, Json
 from aitbcctl.refusals import Usage
+from aitbcd.errors import AitbcError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -22,8 +24,51 @@ SORTS = [sign + key for key in ("created", "finished", "duration", "name") for s
 
 def job_argument(function: _Command) -> _Command:
     """Give a verb its job: ``ID`` or ``--job-id ID``; ``named_job`` reads the two."""
-    function = click.option("--job-id", metavar="ID", help="The same as ID.")(function)
-    return click.argument("job", metavar="[ID]", required=False)(function)
+    function = click.option("--job-id", metavar="ID", help="The same as ID.", shell_complete=jobs)(
+        function
+    )
+    return click.argument("job", metavar="[ID]", required=False, shell_complete=jobs)(function)
+
+
+#: The states in which a verb has something to do; not said here: any.
+_USEFUL = {
+    "cancel": "pending,assigned,running,canceling",
+    "watch": "pending,assigned,running,canceling",
+    "download": "completed,failed,canceled",
+    "verify": "completed,failed,canceled",
+    "delete": "completed,failed,canceled",
+    "rm": "completed,failed,canceled",
+    "keep": "completed,failed,canceled",
+    "retry": "completed,failed,canceled",
+    "share": "completed,failed,canceled",
+}
+_OFFERED = 100
+
+
+def jobs(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Offer one's latest jobs, with their names; nothing where no daemon answers at once."""
+    from click.shell_completion import CompletionItem
+
+    try:
+        states = _USEFUL.get(ctx.info_name or "")
+        with client().open(
+            "GET", f"/v1/jobs?limit={_OFFERED}" + (f"&status={states}" if states else ""),
+            timeout_s=2.0,
+        ) as response:  # fmt: skip
+            found = json.loads(response.read())["jobs"]
+    except (AitbcError, ValueError, KeyError):
+        return []
+    return [
+        CompletionItem(job["job_id"], help=_about(job))
+        for job in found
+        if job["job_id"].startswith(begun)
+    ]
+
+
+def _about(job: Json) -> str:
+    from aitbcctl.render import plain
+
+    return f"{plain(job['name'])[:24]}, {job['status']}" if job["name"] else str(job["status"])
 
 
 def completions(words: Iterable[str]) -> list[CompletionItem]:
@@ -38,6 +83,13 @@ def folders(ctx: click.Context, param: click.Parameter, begun: str) -> list[Comp
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(begun, type="dir")]
+
+
+def files(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Let the shell complete a file."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(begun, type="file")]
 
 
 def json_option(text: str) -> Callable[[_Command], _Command]:

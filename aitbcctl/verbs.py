@@ -5,9 +5,14 @@ A verb's module is imported when that verb is used: the others would cost each c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 #: Each verb is ``commands/<verb>.py``; the line stands in the list of ``--help``.
 VERBS = {
@@ -20,6 +25,7 @@ VERBS = {
     "cancel": "End a job.",
     "download": "Copy a job's results, checked, into a folder.",
     "verify": "Check a job's stored results against their checksums.",
+    "completion": "Print a script that completes words in your shell.",
     "demo": "See it all once: a daemon, a real job, its results.",
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -45,6 +51,17 @@ class Verbs(click.Group):
         if args[0] not in VERBS and not args[0].startswith("-"):
             raise click.UsageError(_no_such_verb(args[0]), ctx)
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        return [
+            CompletionItem(verb, help=about)
+            for verb, about in VERBS.items()
+            if verb.startswith(incomplete)
+        ]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
@@ -106,6 +123,8 @@ suite.add_command(ctl, "client")
 
 def run(name: str, words: Sequence[str]) -> int:
     """Run ``aitbcctl`` or ``aitbc`` and return its exit code; each verb returns its own."""
+    if f"_{name.upper()}_COMPLETE" in os.environ:
+        from aitbcctl import shells  # noqa: F401  # makes itself known to click
     try:
         result = (ctl if name == "aitbcctl" else suite).main(words, name, standalone_mode=False)
     except click.ClickException as error:

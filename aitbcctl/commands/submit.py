@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from aitbcctl import environment, submission
+from aitbcctl import environment, options, submission
 
 _EPILOG = f"""\
 The command after -- is run as it is, byte for byte, without a shell; -c takes a line for /bin/sh.
@@ -47,6 +47,9 @@ class _Submit(click.Command):
         return rest
 
 
+_COMPLETED = {"DIR": options.folders, "FILE": options.files}
+
+
 def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for flag, name, kind, metavar, text in reversed(submission.OPTIONS):
         how: dict[str, Any] = {"help": text, "metavar": metavar}
@@ -58,6 +61,8 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
             how["type"] = int
         elif kind != submission.TEXT:
             how["type"] = click.Choice(kind.split("|"))
+        if metavar in _COMPLETED:
+            how["shell_complete"] = _COMPLETED[metavar]
         function = click.option(flag, name, **how)(function)
     return function
 
@@ -68,7 +73,13 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     epilog=_EPILOG,
     context_settings={"allow_interspersed_args": False},
 )
-@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND [ARG]...")
+@click.argument(
+    "argv",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="-- COMMAND [ARG]...",
+    shell_complete=options.files,
+)
 @_with_options
 def command(argv: tuple[str, ...], **asked: Any) -> int:
     """Put a job into the queue; prints its id."""

@@ -21,7 +21,7 @@ _MEANING = {
 @click.option(
     "--path",
     metavar="DIR",
-    type=click.Path(),
+    shell_complete=options.folders,
     help="Check this copy (a folder, or a zip) instead of the stored results; a daemon that "
     "knows the job is asked for its list's checksum, and none is needed.",
 )
