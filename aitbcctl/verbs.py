@@ -26,6 +26,7 @@ VERBS = {
     "download": "Copy a job's results, checked, into a folder.",
     "verify": "Check a job's stored results against their checksums.",
     "completion": "Print a script that completes words in your shell.",
+    "gpus": "Show the machine's GPUs and who uses them.",
     "demo": "See it all once: a daemon, a real job, its results.",
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"]}

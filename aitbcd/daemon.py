@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
@@ -24,9 +25,11 @@ from aitbcd import __version__, machine, paths, settings
 from aitbcd.api import app
 from aitbcd.api.context import Api
 from aitbcd.api.socket import Clients, Server, check_free
+from aitbcd.devices import Inventory
 from aitbcd.engine import Engine
 from aitbcd.errors import AitbcError
 from aitbcd.feed import Feed
+from aitbcd.gpus import Claims, Drains, Gpus
 from aitbcd.paths import Paths
 from aitbcd.results.watches import Watches
 from aitbcd.runs import Runs
@@ -100,17 +103,23 @@ async def _serve(where: Paths, chosen: Settings) -> None:
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         this_machine = machine.look()
+        drains = Drains(where.state / "gpus.json", this_machine.boot_id)
+        gpus = Gpus(chosen.gpus, drains, Claims(where).job_of)
+        stack.push_async_callback(gpus.close)
+        gpus.open()
         store = await Store.open(where.db, now=time.time_ns() // 1000)
         stack.push_async_callback(store.close)
         runs = Runs(where, boot_id=this_machine.boot_id)
         stack.push_async_callback(runs.close)
         await runs.open()
+        found = await gpus.look()
+        this_machine = replace(this_machine, gpu_problem=_no_gpus(found))
         feed = Feed()
         engine = Engine(store, runs, feed, chosen, this_machine, where, uid=os.getuid())
         stack.push_async_callback(engine.close)
         await engine.recover()
         watches = Watches()
-        api = Api(engine, store, feed, chosen, where, this_machine, watches)
+        api = Api(engine, store, feed, chosen, where, this_machine, watches, gpus)
         stack.callback(api.close)
         clients = Clients(app.build(api), api.is_stopping)
         server = Server(
@@ -119,7 +128,7 @@ async def _serve(where: Paths, chosen: Settings) -> None:
         await server.listen()
         await _listen_tcp(server, chosen)
         guard = asyncio.create_task(server.guard(watches))
-        _greet(server, where, engine, this_machine.gpu_problem)
+        _greet(server, where, engine, found)
         await stopping.wait()
         guard.cancel()
         api.stop()
@@ -144,7 +153,13 @@ async def _listen_tcp(server: Server, chosen: Settings) -> None:
         )
 
 
-def _greet(server: Server, where: Paths, engine: Engine, gpu_problem: str | None) -> None:
+def _no_gpus(found: Inventory) -> str:
+    """Return why jobs get no GPU."""
+    are = "is 1 GPU" if len(found.gpus) == 1 else f"are {len(found.gpus)} GPUs"
+    return found.problem or f"there {are}, and this release does not hand GPUs out yet"
+
+
+def _greet(server: Server, where: Paths, engine: Engine, found: Inventory) -> None:
     whole = engine.whole
     cores = f"{whole.cpus} CPU core{'' if whole.cpus == 1 else 's'}"
     _say(f"aitbcd {__version__} serves, pid {os.getpid()}")
@@ -152,9 +167,9 @@ def _greet(server: Server, where: Paths, engine: Engine, gpu_problem: str | None
     if server.tcp:
         _say(f"  http     http://{server.tcp}")
     _say(f"  state    {where.state}")
-    _say(f"  devices  {cores}, {format_size(whole.memory)} of memory, {whole.gpus} GPUs")
-    if gpu_problem:
-        _say(f"           ({gpu_problem})")
+    gpus = f"{len(found.gpus)} GPU{'' if len(found.gpus) == 1 else 's'}"
+    _say(f"  devices  {cores}, {format_size(whole.memory)} of memory, {gpus}")
+    _say(f"           ({_no_gpus(found)})")
     if engine.active_count:
         _say(f"  found    {_jobs(engine.active_count)} that had been started before")
 

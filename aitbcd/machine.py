@@ -24,7 +24,6 @@ def look() -> Machine:
         memory=usable_memory(),
         miner_id=miner_id(machine_secret()),
         boot_id=BOOT_ID.read_text().strip(),
-        gpu_problem="no GPU was looked for: this release runs jobs on processor cores only",
     )
 
 

@@ -12,7 +12,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.utils import ClientDisconnected
 
 from aitbcd import users
-from aitbcd.api import batch, events, health, jobs, logs, openapi, operations, results, updates
+from aitbcd.api import (
+    batch,
+    events,
+    gpus,
+    health,
+    jobs,
+    logs,
+    openapi,
+    operations,
+    results,
+    updates,
+)
 from aitbcd.api.context import Api
 from aitbcd.api.messages import StreamBroken, problem_response
 from aitbcd.api.peer import Peer, check_origin
@@ -27,7 +38,7 @@ class MethodNotAllowed(BadRequest):
 
 def build(api: Api) -> ASGIApp:
     """Return the ASGI application of a daemon."""
-    resources = (health, batch, jobs, events, logs, results)
+    resources = (health, batch, jobs, events, logs, results, gpus)
     known = [operation for resource in resources for operation in resource.operations(api)]
     app = Starlette(
         routes=[*updates.routes(api), *operations.routes([*known, openapi.operation(known)])],

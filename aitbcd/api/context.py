@@ -14,6 +14,7 @@ from aitbcd.api.peer import Peer, owner_of
 from aitbcd.engine import Engine
 from aitbcd.errors import Forbidden, NoSuchJob
 from aitbcd.feed import Feed
+from aitbcd.gpus import Gpus
 from aitbcd.model import Job, Machine, Owner
 from aitbcd.paths import Paths
 from aitbcd.results.watches import Watches
@@ -41,6 +42,7 @@ class Api:
     paths: Paths
     machine: Machine
     watches: Watches
+    gpus: Gpus
     #: Set when the daemon is about to stop.
     is_stopping: asyncio.Event = field(default_factory=asyncio.Event)
     followings: set[Following] = field(default_factory=set)

@@ -36,6 +36,11 @@ PATHS: dict[str, dict[str, Any]] = {
     },
     "path": {"description": "Of a file", "schema": _STRING, "example": "result.txt"},
     "stream": {"schema": schemas.one_of("stdout", "stderr")},
+    "uuid": {
+        "description": "Of a GPU or a MIG device",
+        "schema": _STRING,
+        "example": "GPU-5a1c0d5e-0b7a-4f3e-9d64-6f1f3f4d2a10",
+    },
 }
 _IN_BRACES = re.compile(r"{(\w+)(?::\w+)?}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class Gpus:
     """``open`` before anything else. ``inventory`` is what the last look saw."""
 
     def __init__(self, settings: Settings, drains: Drains, job_of: JobOf) -> None:
-        self.inventory = Inventory(now_us(), None)
+        self.inventory = Inventory(now_us(), advice.awaited())
         self._settings = settings
         self._drains = drains
         self._job_of = job_of
@@ -57,7 +58,7 @@ class Gpus:
         #: One that did not answer and cannot be ended; no other is started beside it.
         self._stuck: Child | None = None
         self._looking: asyncio.Task[None] | None = None
-        self._looked_at = -FRESH_S
+        self._looked_at = -math.inf
         self._is_first = True
         #: When a driver that fails is asked again; when a GPU that was left is looked at again.
         self._retrying: asyncio.TimerHandle | None = None
@@ -168,16 +169,12 @@ class Gpus:
         return self._looking
 
     async def _look(self) -> None:
-        self._looked_at = time.monotonic()
-        found = driver.library(os.environ) if self._child is None else None
-        if self._child is None and found is None:
-            self._absence = self._absence or advice.absent(driver.hardware())
-            self._fail(self._absence, is_tried_again=False)
-            return
-        if self._is_first and not self.inventory.gpus:
-            self.inventory = Inventory(now_us(), advice.awaited())
         try:
-            self._succeed(await self._report())
+            if self._child is None and driver.library(os.environ) is None:
+                self._absence = self._absence or advice.absent(driver.hardware())
+                self._fail(self._absence, is_tried_again=False)
+            else:
+                self._succeed(await self._report())
         except TimeoutError:
             self._give_up()
         except ProbeEnded as ended:

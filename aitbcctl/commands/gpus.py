@@ -1,0 +1,88 @@
+"""``aitbcctl gpus``: the machine's GPUs, and who uses them; ``drain`` and ``resume`` one."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from aitbcctl import devices, options, terminal
+from aitbcctl.client import Client, Json, quote
+from aitbcctl.render import plain
+from aitbcctl.terminal import put, put_json, say
+
+
+@click.group("gpus", invoke_without_command=True, subcommand_metavar="[drain|resume]")
+@options.json_option('Print {"problem": ..., "gpus": [...]}.')
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> int:
+    """Show the machine's GPUs and who uses them.
+
+    \b
+    States:
+      free         takes a job
+      busy         jobs use it
+      foreign      somebody uses it past the queue
+      drained      takes no new job: a fault, or an administrator's wish
+      quarantined  a job's memory did not come back
+      lost         the driver cannot reach it
+
+    \b
+    Examples:
+      aitbcctl gpus
+      aitbcctl gpus drain 3 --reason "new fan on Monday"
+      aitbcctl gpus resume GPU-5a1c
+    """
+    if context.invoked_subcommand is not None:
+        return 0
+    inventory = options.client().get("/v1/gpus")
+    if as_json:
+        put_json(inventory)
+        return 0
+    if inventory["gpus"]:
+        put(devices.gpu_table(inventory["gpus"], terminal.columns(1)))
+    if versions := devices.driver_line(inventory):
+        say(versions)
+    if inventory["problem"]:
+        say(plain(inventory["problem"]))
+    return 0
+
+
+@command.command("drain")
+@click.argument("gpu", metavar="GPU")
+@click.option("--reason", required=True, help="Why, for those who wait.")
+@options.json_option("Print the GPU as it is then.")
+def drain(gpu: str, reason: str, as_json: bool) -> int:
+    """Let GPU take no new job; what runs there goes on.
+
+    GPU is its UUID, any unique beginning of it, or its number in the list. It stays drained over
+    restarts and reboots, until resume. An administrator's.
+    """
+    return _change(gpu, "drain", json.dumps({"reason": reason}).encode(), as_json)
+
+
+@command.command("resume")
+@click.argument("gpu", metavar="GPU")
+@options.json_option("Print the GPU as it is then.")
+def resume(gpu: str, as_json: bool) -> int:
+    """Let GPU take jobs again, after drain or in spite of the faults that it has now.
+
+    GPU is as for drain. A new fault drains it again. An administrator's.
+    """
+    return _change(gpu, "resume", b"", as_json)
+
+
+def _change(word: str, verb: str, body: bytes, as_json: bool) -> int:
+    client = options.client()
+    uuid = devices.named_gpu(client.get("/v1/gpus")["gpus"], word)["uuid"]
+    changed = _post(client, uuid, verb, body)
+    if as_json:
+        put_json(changed)
+    else:
+        reason = f": {plain(changed['reason'])}" if changed["reason"] else ""
+        put(f"GPU {changed['index']} ({plain(changed['uuid'])}) is {changed['state']}{reason}")
+    return 0
+
+
+def _post(client: Client, uuid: str, verb: str, body: bytes) -> Json:
+    return client.post(f"/v1/gpus/{quote(uuid)}/{verb}", body)

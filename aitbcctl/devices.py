@@ -1,0 +1,116 @@
+"""GPUs of the API -> text for people. Pure: no I/O; the width comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from aitbcctl.render import Json, columns, plain, size, when
+from aitbcd.errors import AmbiguousJob, NoSuchFile
+
+_HEADER = ["GPU", "NAME", "STATE", "MEMORY", "UTIL", "POWER", "TEMP", "USED BY"]
+_NAME, _USED_BY = _HEADER.index("NAME"), _HEADER.index("USED BY")
+_GIB = 1 << 30
+#: A name is recognized by that much of it.
+_NAME_MIN = 10
+
+
+def gpu_table(gpus: Sequence[Json], width: int | None) -> str:
+    """Return a line a GPU that fits ``width``, and below what there is to say of some."""
+    rows = [_HEADER, *(_row(gpu) for gpu in gpus)]
+    lines = list(_fitted(rows, width))
+    for gpu in gpus:
+        lines += _notes(gpu)
+    return "\n".join(lines)
+
+
+def driver_line(inventory: Json) -> str | None:
+    """Return the versions, where there is a driver."""
+    if not inventory.get("driver_version"):
+        return None
+    versions = f"driver {plain(inventory['driver_version'])}"
+    if inventory.get("cuda_version"):
+        versions += f", CUDA up to {plain(inventory['cuda_version'])}"
+    return versions
+
+
+def named_gpu(gpus: Sequence[Json], word: str) -> Json:
+    """Return the GPU with this UUID, this number in the table, or this unique beginning of a UUID.
+
+    Raises:
+        NoSuchFile, AmbiguousJob: none or several are meant.
+    """
+    found = [gpu for gpu in gpus if gpu["uuid"] == word]
+    found = found or [gpu for gpu in gpus if _label(gpu) == word]
+    found = found or [gpu for gpu in gpus if word and str(gpu["uuid"]).startswith(word)]
+    known = ", ".join(str(gpu["uuid"]) for gpu in found or gpus)
+    if not found:
+        raise NoSuchFile(
+            f"there is no GPU {word}", hint=f"GPUs here: {known}" if known else "see aitbcctl gpus"
+        )
+    if len(found) > 1:
+        raise AmbiguousJob(f"{word} is the beginning of several GPUs", hint=f"they are: {known}")
+    return found[0]
+
+
+def _row(gpu: Json) -> list[str]:
+    return [
+        _label(gpu),
+        plain(str(gpu["name"]).removeprefix("NVIDIA ")),
+        str(gpu["state"]),
+        f"{gpu['memory_used'] / _GIB:.1f}/{gpu['memory_total'] / _GIB:.1f} GiB",
+        _with_unit(gpu.get("utilization"), "%"),
+        _power(gpu),
+        _with_unit(gpu.get("temperature"), " C"),
+        _used_by(gpu),
+    ]
+
+
+def _label(gpu: Json) -> str:
+    mig = gpu.get("mig")
+    return f"{gpu['index']}:{mig['gpu_instance']}" if mig else str(gpu["index"])
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value}{unit}"
+
+
+def _power(gpu: Json) -> str:
+    if gpu.get("power") is None:
+        return "-"
+    limit = gpu.get("power_limit")
+    return f"{gpu['power']:.0f}{'' if limit is None else f'/{limit:.0f}'} W"
+
+
+def _used_by(gpu: Json) -> str:
+    users = [str(one["user"] or "?") for one in gpu["processes"] if one["job_id"] is None]
+    return ", ".join(map(plain, dict.fromkeys([*gpu["jobs"], *users])))
+
+
+def _notes(gpu: Json) -> Iterator[str]:
+    if gpu.get("reason"):
+        yield f"GPU {_label(gpu)} is {gpu['state']}: {plain(gpu['reason'])}"
+    for one in gpu["processes"]:
+        memory = "?" if one["memory"] is None else size(one["memory"])
+        whose = plain(one["job_id"] or one["user"] or "?")
+        since = f", since {when(one['since'])}" if one.get("since") else ""
+        command = plain(one["command"] or "?")
+        yield f"GPU {_label(gpu)}: {whose}, pid {one['pid']}, {memory}{since}: {command}"
+
+
+def _fitted(rows: list[list[str]], width: int | None) -> Iterator[str]:
+    """Yield the rows as lines; where they are too wide, the name gives way, then who uses it."""
+    widths = [max(columns(row[i]) for row in rows) for i in range(len(_HEADER))]
+    if width is not None:
+        for place, least in ((_NAME, _NAME_MIN), (_USED_BY, len("USED BY"))):
+            excess = sum(widths) + 2 * (len(widths) - 1) - width
+            widths[place] -= max(0, min(excess, widths[place] - least))
+    for row in rows:
+        yield "  ".join(map(_cell, row, widths)).rstrip()
+
+
+def _cell(text: str, width: int) -> str:
+    if columns(text) > width:
+        while columns(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - columns(text))

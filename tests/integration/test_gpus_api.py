@@ -1,0 +1,274 @@
+"""GPUs over HTTP and through ``aitbcctl``, of a real daemon with the scripted driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.driver import GIB, VERSION_MISMATCH, Driver, gpu, process, uuid_of
+from tests.integration.conftest import Box, Json, User, problem, serving
+from tests.service import Service, children, wait_for
+
+CONFIG = '[server]\ntcp = ""\n[gpus]\nretry = "0.1s"\nforeign_grace = "0.2s"\n'
+#: What a test begins with. A GPU's name stays for the life of a probe.
+PLAIN = (gpu(0), gpu(1, "4090"))
+FIXED = {
+    "index", "uuid", "name", "memory_total", "memory_used", "utilization", "state", "reason",
+    "jobs", "processes",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared(nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    return Driver(nvml_library, tmp_path_factory.mktemp("script") / "nvml")
+
+
+@pytest.fixture(scope="module")
+def gpu_box(shared: Driver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    shared.write(*PLAIN)
+    with daemon_with(shared, tmp_path_factory.mktemp("daemon")) as box:
+        yield box
+
+
+@contextmanager
+def daemon_with(driver: Driver, folder: Path) -> Iterator[Box]:
+    """Run a daemon that finds this driver; other daemons do not."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in driver.environ.items():
+            patch.setenv(name, value)
+        serving_box = serving(folder, CONFIG)
+        box = serving_box.__enter__()
+        # For others than root.
+        box.service.socket.parent.chmod(0o755)
+    try:
+        yield box
+    finally:
+        serving_box.__exit__(None, None, None)
+
+
+def seen(box: Box) -> Json:
+    answer = box.http.get("/v1/gpus")
+    assert answer.status_code == 200, answer.text
+    document: Json = answer.json()
+    return document
+
+
+def reached(box: Box, states: list[str]) -> Json:
+    def look() -> Json | None:
+        document = seen(box)
+        return document if [one["state"] for one in document["gpus"]] == states else None
+
+    return wait_for(f"the GPUs are {states}", look, log=box.service.log)
+
+
+def test_gpus_have_the_fields_that_are_fixed(gpu_box: Box, shared: Driver) -> None:
+    shared.write(gpu(0, used=GIB, utilization=42), gpu(1, "4090"))
+    document = wait_for(
+        "it is used",
+        lambda: next((d for d in [seen(gpu_box)] if d["gpus"][0]["utilization"]), None),
+    )
+    assert (document["problem"], document["driver_version"]) == (None, "570.86.15")
+    first = document["gpus"][0]
+    assert first.keys() >= FIXED
+    assert (first["index"], first["uuid"], first["name"]) == (
+        0,
+        uuid_of(0),
+        "NVIDIA H100 80GB HBM3",
+    )
+    assert (first["memory_total"], first["memory_used"]) == (80 * GIB, GIB)
+    assert (first["utilization"], first["state"], first["reason"]) == (42, "free", None)
+
+
+def test_drain_and_resume_over_http(gpu_box: Box, shared: Driver) -> None:
+    shared.write(*PLAIN)
+    reached(gpu_box, ["free", "free"])
+    path = f"/v1/gpus/{uuid_of(1)}"
+    answer = gpu_box.http.post(f"{path}/drain", json={"reason": "new fan"})
+    assert (answer.status_code, answer.json()["state"]) == (200, "drained")
+    assert answer.json()["reason"] == "new fan (drained by root)"
+    assert [one["state"] for one in seen(gpu_box)["gpus"]] == ["free", "drained"]
+    kept = json.loads((gpu_box.service.state / "gpus.json").read_text())
+    assert (kept["format"], list(kept["drained"])) == (1, [uuid_of(1)])
+    assert gpu_box.http.post(f"{path}/resume").json()["state"] == "free"
+    problem(gpu_box.http.post(f"{path}/resume"), 409, "wrong-state")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({}, 422, "invalid-value"),
+        ({"reason": ""}, 422, "invalid-value"),
+        ({"reason": "two\nlines"}, 422, "invalid-value"),
+        ({"reason": "x" * 201}, 422, "invalid-value"),
+        ({"reason": 1}, 422, "invalid-value"),
+        ({"reason": "x", "force": True}, 422, "invalid-value"),
+        ([], 400, "bad-request"),
+    ],
+)
+def test_a_drain_that_is_wrong_changes_nothing(
+    gpu_box: Box, shared: Driver, body: object, status: int, code: str
+) -> None:
+    shared.write(*PLAIN)
+    reached(gpu_box, ["free", "free"])
+    path = f"/v1/gpus/{uuid_of(0)}/drain"
+    problem(gpu_box.http.post(path, content=json.dumps(body)), status, code)
+    reached(gpu_box, ["free", "free"])
+
+
+def test_a_gpu_that_is_not_there_is_named_with_those_that_are(gpu_box: Box, shared: Driver) -> None:
+    shared.write(*PLAIN)
+    reached(gpu_box, ["free", "free"])
+    answer = gpu_box.http.post("/v1/gpus/GPU-x/drain", json={"reason": "x"})
+    document = problem(answer, 404, "no-such-file")
+    assert uuid_of(0) in document["hint"]
+
+
+def test_only_administrators_drain(gpu_box: Box, shared: Driver, ada: User) -> None:
+    shared.write(*PLAIN)
+    reached(gpu_box, ["free", "free"])
+    where = gpu_box.service.socket
+    path = f"/v1/gpus/{uuid_of(0)}"
+    assert ada.ask(where, "GET", "/v1/gpus").status == 200
+    refused = ada.ask(where, "POST", f"{path}/drain", {"reason": "mine"})
+    assert (refused.status, refused.json["code"]) == (403, "forbidden")
+    assert "aitbc-admin" in refused.json["hint"]
+    assert [one["state"] for one in seen(gpu_box)["gpus"]] == ["free", "free"]
+    subprocess.run(["groupadd", "aitbc-admin"], check=True)
+    try:
+        subprocess.run(["usermod", "-aG", "aitbc-admin", ada.name], check=True)
+        drained = ada.ask(where, "POST", f"{path}/drain", {"reason": "mine"})
+        assert drained.json["reason"] == f"mine (drained by {ada.name})"
+        assert ada.ask(where, "POST", f"{path}/resume").status == 200
+    finally:
+        subprocess.run(["groupdel", "aitbc-admin"], check=True)
+
+
+def test_a_jobs_process_is_the_jobs_and_its_arguments_the_owners(
+    gpu_box: Box, shared: Driver, ada: User, tmp_path: Path
+) -> None:
+    shared.write(*PLAIN)
+    gate = tmp_path / "gate"
+    job = gpu_box.submit_waiting(gate)
+    (pid,) = [
+        pid
+        for supervisor in children(os.getpid())
+        for pid in _with_descendants(supervisor)
+        if f"AITBC_JOB_ID={job}".encode() in _environ(pid) and b"until test" in _command(pid)
+    ]
+    shared.write(gpu(0, used=GIB, process=[process(pid, GIB)]), gpu(1, "4090"))
+    document = reached(gpu_box, ["busy", "free"])
+    (one,) = document["gpus"][0]["processes"]
+    assert (one["job_id"], one["pid"], one["user"]) == (job, pid, "root")
+    assert str(gate) in one["command"]
+    assert document["gpus"][0]["jobs"] == [job]
+    (other,) = ada.ask(gpu_box.service.socket, "GET", "/v1/gpus").json["gpus"][0]["processes"]
+    assert other["command"] == "sh"
+    gate.touch()
+    gpu_box.ended(job)
+
+
+def _with_descendants(pid: int) -> list[int]:
+    return [pid, *(found for child in children(pid) for found in _with_descendants(child))]
+
+
+def _environ(pid: int) -> bytes:
+    return _read(pid, "environ")
+
+
+def _command(pid: int) -> bytes:
+    return _read(pid, "cmdline")
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_metrics_are_there_for_anybody(gpu_box: Box, shared: Driver) -> None:
+    shared.write(gpu(0, temperature=66), gpu(1, "4090"))
+    reached(gpu_box, ["free", "free"])
+    labels = f'gpu="0",uuid="{uuid_of(0)}",name="NVIDIA H100 80GB HBM3"'
+    line = f"aitbcd_gpu_temperature_celsius{{{labels}}} 66"
+    wait_for("it is warm", lambda: line in gpu_box.http.get("/metrics").text)
+    answer = gpu_box.http.get("/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_the_command_line_shows_drains_and_resumes(gpu_box: Box, shared: Driver) -> None:
+    shared.write(gpu(0), gpu(1, "4090", used=GIB, process=[process(os.getpid(), GIB)]))
+    reached(gpu_box, ["free", "foreign"])
+    run = gpu_box.service.run
+    shown = run("aitbcctl", "gpus")
+    assert shown.returncode == 0, shown.stderr
+    assert "GeForce RTX 4090" in shown.stdout
+    assert f"pid {os.getpid()}, 1.0 GiB" in shown.stdout
+    assert "driver 570.86.15, CUDA up to 12.8" in shown.stderr
+    assert json.loads(run("aitbcctl", "gpus", "--json").stdout)["gpus"][1]["state"] == "foreign"
+
+    drained = run("aitbcctl", "gpus", "drain", "0", "--reason", "new fan")
+    assert drained.stdout == f"GPU 0 ({uuid_of(0)}) is drained: new fan (drained by root)\n"
+    resumed = run("aitbcctl", "gpus", "resume", uuid_of(0)[:12], "--json")
+    assert json.loads(resumed.stdout)["state"] == "free"
+    for words, code in (
+        (["drain", "0"], 2),
+        (["drain", "9", "--reason", "x"], 3),
+        (["resume", "0"], 4),
+    ):
+        refused = run("aitbcctl", "gpus", *words)
+        assert (refused.returncode, refused.stdout) == (code, "")
+
+
+def test_a_driver_that_fails_costs_only_the_gpus(nvml_library: Path, tmp_path: Path) -> None:
+    """The daemon starts and runs jobs, says what is wrong, and finds the GPUs afterwards."""
+    driver = Driver(nvml_library, tmp_path / "nvml")
+    driver.write(gpu(0), init=VERSION_MISMATCH)
+    with daemon_with(driver, tmp_path / "daemon") as box:
+        wait_for("it greets", lambda: "devices" in box.service.log.read_text())
+        assert "(reboot needed: the NVIDIA driver's files" in box.service.log.read_text()
+        assert box.shell("exit 0")["status"] == "completed"
+        refused = problem(
+            box.http.post("/v1/jobs", json={"argv": ["x"], "gpus": 1}), 409, "not-satisfiable"
+        )
+        assert "reboot needed" in refused["detail"]
+        assert "reboot needed" in seen(box)["problem"]
+        driver.write(gpu(0))
+        reached(box, ["free"])
+        assert seen(box)["problem"] is None
+
+
+def test_a_hung_driver_stalls_nobody(nvml_library: Path, tmp_path: Path) -> None:
+    driver = Driver(nvml_library, tmp_path / "nvml")
+    driver.write(gpu(0), hang__nvmlInitWithFlags=1)
+    with daemon_with(driver, tmp_path / "daemon") as box:
+        assert box.shell("exit 0")["status"] == "completed"
+        assert "has not answered" in seen(box)["problem"]
+        assert box.service.stop() == 0
+
+
+def test_a_daemon_without_a_driver_has_no_probe(box: Box) -> None:
+    names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(box.service.pid)]
+    assert not any(b"aitbcd.gpus.probe" in name for name in names)
+    document = seen(box)
+    assert document["gpus"] == []
+    assert document["problem"]
+    shown = box.service.run("aitbcctl", "gpus")
+    assert (shown.returncode, shown.stdout) == (0, "")
+    assert document["problem"] in shown.stderr
+
+
+def test_a_broken_list_of_drained_gpus_stops_the_start(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    service.state.mkdir()
+    (service.state / "gpus.json").write_text('{"format": 7}')
+    refused = service.run("aitbcd")
+    assert refused.returncode == 1
+    assert "has format 7, and this release knows 1" in refused.stderr
+    assert "Traceback" not in refused.stderr
