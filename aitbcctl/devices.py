@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from aitbcctl.render import Json, columns, plain, size, when
+from aitbcctl.render import Json, plain, size, when
+from aitbcctl.tables import table
 from aitbcd.errors import AmbiguousJob, NoSuchFile
 
-_HEADER = ["GPU", "NAME", "STATE", "MEMORY", "UTIL", "POWER", "TEMP", "USED BY"]
-_NAME, _USED_BY = _HEADER.index("NAME"), _HEADER.index("USED BY")
+_HEADER = ("GPU", "NAME", "STATE", "MEMORY", "UTIL", "POWER", "TEMP", "USED BY")
 _GIB = 1 << 30
-#: A name is recognized by that much of it.
-_NAME_MIN = 10
 
 
 def gpu_table(gpus: Sequence[Json], width: int | None) -> str:
     """Return a line a GPU that fits ``width``, and below what there is to say of some."""
-    rows = [_HEADER, *(_row(gpu) for gpu in gpus)]
-    lines = list(_fitted(rows, width))
+    lines = [table(_HEADER, map(_row, gpus), width, giving=("NAME", "USED BY"))]
     for gpu in gpus:
         lines += _notes(gpu)
     return "\n".join(lines)
@@ -95,22 +92,3 @@ def _notes(gpu: Json) -> Iterator[str]:
         since = f", since {when(one['since'])}" if one.get("since") else ""
         command = plain(one["command"] or "?")
         yield f"GPU {_label(gpu)}: {whose}, pid {one['pid']}, {memory}{since}: {command}"
-
-
-def _fitted(rows: list[list[str]], width: int | None) -> Iterator[str]:
-    """Yield the rows as lines; where they are too wide, the name gives way, then who uses it."""
-    widths = [max(columns(row[i]) for row in rows) for i in range(len(_HEADER))]
-    if width is not None:
-        for place, least in ((_NAME, _NAME_MIN), (_USED_BY, len("USED BY"))):
-            excess = sum(widths) + 2 * (len(widths) - 1) - width
-            widths[place] -= max(0, min(excess, widths[place] - least))
-    for row in rows:
-        yield "  ".join(map(_cell, row, widths)).rstrip()
-
-
-def _cell(text: str, width: int) -> str:
-    if columns(text) > width:
-        while columns(text) > width - 1:
-            text = text[:-1]
-        text += "…"
-    return text + " " * (width - columns(text))
