@@ -9,11 +9,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from aitbcd import lifecycle
 from aitbcd.errors import IllegalTransition, NoSuchJob, WrongState
 from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Owner, ResultsState
+from aitbcd.store import lanes, totals
 from aitbcd.store.ids import JobIds, Named
 from aitbcd.store.rows import LISTED_AS, pack
 from aitbcd.store.sql import QUERIES, with_rows
@@ -40,9 +41,9 @@ _ASSIGN_JOB = QUERIES["assign_job"]
 _ADVANCE_JOB = QUERIES["advance_job"]
 _REQUEUE_JOB = QUERIES["requeue_job"]
 _FINISH_JOB = QUERIES["finish_job"]
+_FIRST_START = QUERIES["first_start"]
 _ADD_USAGE = QUERIES["add_usage"]
 _ENVIRONMENTS_KEPT_IN_MIND = 256
-KEPT = ResultsState.KEPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +129,20 @@ class Changes:
             retry_of=None if retry_of is None else self._job_id(retry_of),
         )  # fmt: skip
         transaction.pending += 1
+        counted = totals.Submitted(owner.uid, at)
+        counted.add(transaction, [spec.name])
+        counted.note(transaction)
         return job, self._event(transaction, (number, owner.uid, at, JobState.PENDING, 0, None))
 
     def submit_many(self, transaction: Transaction, work: tuple[Submission, Pieces]) -> Batch:
         """Store jobs piece by piece."""
         submission, pieces = work
         _name(transaction, submission.owner)
+        counted = totals.Submitted(submission.owner.uid, submission.at)
         first, seq = transaction.number + 1, transaction.seq + 1
         for piece in pieces():
-            self._submit_piece(transaction, submission, piece)
+            self._submit_piece(transaction, submission, piece, counted)
+        counted.note(transaction)
         numbers = range(first, transaction.number + 1)
         transaction.execute(_INSERT_FIRST_EVENTS, (seq - first, first, transaction.number))
         transaction.seq += len(numbers)
@@ -144,7 +150,11 @@ class Changes:
         return Batch(Named(numbers, self._ids), range(seq, seq + len(numbers)))
 
     def _submit_piece(
-        self, transaction: Transaction, submission: Submission, piece: Sequence[JobSpec]
+        self,
+        transaction: Transaction,
+        submission: Submission,
+        piece: Sequence[JobSpec],
+        counted: totals.Submitted,
     ) -> None:
         begin = transaction.number + 1
         jobs = [_job_row(number, submission, spec) for number, spec in enumerate(piece, begin)]
@@ -159,6 +169,7 @@ class Changes:
             specs.append(_spec_row(number, spec, environment_id))
         _insert(transaction, _INSERT_SPEC, _INSERT_SPECS, specs)
         transaction.number += len(piece)
+        counted.add(transaction, [spec.name for spec in piece])
 
     def _environment(
         self, transaction: Transaction, environment: tuple[bytes, ...] | None
@@ -194,26 +205,21 @@ class Changes:
         row = transaction.execute(_JOB_TO_MOVE, (move.number,)).fetchone()
         if row is None:
             raise NoSuchJob(f"there is no job {move.number}", job=move.number)
-        status, attempt, uid, started_at = row
+        held = _Held(*row)
         is_assigned = move.trigger is lifecycle.Trigger.ASSIGN
-        held = move.attempt - 1 if is_assigned else move.attempt
-        if status != move.expected.value or attempt != held:
-            raise _wrong_state(move, status, attempt)
-        run_us = None
-        if started_at is not None and target.is_final and move.ending is not None:
-            # A clock that was set back makes no time negative.
-            run_us = max(0, move.ending.finished_at - started_at)
-        self._write(transaction, move, target, (move.number, status, attempt), run_us)
-        if target is JobState.COMPLETED and run_us is not None and run_us >= WORTH_KNOWING_US:
-            self._learn(transaction, move, uid, run_us)
-        if target.is_final and move.ending is not None and move.ending.results is KEPT:
-            transaction.execute(_ADD_USAGE, (move.ending.result_bytes, uid))
+        attempt = move.attempt - 1 if is_assigned else move.attempt
+        if held.status != move.expected.value or held.attempt != attempt:
+            raise _wrong_state(move, held.status, held.attempt)
+        run_us = _run_us(held, move.ending)
+        self._write(transaction, move, target, held, run_us)
+        if move.ending is not None:
+            self._account(transaction, move, target, held, run_us)
         if move.expected is JobState.PENDING:
             transaction.pending -= 1
         elif target is JobState.PENDING:
             transaction.pending += 1
         return self._event(
-            transaction, (move.number, uid, move.at, target, move.attempt, move.ending)
+            transaction, (move.number, held.uid, move.at, target, move.attempt, move.ending)
         )
 
     def _write(
@@ -221,21 +227,22 @@ class Changes:
         transaction: Transaction,
         move: Move,
         target: JobState,
-        held: tuple[int, str, int],
+        held: _Held,
         run_us: int | None,
     ) -> None:
         """Write the job's row, compared with what is expected, and its attempt's."""
         execute, ending, key = transaction.execute, move.ending, (move.number, move.attempt)
+        expected = (move.number, held.status, held.attempt)
         charge = 0 if ending is None else ending.charge_micro
         if target.is_final and ending is not None:
             end = (*_package(ending), move.expires_at, run_us, charge, LISTED_AS[target])
-            changed = execute(_FINISH_JOB, (target.value, *end, *held))
+            changed = execute(_FINISH_JOB, (target.value, *end, *expected))
         elif target is JobState.PENDING:
-            changed = execute(_REQUEUE_JOB, (target.value, charge, *held))
+            changed = execute(_REQUEUE_JOB, (target.value, charge, *expected))
         elif target is JobState.ASSIGNED:
-            changed = execute(_ASSIGN_JOB, (target.value, move.attempt, move.attempt, *held))
+            changed = execute(_ASSIGN_JOB, (target.value, move.attempt, move.attempt, *expected))
         else:
-            changed = execute(_ADVANCE_JOB, (target.value, *held))
+            changed = execute(_ADVANCE_JOB, (target.value, *expected))
         if changed.rowcount != 1:
             raise WrongState(f"job {move.number} changed while it was moved", job=move.number)
         if target is JobState.ASSIGNED:
@@ -244,6 +251,35 @@ class Changes:
             execute(_START_ATTEMPT, (move.at, move.handle, *key))
         elif ending is not None and move.expected is not JobState.PENDING:
             execute(_FINISH_ATTEMPT, (*_facts(ending), *key))
+
+    def _account(
+        self,
+        transaction: Transaction,
+        move: Move,
+        target: JobState,
+        held: _Held,
+        run_us: int | None,
+    ) -> None:
+        """Take an attempt, and a job that is over with it, into what is kept of many jobs."""
+        ending = move.ending
+        assert ending is not None
+        if ending.results is ResultsState.KEPT:
+            transaction.execute(_ADD_USAGE, (ending.result_bytes, held.uid))
+        if target is JobState.COMPLETED and run_us is not None and run_us >= WORTH_KNOWING_US:
+            self._learn(transaction, move, held.uid, run_us)
+        used_us, wait_us = run_us or 0, None
+        if target.is_final and held.attempt:
+            first = held.started_at
+            if held.attempt > 1:
+                first = transaction.execute(_FIRST_START, (move.number,)).fetchone()[0]
+            wait_us = None if first is None else max(0, first - held.created_at)
+        is_completed = target is JobState.COMPLETED
+        figures = (
+            0, int(is_completed), int(target is JobState.FAILED), int(target is JobState.CANCELED),
+            used_us if is_completed else 0, used_us * held.cpus, used_us * held.gpus,
+            ending.charge_micro, wait_us or 0, 0 if wait_us is None else lanes.one(wait_us),
+        )  # fmt: skip
+        totals.note(transaction, held.uid, held.name, ending.finished_at, figures)
 
     def _learn(self, transaction: Transaction, move: Move, uid: int, took: int) -> None:
         """Remember how long this work took."""
@@ -265,6 +301,26 @@ class Changes:
             (seq, number, uid, at, status.value, attempt, reason and reason.value, message),
         )
         return Event(seq, number, self._job_id(number), uid, at, status, attempt, reason, message)
+
+
+class _Held(NamedTuple):
+    """What a move has to know of a job: ``started_at`` is of the attempt in progress."""
+
+    status: str
+    attempt: int
+    uid: int
+    started_at: int | None
+    name: str | None
+    cpus: int
+    gpus: int
+    created_at: int
+
+
+def _run_us(held: _Held, ending: Ending | None) -> int | None:
+    """Return how long an attempt ran that ended; a clock that was set back makes none negative."""
+    if ending is None or held.started_at is None:
+        return None
+    return max(0, ending.finished_at - held.started_at)
 
 
 def _require_parts(move: Move, target: JobState) -> None:

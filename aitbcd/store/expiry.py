@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from aitbcd.errors import NoSuchJob, WrongState
 from aitbcd.model import JobState
+from aitbcd.store import totals
 from aitbcd.store.ids import JobIds
 from aitbcd.store.sql import QUERIES
 from aitbcd.store.writer import Transaction
@@ -25,6 +26,7 @@ class Held(NamedTuple):
     expires_at: int | None
     result_bytes: int
     name: str | None
+    created_at: int
 
 
 class Expiry:
@@ -68,6 +70,8 @@ class Expiry:
         for change in ("forget_attempts", "forget_events"):
             transaction.execute(QUERIES[change], (number,))
         transaction.execute(QUERIES["delete_job"], (at, number))
+        if held.name is not None:
+            totals.forget(transaction, held.uid, held.name, held.created_at)
         _change_spec(transaction, "delete_spec", number)
         transaction.execute(QUERIES["revoke_shares"], (at, number))
         return _let_go(transaction, number, held) if held.results == "kept" else 0

@@ -17,6 +17,7 @@ from typing import cast
 from urllib.parse import quote
 
 from aitbcd.errors import StartupError
+from aitbcd.store import lanes
 
 FOLDER = Path(__file__).with_name("migrations")
 
@@ -181,6 +182,13 @@ def _create(path: Path) -> None:
         raise PermissionError(0, f"its folder {path.parent} is not writable")
 
 
+def register(connection: sqlite3.Connection) -> None:
+    """Teach a connection to add up histograms."""
+    connection.create_function("add_waits", 2, lanes.add_packed, deterministic=True)
+    connection.create_function("waits_of", 1, lanes.pack_one, deterministic=True)
+    connection.create_aggregate("sum_waits", 1, lanes.Sum)  # type: ignore[arg-type]
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000
@@ -199,6 +207,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         f"journal_size_limit = {_LOG_BYTES_MAX}",
     ):
         connection.execute(f"PRAGMA {setting}")
+    register(connection)
     return connection
 
 

@@ -49,7 +49,7 @@ FROM jobs WHERE number BETWEEN ? AND ? ORDER BY number
 
 -- job_to_move --
 -- What a move has to know of a job.
-SELECT j.status, j.attempt, j.uid, a.started_at
+SELECT j.status, j.attempt, j.uid, a.started_at, j.name, j.cpus, j.gpus, j.created_at
 FROM jobs j LEFT JOIN attempts a ON a.number = j.number AND a.attempt = j.current
 WHERE j.number = ?
 
@@ -222,6 +222,10 @@ WHERE j.number IN (SELECT value FROM json_each(:numbers)) AND j.deleted_at IS NU
 -- Everyone who submitted a job.
 SELECT uid FROM owners
 
+-- users --
+-- Their names.
+SELECT uid, user FROM owners
+
 -- uids_of_user --
 -- Who submitted jobs under this name last.
 SELECT uid FROM owners WHERE user = ?
@@ -306,7 +310,7 @@ ORDER BY j.expires_at, j.number LIMIT :limit
 
 -- job_held --
 -- What has to be known of a job before its results go, are kept longer, or are shared.
-SELECT status, uid, results, expires_at, coalesce(result_bytes, 0), name
+SELECT status, uid, results, expires_at, coalesce(result_bytes, 0), name, created_at
 FROM jobs WHERE number = ? AND deleted_at IS NULL
 
 -- expire_job --
@@ -343,6 +347,10 @@ DELETE FROM specs WHERE number = ?
 -- The environment of a job: it holds secrets.
 UPDATE specs SET environment = NULL, env = x'', is_stripped = 1
 WHERE number = ? AND (environment IS NOT NULL OR env <> x'')
+
+-- is_stripped --
+-- Whether its environment is gone.
+SELECT is_stripped FROM specs WHERE number = :number
 
 -- drop_environment --
 -- An environment that no job has any more.
@@ -444,3 +452,123 @@ WHERE number = :number AND reader = :user AND revoked_at IS NULL AND expires_at 
 -- count_shares --
 -- How many permissions count now.
 SELECT count(*) FROM shares WHERE number = :number AND revoked_at IS NULL AND expires_at > :now
+
+-- totals_until --
+-- The day up to which days are closed.
+SELECT value FROM meta WHERE key = 'totals_until'
+
+-- set_totals_until --
+-- Days are closed up to this one.
+UPDATE meta SET value = ? WHERE key = 'totals_until'
+
+-- add_total --
+-- Add to a row.
+INSERT INTO totals (
+    subject, level, at, submitted, completed, failed, canceled, run_us, cpu_us, gpu_us,
+    charge_micro, wait_us, waits
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (subject, level, at) DO UPDATE SET
+    submitted = submitted + excluded.submitted,
+    completed = completed + excluded.completed,
+    failed = failed + excluded.failed,
+    canceled = canceled + excluded.canceled,
+    run_us = run_us + excluded.run_us,
+    cpu_us = cpu_us + excluded.cpu_us,
+    gpu_us = gpu_us + excluded.gpu_us,
+    charge_micro = charge_micro + excluded.charge_micro,
+    wait_us = wait_us + excluded.wait_us,
+    waits = add_waits(waits, excluded.waits)
+
+-- close_quarters --
+-- Everybody's quarters of days that are over.
+INSERT INTO totals
+SELECT -1, 0, t.at,
+    sum(t.submitted), sum(t.completed), sum(t.failed), sum(t.canceled), sum(t.run_us),
+    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits)
+FROM owners o CROSS JOIN totals t ON t.subject = o.uid AND t.level = 0
+    AND t.at >= :begin * 96 AND t.at < :end * 96
+GROUP BY t.at
+
+-- close_days --
+-- Days that are over, of each subject.
+INSERT INTO totals
+SELECT t.subject, 1, t.at / 96,
+    sum(t.submitted), sum(t.completed), sum(t.failed), sum(t.canceled), sum(t.run_us),
+    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits)
+FROM (
+    SELECT uid AS subject FROM owners UNION ALL SELECT -1
+    UNION ALL SELECT -1 - id FROM names WHERE block >= :begin / 32 AND block <= :end / 32
+) s CROSS JOIN totals t ON t.subject = s.subject AND t.level = 0
+    AND t.at >= :begin * 96 AND t.at < :end * 96
+GROUP BY t.subject, t.at / 96
+
+-- close_blocks --
+-- Blocks of 32 days that are over, of each subject.
+INSERT INTO totals
+SELECT t.subject, 2, t.at / 32,
+    sum(t.submitted), sum(t.completed), sum(t.failed), sum(t.canceled), sum(t.run_us),
+    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits)
+FROM (
+    SELECT uid AS subject FROM owners UNION ALL SELECT -1
+    UNION ALL SELECT -1 - id FROM names WHERE block >= :begin AND block < :end
+) s CROSS JOIN totals t ON t.subject = s.subject AND t.level = 1
+    AND t.at >= :begin * 32 AND t.at < :end * 32
+GROUP BY t.subject, t.at / 32
+
+-- names_of_block --
+-- The names that an owner's jobs had in a block.
+SELECT id, name FROM names WHERE uid = ? AND block = ?
+
+-- add_name --
+-- One more, or the row of those for which there is no room.
+INSERT INTO names (uid, block, name) VALUES (?, ?, ?)
+
+-- count_name --
+-- Jobs were submitted under it.
+UPDATE names SET jobs = jobs + ? WHERE id = ?
+
+-- uncount_name --
+-- One of them was deleted.
+UPDATE names SET jobs = jobs - 1 WHERE uid = ? AND name = ? AND block = ?
+
+-- count_of_name --
+-- How many there are, of all blocks.
+SELECT coalesce(sum(jobs), 0) FROM names WHERE uid = ? AND name = ?
+
+-- forget_name --
+-- The figures stay, without the name.
+UPDATE names SET name = NULL WHERE uid = ? AND name = ?
+
+-- first_start --
+-- When a job ran first.
+SELECT min(started_at) FROM attempts WHERE number = ?
+
+-- first_total --
+-- From where on there are figures of a subject.
+SELECT min(at) FROM totals WHERE subject = :subject AND level = 0
+
+-- last_total --
+-- Up to where.
+SELECT max(at) FROM totals WHERE subject = :subject AND level = 0
+
+-- sum_totals --
+-- Figures by key; a piece is [key, subject, level, begin, end].
+SELECT json_extract(p.value, '$[0]'),
+    sum(t.submitted), sum(t.completed), sum(t.failed), sum(t.canceled), sum(t.run_us),
+    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits)
+FROM json_each(:pieces) p CROSS JOIN totals t ON t.subject = json_extract(p.value, '$[1]')
+    AND t.level = json_extract(p.value, '$[2]') AND t.at >= json_extract(p.value, '$[3]')
+    AND t.at < json_extract(p.value, '$[4]')
+GROUP BY 1
+
+-- sum_named_totals --
+-- Figures by name; a piece is [uid, block, level, begin, end].
+SELECT n.name,
+    sum(t.submitted), sum(t.completed), sum(t.failed), sum(t.canceled), sum(t.run_us),
+    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits)
+FROM json_each(:pieces) p
+CROSS JOIN names n ON n.uid = json_extract(p.value, '$[0]') AND n.block = json_extract(p.value, '$[1]')
+CROSS JOIN totals t ON t.subject = -1 - n.id
+    AND t.level = json_extract(p.value, '$[2]') AND t.at >= json_extract(p.value, '$[3]')
+    AND t.at < json_extract(p.value, '$[4]')
+GROUP BY n.name

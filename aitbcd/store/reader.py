@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from aitbcd.errors import Unavailable
-from aitbcd.store.migrate import BUSY_MS
+from aitbcd.store.migrate import BUSY_MS, register
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,4 +74,5 @@ def _connect(path: Path) -> sqlite3.Connection:
         path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000
     )
     connection.execute("PRAGMA query_only = ON")
+    register(connection)
     return connection

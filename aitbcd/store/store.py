@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from aitbcd.errors import AmbiguousJob, InvalidValue, NoSuchJob
+from aitbcd.errors import AmbiguousJob, InvalidValue, NoSuchJob, WrongState
 from aitbcd.model import (
     ID_LENGTH,
     Attempt,
@@ -29,7 +29,7 @@ from aitbcd.model import (
     Owner,
     Share,
 )
-from aitbcd.store import expiring, listing, queue, rows
+from aitbcd.store import expiring, listing, queue, rows, stats, totals
 from aitbcd.store.access import Access, NewKey, NewShare
 from aitbcd.store.changes import Batch, Changes, Move, Pieces, Submission, typical_key
 from aitbcd.store.cursors import MAX_NUMBER
@@ -40,6 +40,7 @@ from aitbcd.store.migrate import open_database
 from aitbcd.store.queue import QueuePage
 from aitbcd.store.reader import Reader
 from aitbcd.store.sql import QUERIES
+from aitbcd.store.stats import Stats, Wanted
 from aitbcd.store.writer import Transaction, Writer
 
 _DIGITS = len(str(MAX_NUMBER))
@@ -96,7 +97,7 @@ class Store:
             transaction.pending = connection.execute(QUERIES["count_pending"]).fetchone()[0]
             return transaction
 
-        writer = Writer(path, connect, asyncio.get_running_loop())
+        writer = Writer(path, connect, totals.flush, asyncio.get_running_loop())
         await writer.start()
         ids = found[0]
         return cls(writer, Changes(ids), await Reader.open(path), await Reader.open(path), ids)
@@ -317,6 +318,22 @@ class Store:
             raise _no_such_job(str(number))
         return found[number]
 
+    async def spec_to_repeat(self, number: int) -> JobSpec:
+        """Return what was submitted, whole: to be submitted once more.
+
+        Raises:
+            NoSuchJob: there is no such job.
+            WrongState: it had an environment, which left the store with its results.
+        """
+        spec = await self.spec(number)
+        if (await self._lookups.fetch(QUERIES["is_stripped"], number=number))[0][0]:
+            raise WrongState(
+                f"the results of job {self._ids.of(number)} expired, and its environment with them",
+                hint="submit it again from a shell that has the environment it needs",
+                job=number,
+            )
+        return spec
+
     async def specs(self, numbers: Iterable[int]) -> dict[int, JobSpec]:
         """Return what was submitted by number; jobs that are not there are left out."""
         found = await self._lookups.fetch(QUERIES["specs"], numbers=str(list(numbers)))
@@ -442,6 +459,10 @@ class Store:
             InvalidValue: no page gave such a cursor.
         """
         return await self._lists.run(queue.page, after, limit, self._ids)
+
+    async def stats(self, wanted: Wanted) -> Stats:
+        """Return figures of many jobs from the totals that are kept, deleted jobs included."""
+        return await self._lists.run(stats.read, wanted)
 
     async def expiring(
         self, uid: int | None, until: int, *, after: str | None = None, limit: int = 50

@@ -72,8 +72,8 @@ class Transaction:
     """
 
     __slots__ = (
-        "_last", "_undone", "connection",
-        "environments", "execute", "executemany", "number", "owners", "pending", "seq",
+        "_last", "_undone", "connection", "environments", "execute", "executemany", "names",
+        "notes", "number", "owners", "pending", "seq",
     )  # fmt: skip
 
     def __init__(self, connection: sqlite3.Connection, last_numbers: str) -> None:
@@ -91,21 +91,27 @@ class Transaction:
         #: What is known to be in the file: ids of environments, names of owners.
         self.environments: dict[tuple[bytes, ...], int] = {}
         self.owners: dict[int, str] = {}
+        self.names: dict[tuple[int, int], Any] = {}
+        #: What ``finish`` of the writer adds up before the commit.
+        self.notes: list[tuple[Any, ...]] = []
 
     def begin(self) -> None:
+        self.notes.clear()
         self.execute("BEGIN IMMEDIATE")
         self.number, self.seq = self.execute(self._last).fetchone()
 
-    def mark(self) -> tuple[int, int, int]:
-        return self.number, self.seq, self.pending
+    def mark(self) -> tuple[int, int, int, int]:
+        return self.number, self.seq, self.pending, len(self.notes)
 
-    def reset(self, mark: tuple[int, int, int]) -> None:
-        self.number, self.seq, self.pending = mark
+    def reset(self, mark: tuple[int, int, int, int]) -> None:
+        self.number, self.seq, self.pending, notes = mark
+        del self.notes[notes:]
 
     def forget(self) -> None:
         """Take nothing for known any more: it may be rolled back, or deleted."""
         self.environments.clear()
         self.owners.clear()
+        self.names.clear()
 
     def roll_back(self) -> None:
         self.forget()
@@ -161,10 +167,12 @@ class Writer:
         self,
         path: Path,
         connect: Callable[[], Transaction],
+        finish: Callable[[Transaction], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._path = path
         self._connect = connect
+        self._finish = finish
         self._loop = loop
         self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
         self._ended = loop.create_future()
@@ -252,6 +260,7 @@ class Writer:
                 if len(group) == 1:
                     return [(group[0].future, None, refusal.error)]
                 outcomes = self._run_group(transaction, group, in_savepoints=True)
+            self._finish(transaction)
             transaction.execute("COMMIT")
         except (sqlite3.Error, MemoryError) as error:
             transaction.roll_back()

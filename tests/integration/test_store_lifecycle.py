@@ -99,6 +99,28 @@ async def test_results_expire_in_their_order_and_leave_a_note(store: Store) -> N
     assert await store.removals() == []
 
 
+def test_an_environment_leaves_with_the_results(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+
+    async def scenario() -> None:
+        async with opened(path) as store:
+            bare, kept = (
+                replace(TRUE),
+                replace(TRUE, environment=(b"A=SECRET",), env=(b"B=SECRET",)),
+            )
+            for spec in (bare, kept):
+                job = await finished(store, NOW, spec=spec)
+                assert await store.spec_to_repeat(job.number) == spec
+            await store.expire([1, 2], NOW)
+            assert await store.spec_to_repeat(1) == bare
+            assert (await store.spec(2)).argv == kept.argv
+            with pytest.raises(WrongState, match="environment"):
+                await store.spec_to_repeat(2)
+
+    asyncio.run(scenario())
+    assert not any("SECRET" in line or "534543524554" in line for line in dump(path))
+
+
 @on_store
 async def test_only_results_that_are_there_can_be_kept(store: Store) -> None:
     for state in (S.PENDING, S.RUNNING, S.CANCELED):

@@ -40,6 +40,7 @@ def path(tmp_path: Path) -> Path:
 def rows(path: Path) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
+        migrate.register(connection)
         yield connection
 
 

@@ -93,3 +93,85 @@ CREATE TABLE shares (
 );
 CREATE INDEX shares_of_owner ON shares (uid);
 CREATE INDEX shares_of_job ON shares (number, reader);
+
+-- Figures as they happen (totals.py): of an owner (his uid), of everybody (-1), of a name in a
+-- block (-1 - its id), over a quarter of an hour (level 0), a day (1), a block of 32 days (2).
+CREATE TABLE totals (
+    subject INTEGER NOT NULL,
+    level INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    submitted INTEGER NOT NULL,
+    completed INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    canceled INTEGER NOT NULL,
+    run_us INTEGER NOT NULL,
+    cpu_us INTEGER NOT NULL,
+    gpu_us INTEGER NOT NULL,
+    charge_micro INTEGER NOT NULL,
+    wait_us INTEGER NOT NULL,
+    waits BLOB NOT NULL,
+    PRIMARY KEY (subject, level, at)
+) WITHOUT ROWID;
+CREATE TABLE names (
+    id INTEGER PRIMARY KEY,
+    uid INTEGER NOT NULL,
+    block INTEGER NOT NULL,
+    -- NULL where it is forgotten, and for all names that found no room.
+    name TEXT,
+    -- How many jobs were submitted under it in the block and are not deleted.
+    jobs INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX names_of_block ON names (uid, block);
+CREATE INDEX names_by_name ON names (uid, name) WHERE name IS NOT NULL;
+-- The first totals that are added close all days before theirs.
+INSERT INTO meta (key, value) VALUES ('totals_until', 0);
+
+INSERT INTO names (uid, block, name, jobs)
+SELECT uid, block, CASE WHEN place <= 255 THEN name END, jobs FROM (
+    SELECT uid, block, name, sum(jobs) AS jobs,
+        row_number() OVER (PARTITION BY uid, block ORDER BY name) AS place
+    FROM (
+        SELECT uid, created_at / 2764800000000 AS block, name, 1 AS jobs FROM jobs
+        UNION ALL SELECT uid, finished_at / 2764800000000, name, 0 FROM jobs
+        UNION ALL SELECT j.uid, a.finished_at / 2764800000000, j.name, 0
+        FROM attempts a JOIN jobs j ON j.number = a.number
+    )
+    WHERE name IS NOT NULL AND block IS NOT NULL GROUP BY uid, block, name
+)
+WHERE place <= 256;
+
+CREATE VIEW moments AS
+SELECT uid, name, created_at AS at, 1 AS submitted, 0 AS completed, 0 AS failed, 0 AS canceled,
+    0 AS run_us, 0 AS cpu_us, 0 AS gpu_us, NULL AS wait_us
+FROM jobs
+UNION ALL
+SELECT j.uid, j.name, j.finished_at, 0, j.listed_as = 1, j.listed_as = 2, j.listed_as = 3,
+    CASE j.listed_as WHEN 1 THEN coalesce(j.run_us, 0) ELSE 0 END, 0, 0,
+    (SELECT max(0, min(a.started_at) - j.created_at) FROM attempts a WHERE a.number = j.number)
+FROM jobs j WHERE j.finished_at IS NOT NULL
+UNION ALL
+SELECT j.uid, j.name, a.finished_at, 0, 0, 0, 0, 0,
+    j.cpus * max(0, a.finished_at - a.started_at), j.gpus * max(0, a.finished_at - a.started_at), NULL
+FROM attempts a JOIN jobs j ON j.number = a.number
+WHERE a.finished_at IS NOT NULL AND a.started_at IS NOT NULL;
+
+INSERT INTO totals
+SELECT uid, 0, at / 900000000, sum(submitted), sum(completed), sum(failed), sum(canceled), sum(run_us),
+    sum(cpu_us), sum(gpu_us), 0, coalesce(sum(wait_us), 0), sum_waits(waits_of(wait_us))
+FROM moments GROUP BY uid, at / 900000000;
+
+INSERT INTO totals
+SELECT -1 - id, 0, quarter, sum(submitted), sum(completed), sum(failed), sum(canceled), sum(run_us),
+    sum(cpu_us), sum(gpu_us), 0, coalesce(sum(wait_us), 0), sum_waits(waits_of(wait_us))
+FROM (
+    SELECT m.*, m.at / 900000000 AS quarter, coalesce(
+        (SELECT id FROM names n WHERE n.uid = m.uid AND n.name = m.name
+            AND n.block = m.at / 2764800000000),
+        (SELECT id FROM names n WHERE n.uid = m.uid AND n.name IS NULL
+            AND n.block = m.at / 2764800000000)
+    ) AS id
+    FROM moments m WHERE m.name IS NOT NULL
+)
+GROUP BY id, quarter;
+
+DROP VIEW moments;
