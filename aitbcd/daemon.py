@@ -24,6 +24,7 @@ import uvloop
 from aitbcd import __version__, machine, paths, settings
 from aitbcd.api import app
 from aitbcd.api.context import Api
+from aitbcd.api.keyring import Keyring
 from aitbcd.api.socket import Clients, Server, check_free
 from aitbcd.devices import Inventory
 from aitbcd.engine import Engine
@@ -119,7 +120,8 @@ async def _serve(where: Paths, chosen: Settings) -> None:
         stack.push_async_callback(engine.close)
         await engine.recover()
         watches = Watches()
-        api = Api(engine, store, feed, chosen, where, this_machine, watches, gpus)
+        keyring = await Keyring.load(store)
+        api = Api(engine, store, feed, chosen, where, this_machine, watches, gpus, keyring)
         stack.callback(api.close)
         clients = Clients(app.build(api), api.is_stopping)
         server = Server(
@@ -127,6 +129,7 @@ async def _serve(where: Paths, chosen: Settings) -> None:
         )
         await server.listen()
         await _listen_tcp(server, chosen)
+        api.tcp = server.tcp
         guard = asyncio.create_task(server.guard(watches))
         _greet(server, where, engine, found)
         await stopping.wait()

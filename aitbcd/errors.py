@@ -8,12 +8,15 @@
     |- Forbidden                forbidden         403   exit 4   known, but not allowed to
     |- NoSuchJob                no-such-job       404   exit 3
     |- NoSuchFile               no-such-file      404   exit 3   no such log, file or route
+    |- NoSuchKey                no-such-key       404   exit 3
+    |- NoSuchShare              no-such-share     404   exit 3   also one that counts no more
     |- AmbiguousJob             ambiguous-job     409   exit 2   a prefix of several ids
     |- WrongState               wrong-state       409   exit 4   the job's state forbids it
     |- NoResults                no-results        409   exit 4   nothing kept to download or verify
     |- NotSatisfiable           not-satisfiable   409   exit 4   this machine can never do it
     |- TooLarge                 too-large         413   exit 4
     |- BadRange                 bad-range         416   exit 2
+    |- RateLimited              rate-limited      429   exit 4   asked too often
     |- StorageFull              storage-full      507   exit 4   nothing was changed
     |- Unavailable              unavailable       503   exit 5   stopping, or a part is not there
     |- Unreachable              unreachable        -    exit 5   client side: no daemon answers
@@ -73,6 +76,14 @@ class NoSuchFile(AitbcError):
     code, title, status, exit_code = "no-such-file", "Not found", 404, 3
 
 
+class NoSuchKey(AitbcError):
+    code, title, status, exit_code = "no-such-key", "No such key", 404, 3
+
+
+class NoSuchShare(AitbcError):
+    code, title, status, exit_code = "no-such-share", "No such share", 404, 3
+
+
 class AmbiguousJob(AitbcError):
     code, title, status, exit_code = "ambiguous-job", "Several jobs match", 409, 2
 
@@ -95,6 +106,12 @@ class TooLarge(AitbcError):
 
 class BadRange(AitbcError):
     code, title, status, exit_code = "bad-range", "Range not satisfiable", 416, 2
+
+
+class RateLimited(AitbcError):
+    """Its field ``retry_after_s`` says when to try again."""
+
+    code, title, status, exit_code = "rate-limited", "Too many requests", 429, 4
 
 
 class StorageFull(AitbcError):

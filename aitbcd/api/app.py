@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,25 +12,33 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.utils import ClientDisconnected
 
-from aitbcd import users
 from aitbcd.api import (
     batch,
     events,
     gpus,
     health,
     jobs,
+    keys,
     logs,
     openapi,
     operations,
     results,
+    shares,
     updates,
 )
-from aitbcd.api.context import Api
+from aitbcd.api.context import Api, Caller
+from aitbcd.api.identity import Identity, check_may_change
 from aitbcd.api.messages import StreamBroken, problem_response
 from aitbcd.api.peer import Peer, check_origin
 from aitbcd.errors import AitbcError, BadRequest, NoSuchFile
+from aitbcd.model import Key
 
 _log = logging.getLogger(__name__)
+
+#: Below this lies what is open to whoever has its address.
+LINKS = "/s/"
+#: What watches the daemon must not be told to ask less often.
+_UNCOUNTED = frozenset({"/healthz", "/metrics", "/openapi.json"})
 
 
 class MethodNotAllowed(BadRequest):
@@ -38,7 +47,7 @@ class MethodNotAllowed(BadRequest):
 
 def build(api: Api) -> ASGIApp:
     """Return the ASGI application of a daemon."""
-    resources = (health, batch, jobs, events, logs, results, gpus)
+    resources = (health, batch, jobs, events, logs, results, keys, shares, gpus)
     known = [operation for resource in resources for operation in resource.operations(api)]
     app = Starlette(
         routes=[*updates.routes(api), *operations.routes([*known, openapi.operation(known)])],
@@ -49,27 +58,48 @@ def build(api: Api) -> ASGIApp:
         },
     )
     app.router.redirect_slashes = False
-    return _Gate(app)
+    return _Gate(api, app)
 
 
 class _Gate:
-    """Keeps foreign pages out, and hangs up where an answer cannot be finished."""
+    """Keeps foreign pages out, knows who asks, and hangs up where an answer stays unfinished."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, api: Api, app: ASGIApp) -> None:
         self._app = app
+        self._keyring = api.keyring
+        self._site = api.site
+        self._identity = Identity(api)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        state = scope["state"]
-        peer: Peer = state["peer"]
         try:
-            if peer.is_tcp:
-                check_origin(scope["headers"])
-            if peer.uid is not None:
-                # Asked here, where it can be waited for; who he is is looked up again and again.
-                await users.find(peer.uid)
+            key = await self._admit(scope)
         except AitbcError as error:
             await problem_response(error)(scope, receive, send)
             return
+        if key is None:
+            await self._pass(scope, receive, send)
+            return
+        with self._keyring.using(key, scope["state"]["abort"], time.time_ns() // 1000):
+            await self._pass(scope, receive, send)
+
+    async def _admit(self, scope: Scope) -> Key | None:
+        """Return the API key that a request is made with, if it is.
+
+        Raises:
+            AitbcError: it goes no further.
+        """
+        state, path = scope["state"], scope["path"]
+        peer: Peer = state["peer"]
+        if peer.is_tcp:
+            check_origin(scope["headers"], self._site, is_link=path.startswith(LINKS))
+        found = state["caller"] = await self._identity.of(peer, scope["headers"])
+        if path not in _UNCOUNTED:
+            self._identity.count(peer, found)
+        check_may_change(found, scope.get("method", "GET"))
+        return found.key if isinstance(found, Caller) else None
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope["state"]
         if scope["type"] == "websocket":
             await self._follow(scope, receive, send)
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,12 +12,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from starlette.requests import HTTPConnection, Request
 
-from aitbcd.api.peer import Peer, owner_of
+from aitbcd.api.keyring import Keyring
+from aitbcd.api.peer import Site
 from aitbcd.engine import Engine
-from aitbcd.errors import Forbidden, NoSuchJob
+from aitbcd.errors import AitbcError, AmbiguousJob, Forbidden, NoSuchJob
 from aitbcd.feed import Feed
 from aitbcd.gpus import Gpus
-from aitbcd.model import Job, Machine, Owner
+from aitbcd.model import Job, Key, Machine, Owner, Share
 from aitbcd.paths import Paths
 from aitbcd.results.watches import Watches
 from aitbcd.settings import Settings
@@ -23,6 +26,8 @@ from aitbcd.store import Store
 
 if TYPE_CHECKING:
     from aitbcd.api.following import Following
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 #: Reads of large files that may wait for the disk at the same time.
@@ -43,12 +48,19 @@ class Api:
     machine: Machine
     watches: Watches
     gpus: Gpus
+    keyring: Keyring
+    #: HOST:PORT where TCP is served.
+    tcp: str | None = None
     #: Set when the daemon is about to stop.
     is_stopping: asyncio.Event = field(default_factory=asyncio.Event)
     followings: set[Following] = field(default_factory=set)
     _readers: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
     )
+
+    @property
+    def site(self) -> Site:
+        return Site(self.settings.server.public_url)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run what waits for the disk beside the event loop."""
@@ -74,6 +86,45 @@ class Api:
         uid = None if owner.uid == 0 and ref != "@" else owner.uid
         return await self.store.resolve(ref, uid)
 
+    async def readable_job(self, request: Request, *, is_use: bool = True) -> Job:
+        """Return the job that a request's path names and whose results the caller may read.
+
+        Args:
+            is_use: it counts as a use of the share by which he may.
+
+        Raises:
+            NoSuchJob, AmbiguousJob: neither his, nor shared with him.
+        """
+        try:
+            return await self.job(request)
+        except NoSuchJob:
+            share = await self._shared(request)
+            if share is None:
+                raise
+        if is_use:
+            self.count_use(share)
+        job = await self.store.job(share.number)
+        if job is None:
+            raise NoSuchJob(f"job {share.job_id} is deleted", ref=share.job_id)
+        return job
+
+    async def _shared(self, request: Request) -> Share | None:
+        """Return by what a job is shared with the caller; he has to give its whole id or number."""
+        ref: str = request.path_params["job"]
+        try:
+            job = await self.store.resolve(ref[:_REF_LENGTH_MAX], None)
+        except (NoSuchJob, AmbiguousJob):
+            return None
+        if ref.removeprefix("job_") not in (job.job_id.removeprefix("job_"), str(job.number)):
+            return None
+        now = time.time_ns() // 1000
+        return await self.store.share_with(caller(request).owner.name, job.number, now)
+
+    def count_use(self, share: Share) -> None:
+        """Count a use of a share, without waiting for that."""
+        used = self.store.used_share(share.id, time.time_ns() // 1000)
+        used.add_done_callback(_on_counted)
+
     def stop(self) -> None:
         """Break off what would never end by itself."""
         self.is_stopping.set()
@@ -93,16 +144,24 @@ class Caller:
     #: The plan that the key has; None: that of its user.
     plan: str | None = None
     is_read_only: bool = False
+    key: Key | None = None
 
 
 def caller(request: HTTPConnection) -> Caller:
     """Return who asks.
 
     Raises:
-        Unauthorized, Forbidden: see ``peer.owner_of``.
+        Unauthorized, Forbidden, RateLimited: nobody whom this daemon serves; see ``identity``.
     """
-    peer: Peer = request.state.peer
-    return Caller(owner_of(peer))
+    found: Caller | AitbcError = request.state.caller
+    if isinstance(found, AitbcError):
+        raise found
+    return found
+
+
+def _on_counted(used: asyncio.Future[None]) -> None:
+    if not used.cancelled() and (problem := used.exception()):
+        _log.warning("the use of a share could not be counted: %s", problem)
 
 
 def sees_all(owner: Owner) -> None:

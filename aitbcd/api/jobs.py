@@ -88,9 +88,10 @@ class _Jobs:
         return JsonResponse({"jobs": jobs, "next": page.next})
 
     async def get(self, request: Request, asked: Asked) -> Response:
-        job = await self._api.job(request)
-        show = view.details if asked[_DETAIL] else view.status
-        return JsonResponse(await show(self._api, job))
+        if asked[_DETAIL]:
+            return JsonResponse(await view.details(self._api, await self._api.job(request)))
+        job = await self._api.readable_job(request, is_use=False)
+        return JsonResponse(await view.status(self._api, job))
 
     async def cancel(self, request: Request, asked: Asked) -> Response:
         job = await self._api.job(request)

@@ -13,7 +13,15 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from aitbcd import wire
-from aitbcd.errors import AitbcError, BadRange, BadRequest, StorageFull, TooLarge
+from aitbcd.errors import (
+    AitbcError,
+    BadRange,
+    BadRequest,
+    RateLimited,
+    StorageFull,
+    TooLarge,
+    Unauthorized,
+)
 
 #: Seconds that a body may pause.
 BODY_PAUSE_S = 30.0
@@ -42,6 +50,10 @@ def problem_response(error: AitbcError) -> Response:
     headers = {}
     if isinstance(error, BadRange):
         headers["content-range"] = f"bytes */{error.fields['size']}"
+    elif isinstance(error, RateLimited):
+        headers["retry-after"] = str(error.fields["retry_after_s"])
+    elif isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "X-Api-Key"
     return JsonResponse(
         wire.problem(error), error.status, headers, media_type="application/problem+json"
     )

@@ -34,8 +34,10 @@ PATHS: dict[str, dict[str, Any]] = {
         "schema": _STRING,
         "example": "@",
     },
+    "name": {"description": "Its name or its id", "schema": _STRING},
     "path": {"description": "Of a file", "schema": _STRING, "example": "result.txt"},
     "stream": {"schema": schemas.one_of("stdout", "stderr")},
+    "token": {"description": "The end of a link's address", "schema": _STRING},
     "uuid": {
         "description": "Of a GPU or a MIG device",
         "schema": _STRING,

@@ -15,8 +15,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from aitbcd.errors import Forbidden, Unauthorized
 from aitbcd.model import Owner
@@ -38,7 +39,10 @@ _REQUEST = struct.Struct("=BBBBI2s2s16s16sIII")
 #: Up to the timer's fields; uid and inode come after id, expires, rqueue and wqueue.
 _ANSWER = struct.Struct("=BBBB48sIIIII")
 
-Headers = Iterable[tuple[bytes, bytes]]
+#: What proxies add.
+_FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"})
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ def owner_of(peer: Peer) -> Owner:
     if peer.uid is None:
         raise Unauthorized(
             "the kernel does not say whose connection this is",
-            hint="use the Unix socket, or keep the connection open until the answer has come",
+            hint="use the Unix socket, or send an API key: X-Api-Key",
         )
     own = os.getuid()
     if peer.uid not in (own, 0) and own != 0:
@@ -143,34 +147,73 @@ def owner_of(peer: Peer) -> Owner:
     return Owner(user.uid, user.name)
 
 
-def check_origin(headers: Headers) -> None:
+class Site:
+    """What we are called: loopback, and what the configuration says (``public_url``)."""
+
+    def __init__(self, public_url: str = "") -> None:
+        parts = urlsplit(public_url.lower())
+        name = parts.hostname or ""
+        name = f"[{name}]" if ":" in name else name
+        #: The name in ``public_url``; "" where there is none but those of loopback.
+        self.public_name = "" if _is_loopback(name) else name
+        is_usual = parts.port in (None, {"http": 80, "https": 443}.get(parts.scheme))
+        port = "" if is_usual else f":{parts.port}"
+        self._public_origin = f"{parts.scheme}://{name}{port}"
+
+    def origin_of(self, host: str) -> str | None:
+        """Return the Origin of our pages under this Host; None where it is no name of ours."""
+        name = host_name(host)
+        if _is_loopback(name):
+            return f"http://{host}"
+        return self._public_origin if name and name == self.public_name else None
+
+
+def _is_loopback(name: str) -> bool:
+    # An address is no name that a foreign name server could point here.
+    is_address = name.startswith("127.") and not name.strip("0123456789.")
+    return is_address or name in ("localhost", "[::1]")
+
+
+def check_origin(headers: Headers, site: Site, *, is_link: bool = False) -> None:
     """Refuse what a foreign page makes a browser send over TCP.
+
+    Args:
+        is_link: what is asked for is open to whoever has its address, so that a page of others may
+            lead there.
 
     Raises:
         Forbidden: Host is no name of ours, or Origin is not that very Host.
     """
-    seen: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if name in (b"host", b"origin", b"sec-fetch-site"):
-            seen[name] = value if name not in seen else b""
-    host = seen.get(b"host", b"").decode("latin-1").lower()
-    if not _is_our_name(host_name(host)):
+    host = _single(headers, b"host") or ""
+    allowed = site.origin_of(host)
+    if allowed is None:
         raise Forbidden(
             f"the request is for the host '{host}', which is not this daemon",
-            hint="use 127.0.0.1 or localhost",
+            hint="use 127.0.0.1 or localhost, or name it in [server] public_url",
         )
-    origin = seen.get(b"origin")
-    if origin is not None and origin.decode("latin-1").lower() != f"http://{host}":
-        shown = origin.decode("latin-1")
-        raise Forbidden(f"the request comes from a page of '{shown}', not from this daemon's own")
-    if seen.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
+    origin = _single(headers, b"origin")
+    if origin is not None and origin != allowed:
+        raise Forbidden(f"the request comes from a page of '{origin}', not from this daemon's own")
+    came_from = _single(headers, b"sec-fetch-site")
+    is_followed = is_link and _single(headers, b"sec-fetch-mode") == "navigate"
+    if came_from not in (None, "none", "same-origin") and not is_followed:
         raise Forbidden("the request comes from another site's page")
 
 
-def _is_our_name(name: str) -> bool:
-    # An address is no name that a foreign name server could point here.
-    is_address = name.startswith("127.") and not name.strip("0123456789.")
-    return is_address or name in ("localhost", "[::1]")
+def is_forwarded(headers: Headers, site: Site) -> bool:
+    """Tell whether a proxy sent this on, whose uid then says nothing."""
+    host = host_name(_single(headers, b"host") or "")
+    return (site.public_name != "" and host == site.public_name) or any(
+        name in _FORWARDED for name, _ in headers
+    )
+
+
+def _single(headers: Headers, wanted: bytes) -> str | None:
+    """Return a header in lower case; one that is there twice is as good as empty."""
+    found = [value for name, value in headers if name == wanted]
+    if not found:
+        return None
+    return found[0].decode("latin-1").lower() if len(found) == 1 else ""
 
 
 def host_name(host: str) -> str:

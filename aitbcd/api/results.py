@@ -132,7 +132,7 @@ class _Results:
         )
 
     async def _job(self, request: Request) -> Job:
-        job = await self._api.job(request)
+        job = await self._api.readable_job(request)
         refuse_without_results(job)
         return job
 

@@ -444,10 +444,10 @@ UPDATE shares SET revoked_at = ? WHERE number = ? AND revoked_at IS NULL
 -- One more use.
 UPDATE shares SET uses = uses + 1, last_used_at = ? WHERE id = ?
 
--- is_shared_with --
--- Whether a user may read a job's results now.
-SELECT 1 FROM shares
-WHERE number = :number AND reader = :user AND revoked_at IS NULL AND expires_at > :now LIMIT 1
+-- share_of_reader --
+-- Fragment: by what a user may read a job's results now, the one that counts longest.
+WHERE s.number = :number AND s.reader = :user AND s.revoked_at IS NULL AND s.expires_at > :now
+ORDER BY s.expires_at DESC LIMIT 1
 
 -- count_shares --
 -- How many permissions count now.

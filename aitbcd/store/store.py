@@ -388,12 +388,12 @@ class Store:
         found = await self._shares(self._lookups, "share_by_digest", digest=digest)
         return found[0] if found else None
 
-    async def shared_with(self, user: str, number: int, now: int) -> bool:
-        """Return whether a user may read a job's results that are not his."""
-        found = await self._lookups.fetch(
-            QUERIES["is_shared_with"], user=user, number=number, now=now
+    async def share_with(self, user: str, number: int, now: int) -> Share | None:
+        """Return by what a user may read a job's results that are not his."""
+        found = await self._shares(
+            self._lookups, "share_of_reader", user=user, number=number, now=now
         )
-        return bool(found)
+        return found[0] if found else None
 
     async def count_shares(self, number: int, now: int) -> int:
         """Return how many shares of a job count now."""

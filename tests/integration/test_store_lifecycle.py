@@ -240,9 +240,9 @@ async def test_a_share_ends_with_the_results(store: Store) -> None:
     given = await store.add_share(1, ANN, user="ben", expires_at=NOW + 5, at=NOW)
     assert await store.share_by_digest(digest) == link
     assert await store.share_by_digest(bytes(32)) is None
-    assert await store.shared_with("ben", 1, NOW)
-    assert not await store.shared_with("ben", 1, NOW + 5)
-    assert not await store.shared_with("carl", 1, NOW)
+    assert await store.share_with("ben", 1, NOW)
+    assert not await store.share_with("ben", 1, NOW + 5)
+    assert not await store.share_with("carl", 1, NOW)
     assert await store.count_shares(1, NOW) == 2
     await store.used_share(link.id, NOW + 1)
     await store.used_share(link.id, NOW + 2)
@@ -265,7 +265,7 @@ async def test_a_share_ends_with_the_results(store: Store) -> None:
     await finished(store, NOW + DAY)
     await store.add_share(2, ANN, user="ben", expires_at=NOW + 5, at=NOW)
     assert await store.revoke_shares(2, NOW) == 1
-    assert not await store.shared_with("ben", 2, NOW)
+    assert not await store.share_with("ben", 2, NOW)
 
 
 @on_store

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from aitbcd.api.peer import (
     Diagnosis,
     Peer,
+    Site,
     check_origin,
     host_name,
+    is_forwarded,
     owner_of,
     tcp_peer,
     unix_peer,
@@ -164,20 +166,90 @@ FOREIGN = [
 
 @pytest.mark.parametrize("fields", OURS, ids=str)
 def test_our_own_pages_and_programs_are_let_in(fields: list[tuple[bytes, bytes]]) -> None:
-    check_origin(fields)
+    check_origin(fields, Site())
 
 
 @pytest.mark.parametrize("fields", FOREIGN, ids=str)
 def test_foreign_pages_are_kept_out(fields: list[tuple[bytes, bytes]]) -> None:
+    for is_link in (False, True):
+        with pytest.raises(Forbidden):
+            check_origin(fields, Site(), is_link=is_link)
+
+
+PUBLIC = Site("https://GPU.example.org/jobs")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        headers(host="gpu.example.org"),
+        headers(host="GPU.example.org", origin="https://gpu.example.org"),
+        headers(host="127.0.0.1:8000", origin="http://127.0.0.1:8000"),
+    ],
+    ids=str,
+)
+def test_the_public_address_is_ours(fields: list[tuple[bytes, bytes]]) -> None:
+    check_origin(fields, PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        headers(host="gpu.example.org", origin="http://gpu.example.org"),
+        headers(host="gpu.example.org", origin="https://gpu.example.org:8443"),
+        headers(host="gpu.example.org", origin="http://127.0.0.1:8000"),
+        headers(host="127.0.0.1:8000", origin="https://gpu.example.org"),
+        headers(host="other.example.org"),
+        headers(host="example.org"),
+        headers(host=""),
+    ],
+    ids=str,
+)
+def test_pages_beside_the_public_address_are_foreign(fields: list[tuple[bytes, bytes]]) -> None:
     with pytest.raises(Forbidden):
-        check_origin(fields)
+        check_origin(fields, PUBLIC)
+
+
+def test_a_port_counts_unless_it_is_the_usual_one() -> None:
+    usual = Site("http://gpu.example.org:80")
+    check_origin(headers(host="gpu.example.org", origin="http://gpu.example.org"), usual)
+    other = Site("https://gpu.example.org:8443")
+    ours = headers(host="gpu.example.org:8443", origin="https://gpu.example.org:8443")
+    check_origin(ours, other)
+
+
+def test_a_link_may_be_followed_from_anywhere_and_not_asked_for_by_a_page() -> None:
+    followed = headers(host="localhost", sec_fetch_site="cross-site", sec_fetch_mode="navigate")
+    asked = headers(host="localhost", sec_fetch_site="cross-site", sec_fetch_mode="no-cors")
+    check_origin(followed, Site(), is_link=True)
+    with pytest.raises(Forbidden):
+        check_origin(followed, Site())
+    with pytest.raises(Forbidden):
+        check_origin(asked, Site(), is_link=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_so"),
+    [
+        (headers(host="gpu.example.org"), True),
+        (headers(host="127.0.0.1", x_forwarded_for="10.0.0.1"), True),
+        (headers(host="127.0.0.1", x_real_ip="10.0.0.1"), True),
+        (headers(host="127.0.0.1", forwarded="for=10.0.0.1"), True),
+        (headers(host="127.0.0.1"), False),
+        ([], False),
+    ],
+    ids=str,
+)
+def test_what_came_through_a_proxy_is_known(fields: list[tuple[bytes, bytes]], is_so: bool) -> None:
+    assert is_forwarded(fields, PUBLIC) is is_so
+    assert not is_forwarded(headers(host="localhost"), Site("http://localhost:8080"))
 
 
 @given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF), max_size=40))
 def test_only_loopback_names_are_ours_whatever_the_host(host: str) -> None:
     name = host.lower().split("]")[0] + "]" if host.startswith("[") else host.split(":")[0]
     try:
-        check_origin([(b"host", host.encode("latin-1"))])
+        check_origin([(b"host", host.encode("latin-1"))], Site())
     except Forbidden:
         return
     is_address = name.startswith("127.") and set(name) <= set("0123456789.")

@@ -1,0 +1,110 @@
+"""Who sends a request: the holder of an API key, else whom the kernel says (``peer``).
+
+A key counts on TCP, and where there is one nothing else does: a wrong one is nobody's. What came
+through a proxy has the proxy's uid, which is nobody's either.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from aitbcd import users
+from aitbcd.api.context import Api, Caller
+from aitbcd.api.keyring import MAKE_ANOTHER
+from aitbcd.api.limits import Limit
+from aitbcd.api.peer import Peer, is_forwarded, owner_of
+from aitbcd.errors import AitbcError, Forbidden, RateLimited, Unauthorized
+
+_HEADER = b"x-api-key"
+#: Methods that change nothing.
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+#: Wrong keys that one peer may try, and how many a minute after that.
+_WRONG_KEYS = 10
+
+
+class Identity:
+    """Knows who asks, and how often he did."""
+
+    def __init__(self, api: Api) -> None:
+        self._keyring = api.keyring
+        self._site = api.site
+        self._rate = rate = api.settings.server.request_rate
+        self._requests = Limit(rate, rate) if rate else None
+        self._wrong_keys = Limit(_WRONG_KEYS / 60, _WRONG_KEYS)
+
+    async def of(self, peer: Peer, headers: Iterable[tuple[bytes, bytes]]) -> Caller | AitbcError:
+        """Return who it is, or why that is nobody: some may be asked for by anybody."""
+        try:
+            return await self._find(peer, list(headers))
+        except AitbcError as error:
+            return error
+
+    def count(self, peer: Peer, found: Caller | AitbcError) -> None:
+        """Count a request.
+
+        Raises:
+            RateLimited: he asks too often.
+        """
+        if self._requests is None:
+            return
+        # Keys do not multiply what a user may ask.
+        who = found.owner.uid if isinstance(found, Caller) else ("nobody", peer.uid)
+        if wait_s := self._requests.take(who, time.monotonic()):
+            raise _limited(f"more than {self._rate} requests a second", wait_s, "ask less often")
+
+    async def _find(self, peer: Peer, headers: list[tuple[bytes, bytes]]) -> Caller:
+        if peer.is_tcp:
+            if secrets := [value for name, value in headers if name == _HEADER]:
+                return await self._by_key(peer, secrets)
+            if is_forwarded(headers, self._site):
+                raise Unauthorized(
+                    "a request that comes through a proxy is nobody's without an API key",
+                    hint="send X-Api-Key: make one with aitbcctl key create --name NAME",
+                )
+        if peer.uid is not None:
+            # Asked here, where it can be waited for; who he is is looked up again and again.
+            await users.find(peer.uid)
+        return Caller(owner_of(peer))
+
+    async def _by_key(self, peer: Peer, secrets: list[bytes]) -> Caller:
+        if len(secrets) > 1:
+            raise Unauthorized("the request has several API keys", hint="send one X-Api-Key")
+        key = self._keyring.find(secrets[0])
+        if key is None:
+            if wait_s := self._wrong_keys.take(peer.uid, time.monotonic()):
+                what = f"more than {_WRONG_KEYS} wrong API keys a minute"
+                raise _limited(what, wait_s, "use the right key")
+            raise Unauthorized(
+                "the API key is not known here: it is wrong, or was revoked", hint=MAKE_ANOTHER
+            )
+        self._keyring.use(key, time.time_ns() // 1000)
+        await users.find(key.owner.uid)
+        owner = owner_of(Peer(key.owner.uid, is_tcp=True))
+        if owner.name != key.owner.name:
+            # The uid was given to somebody else since.
+            raise Unauthorized(
+                f"the API key was made for {key.owner.name}, who is {owner.name} now",
+                hint=MAKE_ANOTHER,
+            )
+        return Caller(owner, key.plan, key.is_read_only, key)
+
+
+def check_may_change(found: Caller | AitbcError, method: str) -> None:
+    """Refuse a change by who may only read.
+
+    Raises:
+        Forbidden: his key is read-only.
+    """
+    if isinstance(found, Caller) and found.is_read_only and method not in _READING:
+        raise Forbidden(
+            f"the API key is read-only, and {method} changes something",
+            hint="use another key: aitbcctl key create --name NAME",
+        )
+
+
+def _limited(what: str, wait_s: float, hint: str) -> RateLimited:
+    retry_after_s = max(1, -int(-wait_s // 1))
+    return RateLimited(
+        f"{what}: try again in {retry_after_s} s", hint=hint, retry_after_s=retry_after_s
+    )

@@ -1,0 +1,145 @@
+"""What a browser shows of a shared link: the files, their sizes and checksums. No script.
+
+Everything on it that a job or a user named is escaped, and what it may load is nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from html import escape
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from aitbcd import manifest, wire
+from aitbcd.api.context import Api
+from aitbcd.errors import NoResults
+from aitbcd.model import Job, Share
+from aitbcd.results import beneath
+from aitbcd.results.package import Package
+from aitbcd.units import format_size
+
+#: Files that are listed; the zip has all.
+_LISTED_MAX = 1000
+#: A manifest that is larger is not read: it has far more lines than that.
+_MANIFEST_BYTES_MAX = 16 << 20
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
+  color: #1b1b1b; background: #fff; }
+h1 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; }
+p { margin: .3rem 0 1rem; color: #555; }
+.all { display: inline-block; padding: .5rem 1rem; border-radius: .4rem; background: #0b57d0;
+  color: #fff; text-decoration: none; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
+th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #ddd;
+  vertical-align: top; }
+td { overflow-wrap: anywhere; }
+.size { text-align: right; white-space: nowrap; }
+.sum { font: 12px/1.7 ui-monospace, monospace; color: #555; }
+@media (prefers-color-scheme: dark) { body { color: #e3e3e3; background: #1b1b1b; }
+  p, .sum { color: #aaa; } th, td { border-color: #444; } a { color: #8ab4f8; } }
+"""
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: bytes
+    size: int | None
+    digest: str
+
+
+async def show(api: Api, request: Request, job: Job, share: Share) -> Response:
+    """Return the page of a link."""
+
+    def read() -> tuple[list[_File], int]:
+        with Package(api.paths.package(job.job_id)) as package:
+            return _files(package)
+
+    try:
+        files, total = await api.in_thread(read)
+    except (beneath.NotThere, PermissionError, manifest.BadManifest):
+        raise NoResults(
+            f"the results of job {job.job_id} cannot be listed: they were changed or removed"
+        ) from None
+    page = _page(job, share, files, total, request.path_params["token"])
+    headers = {"content-security-policy": _POLICY, "x-content-type-options": "nosniff"}
+    return HTMLResponse(page, headers=headers)
+
+
+def _files(package: Package) -> tuple[list[_File], int]:
+    """Return the first files of the manifest, and how many there are."""
+    with package.open(manifest.FILE_NAME.encode()) as stated:
+        if stated.size > _MANIFEST_BYTES_MAX:
+            return [], -1
+        text = stated.pread(_MANIFEST_BYTES_MAX, 0)
+    digests = manifest.parse(text)
+    listed = sorted(digests)[:_LISTED_MAX]
+    return [_File(path, _size(package, path), digests[path]) for path in listed], len(digests)
+
+
+def _size(package: Package, path: bytes) -> int | None:
+    try:
+        with package.open(path) as file:
+            return file.size
+    except (beneath.NotThere, PermissionError):
+        return None
+
+
+def _page(job: Job, share: Share, files: list[_File], total: int, token: str) -> str:
+    size = format_size(job.ending.result_bytes) if job.ending else ""
+    name = f" &ldquo;{escape(job.name)}&rdquo;" if job.name else ""
+    title = f"{escape(job.job_id)}{name}"
+    rows = "\n".join(_row(file, token) for file in files)
+    more = ""
+    if total != len(files):
+        count = "many" if total < 0 else str(total)
+        more = f"<p>{len(files)} of {count} files are listed; the zip has all.</p>"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Results of {title}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>Results of {title}</h1>
+<p>Shared by {escape(job.owner.name)} until {_moment(share.expires_at)}.
+The job {escape(job.status.value)} on {_moment(job.ending.finished_at if job.ending else 0)}.</p>
+<a class="all" href="?format=zip">Download all as a zip ({size})</a>
+<table>
+<thead><tr><th>File</th><th class="size">Size</th><th>SHA-256</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+{more}
+<p>To verify a download, run <code>sha256sum -c output.sha256</code> in its folder.</p>
+</body>
+</html>
+"""
+
+
+def _row(file: _File, token: str) -> str:
+    shown = escape(file.path.decode(errors="backslashreplace"))
+    size = "" if file.size is None else format_size(file.size)
+    # Relative to the page itself, wherever a proxy has put it.
+    link = escape(f"{token}/files/{quote(file.path)}")
+    return (
+        f'<tr><td><a href="{link}">{shown}</a></td><td class="size">{size}</td>'
+        f'<td class="sum">{escape(file.digest)}</td></tr>'
+    )
+
+
+def _moment(at: int) -> str:
+    shown = wire.rfc3339(at) or ""
+    return f"{shown[:10]} {shown[11:16]} UTC"
