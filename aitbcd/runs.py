@@ -8,6 +8,7 @@ the launcher is our child, in a session of its own, and is replaced when it dies
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -65,7 +66,10 @@ class Refused(Exception):
 
 
 class SealFailed(Exception):
-    """The package could not be sealed; ``errno`` says why. Sealing again is safe."""
+    """The package could not be sealed; ``errno`` says why. Sealing again is safe.
+
+    EOWNERDEAD: who sealed it was killed, and the disk is not to blame.
+    """
 
     def __init__(self, errno: int | None, error: str) -> None:
         super().__init__(error)
@@ -173,6 +177,8 @@ class Supervised:
     def __init__(self, runs: Runs, key: Key) -> None:
         self._runs = runs
         self.key = key
+        #: Of its supervisor; 0 until it is known.
+        self.pid = 0
         self.channel: _Channel | None = None
         self._reports: deque[Message | None] = deque()
         self._waiting: asyncio.Future[None] | None = None
@@ -206,6 +212,10 @@ class Supervised:
             if report["op"] == "seal_failed":
                 raise SealFailed(report["errno"], report["error"])
         raise LauncherGone
+
+    def stop_seal(self) -> None:
+        """Have a sealing that is under way end: it fails with EOWNERDEAD, unless it is done."""
+        self._send({"op": "stop_seal"})
 
     def done(self) -> None:
         """Let the supervisor go: the end of this attempt is recorded."""
@@ -260,6 +270,7 @@ class Runs:
         self._launcher: _Packets | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._launched_at = 0.0
+        self.launcher_pid = 0
         self._ready = asyncio.Event()
         self._is_open = False
         self._rid = 0
@@ -329,6 +340,7 @@ class Runs:
         self._launcher = _Packets(sock, self._on_answer, self._on_launcher_end)
         self._ready.set()
         answer, _ = await self._ask({"op": "hello"})
+        self.launcher_pid = answer["pid"]
         if answer["version"] != protocol.VERSION:
             raise StartupError(
                 f"the running launcher speaks version {answer['version']} of its protocol, this"
@@ -444,6 +456,7 @@ class Runs:
         except BaseException:
             self.forget(attempt)
             raise
+        attempt.pid = answer["pid"]
         channel = self._channels.get(answer["worker"])
         if channel is None:
             attempt.take(None)
@@ -492,6 +505,7 @@ class Runs:
                 pause_s = min(2 * pause_s, _LOOK_MOST_S)
                 continue
             adopted = self._register((job_id, attempt))
+            adopted.pid = protocol.peer_pid(sock)
             _Channel(self, sock).add(adopted)
             return adopted
         return None
@@ -509,7 +523,13 @@ class Runs:
                 return answer
             case "seal_failed":
                 raise SealFailed(answer["errno"], answer["error"])
+            case "failed":
+                raise SealFailed(errno.EOWNERDEAD, answer["error"])
         raise LauncherGone
+
+    async def stop_seal(self, job_id: str, attempt: int) -> None:
+        """Do what ``Supervised.stop_seal`` does for an attempt without a supervisor."""
+        await self._ask({"op": "stop_seal", "job": job_id, "attempt": attempt})
 
     async def sweep(self, job_id: str, attempt: int, identity: Message) -> list[str]:
         """End what a lost attempt left running; return ``pid command`` of what would not end."""

@@ -35,6 +35,11 @@ _log = logging.getLogger(__name__)
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 #: Pause before a failed commit, sealing or start is tried again: first, and at most.
 AGAIN_FIRST_S, AGAIN_MOST_S = 0.5, 30.0
+#: Seconds after which it is told that a launcher or supervisor is silent, and those that it may
+#: take to see that something cannot be killed.
+_ANSWER_S, _KILL_S = 10.0, 15.0
+#: A sealing that would fail so again, unless it had less to do.
+_TOO_LONG = frozenset({errno.EOWNERDEAD, errno.ETIMEDOUT})
 #: How often a sealing that fails for another reason than space is tried.
 _SEAL_TRIES = 4
 
@@ -84,31 +89,67 @@ class Attempt:
         self._running: Move | None = None
         self._grace_s: float = parts.settings.jobs.cancel_grace_s
         self._is_free = False
+        #: When what we wait for should have been said (monotonic); None: nothing is to be said.
+        self._due_at: float | None = None
+        #: It has a supervisor.
+        self._is_placed = False
+        #: Why the artifacts are not kept; None: they are.
+        self._drop: str | None = None
 
     # -- its owner's wish -----------------------------------------------------------------------
 
     async def cancel(self, grace_s: float) -> Job:
         """End it; returns the job as it is then: canceling.
 
+        Without a grace the wish also reaches a job whose results are being stored: what it left in
+        its artifacts is given up, and it ends as it has ended.
+
         Raises:
             WrongState: it has ended by itself.
         """
         await self._settled()
         if self.is_over:
+            if grace_s <= 0:
+                await self._give_up_artifacts()
+                return replace(self.job, status=self.status, started_at=self.started_at)
             raise WrongState(
                 f"job {self.job.job_id} has ended; its results are being stored",
-                hint=f"see aitbcctl status {self.job.job_id}",
+                hint=f"without its artifacts: aitbcctl cancel --force {self.job.job_id}",
                 state=self.status.value,
             )
         if self.status is not JobState.CANCELING:
             await self._move(*self._unsaid(), self._next(Trigger.CANCEL))
         self._grace_s = grace_s
+        self._due_at = time.monotonic() + grace_s + _KILL_S + _ANSWER_S
         if self._handle:
             self._handle.cancel(grace_s)
         else:
             # Not waited for: the launcher may be busy, and the wish is committed.
             self._parts.spawn(self._bury())
         return replace(self.job, status=self.status, started_at=self.started_at)
+
+    @property
+    def waiting(self) -> str | None:
+        """What keeps it from going on, as a sentence; None when nothing does."""
+        if self.is_over:
+            return "stores its results"
+        if self._due_at is None or time.monotonic() < self._due_at:
+            return None
+        who = f"launcher (pid {self._parts.runs.launcher_pid})"
+        if self._is_placed:
+            who = f"supervisor (pid {self._handle.pid})" if self._handle else "supervisor"
+        return f"its {who} does not answer: it is stopped or the machine is overloaded"
+
+    async def _give_up_artifacts(self) -> None:
+        self._drop = "given up by its owner while its results were stored"
+        if self._handle:
+            self._handle.stop_seal()
+            return
+        try:
+            await self._parts.runs.stop_seal(self.job.job_id, self.job.attempt)
+        except LauncherGone:
+            # With it what sealed; the next try gives them up.
+            pass
 
     async def _bury(self) -> None:
         """Keep an attempt that may not be placed yet from starting."""
@@ -192,6 +233,8 @@ class Attempt:
             case Found.NEVER_RAN:
                 return await self._launch()
             case Found.ALIVE:
+                self._is_placed = True
+                self._due_at = time.monotonic() + _ANSWER_S
                 handle = await self._parts.runs.adopt(job.job_id, job.attempt)
                 return handle is not None and await self._supervise(handle)
             case Found.EXITED if finding.facts:
@@ -217,6 +260,7 @@ class Attempt:
             grace_s=self._parts.settings.jobs.cancel_grace_s,
             log_limit=self._parts.settings.jobs.log_limit,
         )
+        self._due_at = time.monotonic() + _ANSWER_S
         try:
             handle = await self._parts.runs.start(message)
         except Refused as refusal:
@@ -234,10 +278,14 @@ class Attempt:
     async def _supervise(self, handle: Supervised) -> bool:
         """Listen to a supervisor until the attempt is over; False when it fell silent."""
         self._handle = handle
+        self._is_placed = True
         try:
             if self.status is JobState.CANCELING:
+                self._due_at = time.monotonic() + self._grace_s + _KILL_S + _ANSWER_S
                 handle.cancel(self._grace_s)
             while (report := await handle.report()) is not None:
+                if self.status is not JobState.CANCELING:
+                    self._due_at = None
                 if report["op"] == "running":
                     await self._on_running(report)
                 elif report["op"] == "exited":
@@ -335,20 +383,30 @@ class Attempt:
         """Have the package sealed, however long the disk is full; return what it says."""
         user = await self._get_user()
         spec = await self._get_spec()
-        pause_s, tries = AGAIN_FIRST_S, 0
+        pause_s, look_s, tries, kills = AGAIN_FIRST_S, AGAIN_FIRST_S / 10, 0, 0
         while True:
             status = after(self._status(), decided.trigger, job=self.job.job_id)
             order = await self._order(spec, user, status, decided.ending, kept_whole)
             if tries:
                 order["artifacts"] = []
+            if self._drop:
+                order["drop"] = self._drop
             try:
                 report = await (handle or self._parts.runs).seal(order)
             except LauncherGone:
                 # A supervisor that was killed, or a sealer that is at it: whoever takes the lock.
-                handle = None
-                await asyncio.sleep(AGAIN_FIRST_S / 10)
+                handle = self._handle = None
+                await asyncio.sleep(look_s)
+                look_s = min(2 * look_s, AGAIN_MOST_S)
                 continue
             except SealFailed as failure:
+                if failure.errno == errno.EOWNERDEAD and kills < _SEAL_TRIES:
+                    # Not the disk; perhaps we, to go on without the artifacts.
+                    kills += "drop" in order or self._drop is None
+                    _log.warning("job=%s: storing its results anew: %s", self.job.job_id, failure)
+                    continue
+                if failure.errno in _TOO_LONG:
+                    self._drop = self._drop or f"they could not be stored: {failure}"
                 tries += 1
                 _log.error("job=%s: cannot seal its results: %s", self.job.job_id, failure)
                 decided = _for_want_of_storage(decided, failure)

@@ -228,9 +228,10 @@ class Engine:
         return replace(job, status=JobState.CANCELED, ending=ending)
 
     def waiting(self, job: Job) -> str | None:
-        """Return what a job in the queue waits for, as a sentence; None for any other."""
+        """Return what keeps a job from going on, as a sentence; None when nothing does."""
         if job.status is not JobState.PENDING:
-            return None
+            attempt = self._active.get(job.number)
+            return attempt.waiting if attempt and not job.status.is_final else None
         if self._obstacle:
             return self._obstacle
         place = self._backlog.place(job.number)

@@ -43,7 +43,7 @@ def do_as(
 
     Raises:
         OSError: what the action raised; ETIMEDOUT past the deadline (its process is killed);
-            EIO when its user ended it; EBADMSG for anything that is no OSError.
+            EOWNERDEAD when its user ended it; EBADMSG for anything that is no OSError.
     """
     if who is None:
         try:
@@ -71,7 +71,7 @@ def do_as(
         answer: dict[str, Any] = json.loads(data)
     except ValueError:
         # Its user can end it.
-        raise OSError(errno.EIO, "the user's files gave no answer") from None
+        raise OSError(errno.EOWNERDEAD, "its process was ended from outside") from None
     if "errno" in answer:
         raise OSError(answer["errno"], answer["error"])
     return answer

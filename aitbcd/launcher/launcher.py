@@ -26,11 +26,12 @@ from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher import processes, protocol, seal
 from aitbcd.launcher.folder import Folder, Taken
 from aitbcd.launcher.identity import do_as, of_spec
-from aitbcd.launcher.linux import become_subreaper
+from aitbcd.launcher.linux import become_subreaper, close_all_but
 from aitbcd.launcher.protocol import CANCELED, LAUNCHER_LOCK, LAUNCHER_SOCKET, Message
 from aitbcd.launcher.rehearsal import rehearse
 from aitbcd.launcher.removal import remove_package
 from aitbcd.launcher.supervisor import Supervisor
+from aitbcd.launcher.turns import Turns
 
 #: Idle supervisors that are kept; each costs about a megabyte.
 _KEEP_IDLE = 8
@@ -63,6 +64,8 @@ class Task:
     answer: socket.socket
     rid: int
     generation: int
+    #: The job and the attempt.
+    key: tuple[str, int | None]
 
 
 class Launcher:
@@ -195,6 +198,8 @@ class Launcher:
             case "sweep":
                 self._bury()
                 self._fork_task(message, lambda: _sweep(message))
+            case "stop_seal":
+                self._reply(message, {"done": self._stop_seal(message)})
             case "remove_package":
                 self._fork_task(message, lambda: self._remove_package(message))
             case unknown:
@@ -268,7 +273,7 @@ class Launcher:
         worker.generation = self._generation
         theirs, ours = channel[:1], channel[1:]
         # The answer goes first: should the supervisor die at once, the daemon knows with what.
-        answer = {"op": "placed", "worker": worker.number}
+        answer = {"op": "placed", "worker": worker.number, "pid": worker.pid}
         self._reply(spec, answer, [each.fileno() for each in ours])
         try:
             protocol.send(worker.control, spec, [*fds, *(each.fileno() for each in theirs)])
@@ -307,11 +312,7 @@ class Launcher:
 
         Their objects live on in our caller's frames, which a child never returns to.
         """
-        low = 3
-        for fd in sorted((sock.fileno(), self._run_fd, self._results_fd)):
-            os.closerange(low, fd)
-            low = fd + 1
-        os.closerange(low, max(int(name) for name in os.listdir("/proc/self/fd")) + 1)
+        close_all_but(sock.fileno(), self._run_fd, self._results_fd)
 
     def _on_word(self, worker: Worker) -> None:
         received = protocol.receive(worker.control)
@@ -395,9 +396,21 @@ class Launcher:
                 return {"op": "busy"}
         try:
             folder_fd = folder.fd if folder else None
-            return {"op": "sealed", **seal.seal(self._results_fd, order, folder_fd)}
+            take_turn = Turns(self._run_fd).take
+            sealed = seal.seal(self._results_fd, order, folder_fd, take_turn)
+            return {"op": "sealed", **sealed}
         except OSError as error:
-            return {"op": "seal_failed", "errno": error.errno, "error": str(error)}
+            words = error.strerror or str(error)
+            return {"op": "seal_failed", "errno": error.errno, "error": words}
+
+    def _stop_seal(self, message: Message) -> bool:
+        """End what seals an attempt, or sweeps it; its request is answered as failed."""
+        key = message["job"], message["attempt"]
+        found = [task for task in self._tasks.values() if task.key == key]
+        for task in found:
+            signal.pidfd_send_signal(task.pidfd, signal.SIGKILL)
+            self._on_task(task)
+        return bool(found)
 
     def _remove_package(self, message: Message) -> Message:
         return remove_package(self._results_fd, message["job"], of_spec(message))
@@ -409,7 +422,8 @@ class Launcher:
             self._be_task(theirs, action)
         theirs.close()
         ours.setblocking(False)
-        task = Task(pid, os.pidfd_open(pid), ours, request["rid"], self._generation)
+        key = request["job"], request.get("attempt")
+        task = Task(pid, os.pidfd_open(pid), ours, request["rid"], self._generation, key)
         self._tasks[pid] = task
         self._add(task.pidfd, lambda: self._on_task(task))
 

@@ -37,6 +37,15 @@ def become_subreaper() -> None:
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
+def close_all_but(*kept: int) -> None:
+    """Close all descriptors but these and the standard streams."""
+    low = 3
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, max(int(name) for name in os.listdir("/proc/self/fd")) + 1)
+
+
 def be_idle() -> None:
     """Leave processor and disk to all others from now on (nice(2), ioprio_set(2))."""
     os.nice(19)

@@ -9,10 +9,11 @@ Requests to the launcher carry ``rid`` and are answered with the same, in order 
 ``seal``, ``sweep`` and ``remove_package``, which a process of their own does:
 
     hello      {}                  -> {pid}    the old daemon's requests are dealt with
-    start      {job, attempt, ...} -> placed {worker} (+ a channel, if the daemon has none to it)
+    start      {job, attempt, ...} -> placed {worker, pid} (+ a channel, if the daemon has none)
                                     | refused {why: busy|started|canceled|storage, error}
     tombstone  {job, attempt}      -> {done}   false: it is placed, ask its supervisor
     seal       {...order}          -> sealed | seal_failed | busy
+    stop_seal  {job, attempt}      -> {done}   what seals it is killed, and its request has failed
     sweep      {job, attempt, uid} -> {left: ["pid command", ...]}
     remove     {job, attempt}      -> {done}   false: it is locked
     remove_package {job, uid, gid, user}
@@ -25,6 +26,7 @@ on the socket ``SOCKET`` in the run folder:
     <- exited       {facts}                    nothing of the job runs any more (or see ``undead``)
     -> cancel       {grace_s}
     -> seal         {...order}     <- sealed {digest, files, bytes} | seal_failed {errno, error}
+    -> stop_seal                   <- seal_failed; nothing where it is sealed, or was so quickly
     -> done                        the run folder goes; the supervisor is free
 
 ``facts`` are what ``exit.json`` holds, see ``Facts``.
@@ -199,8 +201,17 @@ def close_all(fds: list[int]) -> None:
 
 def peer_uid(sock: socket.socket) -> int:
     """Return the uid of the process that connected (SO_PEERCRED, unix(7))."""
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(uid)
+    return _peer(sock)[1]
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Return the pid of the process that listens at the other end of a connection."""
+    return _peer(sock)[0]
+
+
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(pid), int(uid)
 
 
 def address(directory_fd: int, name: str) -> str:

@@ -37,6 +37,8 @@ _EMPTY: str = small_sha256(b"").hexdigest()
 #: Above this the C library's vectorised sha256 is worth its import (10 ms, 5 MB).
 _LARGE = 1 << 20
 _PIECE = 1 << 20
+#: Bytes that are read at once, by whoever waits for the job; and what a file costs at least.
+_LIGHT, _LEAST_WORK = 64 << 20, 1 << 14
 #: Files and folders that wait, open, to be synced together.
 _OPEN_AT_ONCE = 64
 #: Deeper folders have paths that no tool opens (PATH_MAX), and would cost a descriptor each.
@@ -55,15 +57,27 @@ DEADLINE_S = 6 * 3600.0
 Order = dict[str, Any]
 
 
-def seal(results_fd: int, order: Order, run_folder_fd: int | None = None) -> dict[str, Any]:
+class Heavy(Exception):
+    """More than can be sealed at once: do it in a process of its own, in turn. Nothing is lost."""
+
+
+def seal(
+    results_fd: int,
+    order: Order,
+    run_folder_fd: int | None = None,
+    take_turn: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """Seal a package as ordered and return ``{digest, files, bytes}``.
 
     The run folder is where what is left out is noted, should this sealing not come to its end.
+    ``take_turn`` is called before the work becomes heavy, by the process that does it.
 
     The order has ``job``, ``attempt``, ``uid``, ``gid``, ``user``, ``cwd``, ``artifacts`` (globs),
-    ``log_limit`` and ``output`` (the daemon's part of output.json).
+    ``log_limit`` and ``output`` (the daemon's part of output.json); and ``drop``, where the
+    artifacts are to be left out: why.
 
     Raises:
+        Heavy: see there; only without ``take_turn``.
         OSError: the disk refused (ENOSPC, EDQUOT, ...); sealing again is safe.
     """
     building = package_name(order["job"], is_sealed=False)
@@ -75,9 +89,14 @@ def seal(results_fd: int, order: Order, run_folder_fd: int | None = None) -> dic
         if who is not None:
             notes.open()
         try:
-            return do_as(who, lambda: _build(results_fd, building, order, notes), DEADLINE_S)
+            report = do_as(
+                who, lambda: _build(results_fd, building, order, notes, take_turn), DEADLINE_S
+            )
         finally:
             notes.close()
+        if report.get("heavy"):
+            raise Heavy
+        return report
 
     def build_anew() -> dict[str, Any]:
         package.create(results_fd, order["job"], who).close()
@@ -125,8 +144,17 @@ class _Others(Exception):
     """The package holds what its user can neither change nor move: see ``apart``."""
 
 
-def _build(results_fd: int, building: str, order: Order, notes: Notes) -> dict[str, Any]:
-    """Make a package ready; ``{"others": True}``: it has to be set apart first."""
+def _build(
+    results_fd: int,
+    building: str,
+    order: Order,
+    notes: Notes,
+    take_turn: Callable[[], None] | None,
+) -> dict[str, Any]:
+    """Make a package ready.
+
+    ``{"others": True}``: it has to be set apart first. ``{"heavy": True}``: see ``Heavy``.
+    """
     apart_name = left_name(order["job"])
     top = _open_folder(results_fd, building.encode())
     try:
@@ -134,7 +162,9 @@ def _build(results_fd: int, building: str, order: Order, notes: Notes) -> dict[s
         if is_apart:
             _take_out(results_fd, apart_name, top, order, notes)
         try:
-            return _run_forced(top, order, notes)
+            return _run_forced(top, order, notes, take_turn)
+        except Heavy:
+            return {"heavy": True}
         except _Others:
             if is_apart:
                 raise OSError(errno.EPERM, f"another user changes {building}") from None
@@ -161,9 +191,11 @@ def _temporary(order: Order) -> bytes:
     return os.fsencode(f"{logs.TEMPORARY}copy.{order['job']}")
 
 
-def _run_forced(top: int, order: Order, notes: Notes) -> dict[str, Any]:
+def _run_forced(
+    top: int, order: Order, notes: Notes, take_turn: Callable[[], None] | None
+) -> dict[str, Any]:
     try:
-        return _run(top, order, notes)
+        return _run(top, order, notes, take_turn)
     except PermissionError:
         pass
     try:
@@ -172,13 +204,15 @@ def _run_forced(top: int, order: Order, notes: Notes) -> dict[str, Any]:
         for ours in (LOGS, ARTIFACTS):
             if _kind(top, ours) == stat.S_IFDIR:
                 os.chmod(ours, 0o700 | _setgid(top), dir_fd=top)
-        return _run(top, order, notes)
+        return _run(top, order, notes, take_turn)
     except PermissionError:
         raise _Others from None
 
 
-def _run(top: int, order: Order, notes: Notes) -> dict[str, Any]:
-    sealer = _Sealer(top, order, notes)
+def _run(
+    top: int, order: Order, notes: Notes, take_turn: Callable[[], None] | None
+) -> dict[str, Any]:
+    sealer = _Sealer(top, order, notes, take_turn)
     try:
         return sealer.run()
     finally:
@@ -197,7 +231,9 @@ class _Sealer:
     gives with their names: for a job that does nothing, system calls are what sealing costs.
     """
 
-    def __init__(self, top: int, order: Order, notes: Notes) -> None:
+    def __init__(
+        self, top: int, order: Order, notes: Notes, take_turn: Callable[[], None] | None
+    ) -> None:
         self._top = top
         self._order = order
         self._uid: int = order["uid"]
@@ -205,6 +241,9 @@ class _Sealer:
         #: (path, size, digest) of each file, for output.json.
         self._files: list[tuple[bytes, int, str]] = []
         self._notes = notes
+        self._take_turn = take_turn
+        #: Bytes that may still be read before this is heavy work; None: it has its turn.
+        self._light_left: int | None = _LIGHT
         self._temporary = _temporary(order)
         self._dropped: dict[str, dict[str, int]] = {}
         #: The inode of stdout.log, where result.txt is a second name of it, and its digest.
@@ -215,7 +254,10 @@ class _Sealer:
 
     def run(self) -> dict[str, Any]:
         kinds = self._make_ours()
-        self._collect()
+        if why := self._order.get("drop"):
+            self._drop_artifacts(why)
+        else:
+            self._collect()
         self._close_logs(kinds)
         for name in kinds:
             self._take(self._top, name, name, kinds[name], 0)
@@ -229,6 +271,21 @@ class _Sealer:
         self._keep_folder(os.dup(self._top))
         self._sync()
         return _report(text, [size for _, size, _ in self._files])
+
+    def _drop_artifacts(self, why: str) -> None:
+        self._drop(self._top, ARTIFACTS.encode(), ARTIFACTS.encode(), why)
+        os.mkdir(ARTIFACTS, 0o750, dir_fd=self._top)
+
+    def _spend(self, size: int) -> None:
+        """Take note of work that comes; see that heavy work is done in turn."""
+        if self._light_left is None:
+            return
+        self._light_left -= max(size, _LEAST_WORK)
+        if self._light_left < 0:
+            if self._take_turn is None:
+                raise Heavy
+            self._take_turn()
+            self._light_left = None
 
     def _make_ours(self) -> dict[bytes, str]:
         """Put back the folders that the job may have replaced, drop what is not kept."""
@@ -372,7 +429,12 @@ class _Sealer:
             self._files.append((path, about.st_size, self._shared[1]))
             os.close(fd)
             return
-        digest = _hash(fd, about.st_size)
+        try:
+            self._spend(about.st_size)
+            digest = _hash(fd, about.st_size)
+        except BaseException:
+            os.close(fd)
+            raise
         if is_shared:
             self._shared = (about.st_ino, digest)
         self._files.append((path, about.st_size, digest))
@@ -390,6 +452,7 @@ class _Sealer:
         try:
             if not stat.S_ISREG(about.st_mode):
                 return None
+            self._spend(about.st_size)
             copy = package.open_new(self._temporary, 0o600, folder)
             _copy(fd, copy)
             os.fchmod(copy, about.st_mode & 0o777)
@@ -402,7 +465,12 @@ class _Sealer:
         """Remove what a package does not hold; ``why`` goes into output.json."""
         if why:
             self._notes.add(path, why)
-        package.clear(folder, name)
+        try:
+            package.clear(folder, name)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EBUSY):
+                raise _Others from None
+            raise
 
     # -- what the job asked to be collected ---------------------------------------------------
 
@@ -448,6 +516,7 @@ class _Sealer:
             into = _make_below(target, folders)
             if _kind(into, name):
                 return
+            self._spend(os.fstat(source).st_size)
             copy = package.open_new(self._temporary, 0o600, into)
             try:
                 _copy(source, copy)

@@ -7,24 +7,37 @@ run folder, where the next daemon finds it. When the launcher goes, it ends afte
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from aitbcd.launcher import folder as run_folder
-from aitbcd.launcher import protocol, seal
+from aitbcd.launcher import processes, protocol, seal
 from aitbcd.launcher.attempt import Attempt
-from aitbcd.launcher.linux import become_subreaper
+from aitbcd.launcher.linux import become_subreaper, close_all_but
 from aitbcd.launcher.protocol import SOCKET, Message
+from aitbcd.launcher.turns import Turns
 
 #: A job that is over sooner is reported once, with its end.
 _ANNOUNCE_S = 0.01
 #: poll(2) takes no more than 24 days; a job may.
 _LONGEST_WAIT_S = 24 * 3600.0
+#: How often a sealer is killed that is to end, and the pause between: it may hang in the kernel.
+_STOP_TRIES, _STOP_PAUSE_S = 40, 0.05
+
+
+class Sealer(NamedTuple):
+    """A child that seals what is large, and says once how that ended."""
+
+    pid: int
+    pidfd: int
+    answer: socket.socket
 
 
 class Supervisor:
@@ -46,6 +59,7 @@ class Supervisor:
         self._listener: socket.socket | None = None
         self._attempt: Attempt | None = None
         self._log_fd: int | None = None
+        self._sealer: Sealer | None = None
         #: When to say that the program runs; None: it is said, or there is nothing to say.
         self._announce_at: float | None = None
         self._was_reported = False
@@ -200,18 +214,80 @@ class Supervisor:
         match message["op"]:
             case "cancel":
                 attempt.end("cancel", message["grace_s"])
-            case "seal" if attempt.facts:
+            case "stop_seal" if self._sealer:
+                self._stop_sealer(self._sealer)
+            case "seal" if attempt.facts and not self._sealer:
                 self._seal(attempt, message)
             case "done" if attempt.facts:
                 self._done(attempt)
 
     def _seal(self, attempt: Attempt, order: Message) -> None:
+        """Seal a small package at once; what takes long is done by a child, so that we hear."""
         try:
             sealed = seal.seal(self._results_fd, order, attempt.folder.fd)
             report = {"op": "sealed", **sealed}
+        except seal.Heavy:
+            self._fork_sealer(attempt, order)
+            return
         except OSError as error:
-            report = {"op": "seal_failed", "errno": error.errno, "error": str(error)}
+            report = _failure(error)
         self._tell(report)
+
+    def _fork_sealer(self, attempt: Attempt, order: Message) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            ours.close()
+            theirs.close()
+            self._tell(_failure(error))
+            return
+        if pid == 0:
+            self._be_sealer(theirs, attempt, order)
+        theirs.close()
+        ours.setblocking(False)
+        self._sealer = Sealer(pid, os.pidfd_open(pid), ours)
+        self._add(self._sealer.pidfd, self._on_sealed)
+
+    def _be_sealer(self, answer: socket.socket, attempt: Attempt, order: Message) -> NoReturn:
+        """Seal, while the lock of the folder says that somebody is at it; never return."""
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            folder = attempt.folder
+            close_all_but(answer.fileno(), self._run_fd, self._results_fd, folder.fd, folder.lock)
+            try:
+                take_turn = Turns(self._run_fd).take
+                sealed = seal.seal(self._results_fd, order, folder.fd, take_turn)
+                report = {"op": "sealed", **sealed}
+            except OSError as error:
+                report = _failure(error)
+            protocol.send(answer, report)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+
+    def _on_sealed(self) -> None:
+        """Pass on what the sealer said before it ended."""
+        assert self._sealer is not None
+        sealer, self._sealer = self._sealer, None
+        self._forget(sealer.pidfd)
+        os.close(sealer.pidfd)
+        try:
+            received = protocol.receive(sealer.answer)
+        except BlockingIOError:
+            received = None
+        sealer.answer.close()
+        killed = OSError(errno.EOWNERDEAD, "its process was ended from outside")
+        self._tell(received[0] if received else _failure(killed))
+
+    def _stop_sealer(self, sealer: Sealer) -> None:
+        """End it with the child that it may have; its end is then told as that of any other."""
+        signal.pidfd_send_signal(sealer.pidfd, signal.SIGKILL)
+        for _ in range(_STOP_TRIES):
+            if not processes.end_all(_reap_some):
+                break
+            select.select([], [], [], _STOP_PAUSE_S)
 
     def _done(self, attempt: Attempt) -> None:
         """The end is recorded: be free for the next attempt, if nothing is left of this one."""
@@ -304,6 +380,18 @@ class Supervisor:
     def _forget(self, fd: int) -> None:
         del self._handlers[fd]
         self._poller.unregister(fd)
+
+
+def _failure(error: OSError) -> Message:
+    return {"op": "seal_failed", "errno": error.errno, "error": error.strerror or str(error)}
+
+
+def _reap_some() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
+    except ChildProcessError:
+        pass
 
 
 def _is_alone() -> bool:

@@ -127,7 +127,7 @@ def test_one_that_its_user_ends_gave_no_answer(other: Who) -> None:
 
     with pytest.raises(OSError) as caught:
         do_as(whoever(other), end, 60)
-    assert caught.value.errno == errno.EIO
+    assert caught.value.errno == errno.EOWNERDEAD
 
 
 def test_nothing_stays_open(who: Identity | None) -> None:
