@@ -22,7 +22,17 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS: tuple[set[str], ...] = (
     {"errors", "model", "manifest", "units", "progress", "paths", "clock", "devices"},
     {"lifecycle", "settings", "wire", "machine", "users"},
-    {"planner", "outcome", "output", "launch", "plans", "pricing", "retention", "space"},
+    {
+        "planner",
+        "outcome",
+        "output",
+        "launch",
+        "plans",
+        "pricing",
+        "retention",
+        "space",
+        "allotment",
+    },
     {"store", "results", "runs", "feed", "backlog", "reserve", "state", "gpus"},
     {"engine"},
     {"api"},
@@ -44,6 +54,7 @@ PURE = {
     "outcome",
     "plans",
     "pricing",
+    "allotment",
     "retention",
     "space",
 }

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aitbcd.allotment import Stock, Wish, describe, impossible, lacking
+from aitbcd.devices import LINKS, Gpu, GpuState
+
+GIB = 1 << 30
+H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-PCIE-40GB"
+
+
+def gpu(
+    index: int,
+    *,
+    name: str = H100,
+    memory: int = 80 * GIB,
+    state: GpuState = GpuState.FREE,
+    links: Mapping[str, str] | None = None,
+) -> Gpu:
+    return Gpu(index, f"GPU-{index}", name, None, memory, 0, state, links=links or {})
+
+
+def machine(count: int, **about: object) -> tuple[Gpu, ...]:
+    return tuple(gpu(index, **about) for index in range(count))  # type: ignore[arg-type]
+
+
+def test_a_job_without_gpus_gets_none() -> None:
+    assert Stock(machine(2)).allot(Wish()) == ()
+
+
+def test_only_free_gpus_are_given() -> None:
+    states = [GpuState.FOREIGN, GpuState.DRAINED, GpuState.LOST, GpuState.FREE]
+    stock = Stock([gpu(index, state=state) for index, state in enumerate(states)])
+    assert stock.allot(Wish(1)) == ("GPU-3",)
+    assert stock.allot(Wish(2)) is None
+
+
+def test_a_gpu_is_given_once() -> None:
+    stock = Stock(machine(2)).with_held("job_a", ["GPU-0"], None)
+    assert stock.allot(Wish(1)) == ("GPU-1",)
+    assert stock.allot(Wish(2)) is None
+
+
+def test_the_smallest_that_will_do_is_given() -> None:
+    stock = Stock([gpu(0), gpu(1, name=A100, memory=40 * GIB)])
+    assert stock.allot(Wish(1)) == ("GPU-1",)
+    assert stock.allot(Wish(1, min_memory=41 * GIB)) == ("GPU-0",)
+
+
+@pytest.mark.parametrize("part", ["h100", "H100 80gb", "nvidia hbm3"])
+def test_any_part_of_a_name_is_a_type(part: str) -> None:
+    stock = Stock([gpu(0, name=A100), gpu(1)])
+    assert stock.allot(Wish(1, model=part)) == ("GPU-1",)
+
+
+def test_gpus_of_a_set_are_close_together() -> None:
+    pairs = {0: 3, 3: 0, 1: 2, 2: 1}
+    gpus = [gpu(index, links={f"GPU-{pairs[index]}": "nvlink"}) for index in range(4)]
+    assert set(Stock(gpus).allot(Wish(2)) or ()) in ({"GPU-0", "GPU-3"}, {"GPU-1", "GPU-2"})
+    without = Stock(gpus).with_held("job_a", ["GPU-0"], None)
+    assert set(without.allot(Wish(2)) or ()) == {"GPU-1", "GPU-2"}
+
+
+def test_named_gpus_are_those_and_no_others() -> None:
+    stock = Stock(machine(3))
+    assert stock.allot(Wish(1, named=("2",))) == ("GPU-2",)
+    assert stock.allot(Wish(1, named=("GPU-1",))) == ("GPU-1",)
+    assert stock.with_held("job_a", ["GPU-2"], None).allot(Wish(1, named=("2",))) is None
+
+
+def test_shares_are_packed_where_they_just_fit() -> None:
+    stock = Stock([gpu(0), gpu(1, memory=24 * GIB)])
+    first = stock.allot(Wish(share=10 * GIB))
+    assert first == ("GPU-1",)
+    stock = stock.with_held("job_a", first, 10 * GIB)
+    assert stock.allot(Wish(share=14 * GIB)) == ("GPU-1",)
+    assert stock.allot(Wish(share=15 * GIB)) == ("GPU-0",)
+    assert stock.allot(Wish(1)) == ("GPU-0",)
+
+
+def test_a_gpu_with_shares_is_busy_and_takes_more_of_them() -> None:
+    stock = Stock([gpu(0, state=GpuState.BUSY)], shares_max=2)
+    stock = stock.with_held("job_a", ["GPU-0"], GIB)
+    assert stock.allot(Wish(share=GIB)) == ("GPU-0",)
+    assert stock.with_held("job_b", ["GPU-0"], GIB).allot(Wish(share=GIB)) is None
+
+
+def test_a_whole_gpu_has_no_room_for_shares() -> None:
+    stock = Stock([gpu(0, state=GpuState.BUSY)]).with_held("job_a", ["GPU-0"], None)
+    assert stock.allot(Wish(share=1)) is None
+
+
+def test_gpus_are_collected_for_a_job_that_waits_for_many() -> None:
+    stock = Stock(machine(4)).with_held("job_a", ["GPU-0", "GPU-1"], None)
+    wish = Wish(3)
+    assert stock.allot(wish) is None
+    assert stock.collecting(wish).allot(Wish(1)) is None
+    assert stock.collecting(wish).allot(Wish(share=GIB)) is None
+
+
+def test_what_is_collected_is_no_more_than_asked_for() -> None:
+    stock = Stock([gpu(0), *machine(6, name=A100)[1:]])
+    collecting = stock.collecting(Wish(2, model="h100"))
+    assert len(collecting.collected) == 1
+    assert collecting.allot(Wish(5)) is not None
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (Wish(3), "3 GPUs and this machine has 2 x NVIDIA H100"),
+        (Wish(1, model="h200"), "no GPU here is a 'h200'"),
+        (Wish(1, min_memory=81 * GIB), "1 GPU with 81 GiB"),
+        (Wish(1, named=("7",)), "there is no GPU 7"),
+        (Wish(share=100 * GIB), "100 GiB of a GPU's memory"),
+    ],
+)
+def test_what_can_never_be_granted_is_refused_with_what_there_is(wish: Wish, words: str) -> None:
+    assert words in (impossible(machine(2), wish) or "")
+
+
+def test_what_is_not_here_at_present_is_not_impossible() -> None:
+    assert impossible(machine(2, state=GpuState.LOST), Wish(2)) is None
+
+
+def test_a_machine_without_gpus_says_so() -> None:
+    assert "no GPUs" in (impossible([], Wish(1)) or "")
+
+
+def test_what_is_lacking_is_said() -> None:
+    stock = Stock(machine(2)).with_held("job_a", ["GPU-0"], None)
+    assert lacking(stock, Wish(2, min_memory=40 * GIB)) == "1 of 2 GPUs with 40 GiB"
+    assert describe(Wish(1, model="h100")) == "1 GPU of type h100"
+
+
+machines = st.lists(
+    st.tuples(st.sampled_from(list(GpuState)), st.sampled_from([24, 40, 80])), max_size=16
+).map(lambda kinds: [gpu(at, state=s, memory=m * GIB) for at, (s, m) in enumerate(kinds)])
+wishes = st.one_of(
+    st.builds(Wish, st.integers(0, 8), min_memory=st.sampled_from([None, 30 * GIB, 50 * GIB])),
+    st.builds(Wish, share=st.integers(1, 90).map(lambda size: size * GIB)),
+)
+
+
+@given(machines, st.lists(wishes, max_size=30), st.integers(1, 4))
+def test_no_gpu_is_given_twice_and_no_share_exceeds_one(
+    gpus: list[Gpu], asked: list[Wish], shares_max: int
+) -> None:
+    stock = Stock(gpus, shares_max=shares_max)
+    whole: list[str] = []
+    shares: dict[str, list[int]] = {}
+    for number, wish in enumerate(asked):
+        got = stock.allot(wish)
+        if got is None:
+            assert stock.collecting(wish).held == stock.held
+            continue
+        assert len(got) == (wish.count if wish.share is None else 1)
+        stock = stock.with_held(f"job_{number}", got, wish.share)
+        if wish.share is None:
+            whole += got
+        else:
+            shares.setdefault(got[0], []).append(wish.share)
+    memory = {each.uuid: each.memory_total for each in gpus}
+    assert len(whole) == len(set(whole))
+    assert not set(whole) & shares.keys()
+    assert all(sum(sizes) <= memory[uuid] for uuid, sizes in shares.items())
+    assert all(len(sizes) <= shares_max for sizes in shares.values())
+
+
+@given(st.data(), st.integers(2, 4))
+def test_a_set_is_about_as_close_as_any(data: st.DataObject, count: int) -> None:
+    size = data.draw(st.integers(count, 6))
+    links: dict[int, dict[str, str]] = {index: {} for index in range(size)}
+    for one, other in combinations(range(size), 2):
+        link = data.draw(st.sampled_from(["nvlink", "system"]))
+        links[one][f"GPU-{other}"] = links[other][f"GPU-{one}"] = link
+    gpus = [gpu(index, links=links[index]) for index in range(size)]
+    got = Stock(gpus).allot(Wish(count))
+    assert got is not None
+
+    def spread(uuids: tuple[str, ...]) -> int:
+        at = [int(uuid.removeprefix("GPU-")) for uuid in uuids]
+        return sum(LINKS.index(links[a][f"GPU-{b}"]) for a, b in combinations(at, 2))
+
+    if count == 2:
+        best = min(spread(each) for each in combinations([g.uuid for g in gpus], 2))
+        assert spread(got) == best
