@@ -11,8 +11,9 @@ from aitbcd.paths import Paths
 class Claims:
     """Believes a process that names a job whose package is being built by that very user.
 
-    A process says in its environment which job it is of, and anybody can put it there; the package
-    of a job that runs belongs to its user, and nobody else can make one.
+    A process (or one that it descends from) says in its environment which job it is of, and anybody
+    can put it there; the package of a job that runs belongs to its user, and nobody else can make
+    one.
     """
 
     def __init__(self, paths: Paths) -> None:

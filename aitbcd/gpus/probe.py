@@ -44,6 +44,7 @@ _PR_SET_PDEATHSIG = 1
 _WAIT_MS = 3_600_000
 #: Sets of cores and of NUMA nodes as words of 64 bits: 8192 cores.
 _WORDS = 128
+_CLAIMS_MAX = 4096
 #: The library among our mappings (proc_pid_maps(5)). Its inode there is another one than stat's on
 #: some file systems (overlayfs).
 _LIBRARY = re.compile(rb"/\S*libnvidia-ml\.so\S*")
@@ -142,6 +143,8 @@ class Session:
         self._gpus: dict[str, tuple[int, Handle]] = {}
         self._lasting: dict[str, DeviceFacts] = {}
         self._unreachable: list[Unreachable] = []
+        #: By pid and start: what a process says does not change, and costs many reads.
+        self._claims: dict[tuple[int, int | None], str | None] = {}
         for index in range(nvml.nvmlDeviceGetCount()):
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
@@ -256,14 +259,19 @@ class Session:
         uid = processes.uid_of(pid)
         if uid is None:
             return ProcessFacts(pid, is_compute, memory)
+        since = processes.started_at(pid, self._boot_at)
+        if (pid, since) not in self._claims:
+            if len(self._claims) >= _CLAIMS_MAX:
+                self._claims.clear()
+            self._claims[pid, since] = processes.claim_of(pid)
         return ProcessFacts(
             pid,
             is_compute,
             memory,
             uid,
             processes.command_of(pid),
-            processes.started_at(pid, self._boot_at),
-            processes.claim_of(pid),
+            since,
+            self._claims[pid, since],
         )
 
     # -- events ---------------------------------------------------------------------------------

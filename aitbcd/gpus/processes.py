@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 #: Longer command lines are cut; they are to be recognized, not to be run again.
 COMMAND_LENGTH_MAX = 120
 _ENVIRONMENT_MAX = 1 << 20
+_ANCESTORS_MAX = 64
 _CLAIM = re.compile(rb"(?:\A|\0)AITBC_JOB_ID=(job_[0-9a-z]{1,32})\0")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -41,9 +43,13 @@ def started_at(pid: int, boot_at: int) -> int | None:
     Args:
         boot_at: see ``boot_at``.
     """
-    # The second field is the name, in parentheses, with any character in it.
-    fields = _read(pid, "stat", 4096).rpartition(b")")[2].split()
+    fields = _stat(pid)
     return boot_at + int(fields[19]) * 1_000_000 // _TICKS if len(fields) > 19 else None
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields behind the name, which stands in parentheses with any character in it."""
+    return _read(pid, "stat", 4096).rpartition(b")")[2].split()
 
 
 def boot_at() -> int:
@@ -53,9 +59,29 @@ def boot_at() -> int:
 
 
 def claim_of(pid: int) -> str | None:
-    """Return which job it says it is of; the daemon checks that."""
-    found = _CLAIM.search(_read(pid, "environ", _ENVIRONMENT_MAX))
-    return found[1].decode() if found else None
+    """Return which job it says it is of; the daemon checks that.
+
+    A program that sets its own title (setproctitle, as workers of vLLM and Ray do) writes it over
+    its environment: then its session's leader and its ancestors are asked.
+    """
+    for each in _lineage(pid):
+        if found := _CLAIM.search(_read(each, "environ", _ENVIRONMENT_MAX)):
+            return found[1].decode()
+    return None
+
+
+def _lineage(pid: int) -> Iterator[int]:
+    """Yield a process, the leader of its session, and its ancestors below init."""
+    yield pid
+    fields = _stat(pid)
+    if len(fields) > 3:
+        yield int(fields[3])
+    for _ in range(_ANCESTORS_MAX):
+        pid = int(fields[1]) if len(fields) > 1 else 0
+        if pid <= 1:
+            return
+        yield pid
+        fields = _stat(pid)
 
 
 def _read(pid: int, name: str, most: int) -> bytes:

@@ -668,6 +668,33 @@ def test_a_job_that_runs_is_known_by_its_package(driver: Driver, tmp_path: Path)
     run(test())
 
 
+def test_a_worker_that_overwrote_its_environment_is_still_the_jobs(
+    driver: Driver, tmp_path: Path
+) -> None:
+    claims = Claims(Paths(tmp_path, tmp_path, tmp_path))
+    (tmp_path / "results" / ".job_00000001").mkdir(parents=True)
+    # A child without the variable, as after setproctitle; one in a session of its own, too.
+    line = "env -i sleep 3600 & env -i setsid sleep 3600 & echo $!; wait"
+
+    async def test() -> None:
+        environ = os.environ | {"AITBC_JOB_ID": "job_00000001"}
+        with subprocess.Popen(
+            ["/bin/sh", "-c", line], env=environ, stdout=subprocess.PIPE, start_new_session=True
+        ) as job:
+            assert job.stdout is not None
+            job.stdout.readline()
+            workers = children(job.pid)
+            assert len(workers) == 2
+            driver.write(*(gpu(n, process=[process(pid, GIB)]) for n, pid in enumerate(workers)))
+            async with opened(tmp_path, job_of=claims.job_of) as gpus:
+                inventory = await until(gpus, "they are there", lambda seen: seen.gpus)
+            for pid in (*workers, job.pid):
+                os.kill(pid, signal.SIGKILL)
+        assert [one.jobs for one in inventory.gpus] == [("job_00000001",)] * 2
+
+    run(test())
+
+
 # --- what it costs -----------------------------------------------------------------------------
 
 
