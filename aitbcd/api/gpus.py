@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import grp
 import os
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aitbcd import wire
+from aitbcd import users, wire
 from aitbcd.api import metrics
 from aitbcd.api.context import Api, caller
 from aitbcd.api.messages import JsonResponse
@@ -68,14 +67,14 @@ class _Gpus:
         return JsonResponse(inventory(await self._api.gpus.look(), owner))
 
     async def drain(self, request: Request, asked: Asked) -> Response:
-        owner = _administrator(request)
+        owner = await _administrator(request)
         uuid = request.path_params["uuid"]
         return JsonResponse(
             _gpu(await self._api.gpus.drain(uuid, asked[_REASON], owner.name), owner)
         )
 
     async def resume(self, request: Request, asked: Asked) -> Response:
-        owner = _administrator(request)
+        owner = await _administrator(request)
         return JsonResponse(_gpu(await self._api.gpus.resume(request.path_params["uuid"]), owner))
 
     async def metrics(self, request: Request, asked: Asked) -> Response:
@@ -84,26 +83,19 @@ class _Gpus:
         return Response(page, media_type=metrics.MEDIA_TYPE)
 
 
-def _administrator(request: Request) -> Owner:
+async def _administrator(request: Request) -> Owner:
     """Return who asks.
 
     Raises:
         Forbidden: it is not root, the daemon's own user, or of the group of administrators.
     """
     owner = caller(request).owner
-    if owner.uid in (0, os.getuid()) or _is_member(owner.name):
+    if owner.uid in (0, os.getuid()) or ADMIN_GROUP in (await users.groups_of(owner.uid) or ()):
         return owner
     raise Forbidden(
         "only an administrator drains and resumes GPUs",
         hint=f"administrators are root and the group {ADMIN_GROUP}",
     )
-
-
-def _is_member(user: str) -> bool:
-    try:
-        return user in grp.getgrnam(ADMIN_GROUP).gr_mem
-    except KeyError:
-        return False
 
 
 # --- as JSON --------------------------------------------------------------------------------

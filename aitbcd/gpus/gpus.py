@@ -17,7 +17,7 @@ from collections.abc import Callable
 from aitbcd import users
 from aitbcd.clock import now_us
 from aitbcd.devices import Gpu, GpuState, Inventory
-from aitbcd.errors import AitbcError, NoSuchFile, WrongState
+from aitbcd.errors import AitbcError, NoSuchFile, Unavailable, WrongState
 from aitbcd.gpus import advice, driver
 from aitbcd.gpus.arrival import Arrival
 from aitbcd.gpus.child import Child, ProbeEnded
@@ -53,6 +53,7 @@ class Gpus:
         self._job_of = job_of
         policy = Policy(int(settings.foreign_grace_s * 1e6), settings.display_memory)
         self._judge = Judge(policy, drains, self._identify)
+        self._names: dict[int, str] = {}
         self._listeners: list[Callable[[Inventory], None]] = []
         self._child: Child | None = None
         #: One that did not answer and cannot be ended; no other is started beside it.
@@ -174,7 +175,9 @@ class Gpus:
                 self._absence = self._absence or advice.absent(driver.hardware())
                 self._fail(self._absence, is_tried_again=False)
             else:
-                self._succeed(await self._report())
+                report = await self._report()
+                self._names = await _names_in(report)
+                self._succeed(report)
         except TimeoutError:
             self._give_up()
         except ProbeEnded as ended:
@@ -308,8 +311,21 @@ class Gpus:
     def _identify(self, process: ProcessFacts) -> tuple[str | None, str | None]:
         if process.uid is None:
             return None, None
-        user = users.lookup(process.uid)
-        return user.name if user else f"uid {process.uid}", self._job_of(process)
+        return self._names[process.uid], self._job_of(process)
+
+
+async def _names_in(report: Report) -> dict[int, str]:
+    """Return the names of all users of GPUs; the user database may take its time."""
+    uids = {one.uid for device in report.devices for one in device.processes}
+    return {uid: await _name_of(uid) for uid in uids if uid is not None}
+
+
+async def _name_of(uid: int) -> str:
+    try:
+        user = await users.find(uid)
+    except Unavailable:
+        user = None
+    return user.name if user else f"uid {uid}"
 
 
 def _why(ended: ProbeEnded) -> str:

@@ -462,6 +462,25 @@ def test_memory_faults_drain_until_somebody_lives_with_them(driver: Driver, tmp_
     run(test())
 
 
+def test_errors_are_heard_again_after_the_waiting_failed(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0), gpu(1), fault__nvmlEventSetWait_v2=GPU_IS_LOST)
+
+    async def test() -> None:
+        async with opened(tmp_path) as gpus:
+            await until(gpus, "they are there", lambda seen: seen.gpus and is_well(seen))
+            driver.write(gpu(0), gpu(1))
+            # Only what comes after its registration is told to a probe: one each time until then.
+            deadline = asyncio.get_running_loop().time() + DEADLINE_S
+            for serial in range(1, 10**9):
+                driver.write(gpu(0), gpu(1, xid=f"{serial} 79"))
+                if "drained" in states(await gpus.look(max_age_s=0)):
+                    break
+                assert asyncio.get_running_loop().time() < deadline
+                await asyncio.sleep(0.05)
+
+    run(test())
+
+
 # --- drained -----------------------------------------------------------------------------------
 
 

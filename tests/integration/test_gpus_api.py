@@ -129,13 +129,13 @@ def test_a_gpu_that_is_not_there_is_named_with_those_that_are(gpu_box: Box, shar
     assert uuid_of(0) in document["hint"]
 
 
-def test_only_administrators_drain(gpu_box: Box, shared: Driver, ada: User) -> None:
+def test_only_administrators_drain(gpu_box: Box, shared: Driver, ada: User, bob: User) -> None:
     shared.write(*PLAIN)
     reached(gpu_box, ["free", "free"])
     where = gpu_box.service.socket
     path = f"/v1/gpus/{uuid_of(0)}"
-    assert ada.ask(where, "GET", "/v1/gpus").status == 200
-    refused = ada.ask(where, "POST", f"{path}/drain", {"reason": "mine"})
+    assert bob.ask(where, "GET", "/v1/gpus").status == 200
+    refused = bob.ask(where, "POST", f"{path}/drain", {"reason": "mine"})
     assert (refused.status, refused.json["code"]) == (403, "forbidden")
     assert "aitbc-admin" in refused.json["hint"]
     assert [one["state"] for one in seen(gpu_box)["gpus"]] == ["free", "free"]
