@@ -466,17 +466,22 @@ def test_errors_are_heard_again_after_the_waiting_failed(driver: Driver, tmp_pat
     driver.write(gpu(0), gpu(1), fault__nvmlEventSetWait_v2=GPU_IS_LOST)
 
     async def test() -> None:
+        before = set(children(os.getpid()))
         async with opened(tmp_path) as gpus:
             await until(gpus, "they are there", lambda seen: seen.gpus and is_well(seen))
+            (deaf,) = set(children(os.getpid())) - before
+            await until(gpus, "another probe", lambda _: deaf not in children(os.getpid()))
             driver.write(gpu(0), gpu(1))
-            # Only what comes after its registration is told to a probe: one each time until then.
-            deadline = asyncio.get_running_loop().time() + DEADLINE_S
-            for serial in range(1, 10**9):
+            # A probe is told what comes after it has registered: one more each time until then.
+            serial = 0
+
+            def is_heard(inventory: Inventory) -> bool:
+                nonlocal serial
+                serial += 1
                 driver.write(gpu(0), gpu(1, xid=f"{serial} 79"))
-                if "drained" in states(await gpus.look(max_age_s=0)):
-                    break
-                assert asyncio.get_running_loop().time() < deadline
-                await asyncio.sleep(0.05)
+                return "drained" in states(inventory)
+
+            await until(gpus, "it is heard", is_heard)
 
     run(test())
 

@@ -169,6 +169,14 @@ def test_a_jobs_process_is_the_jobs_and_its_arguments_the_owners(
     assert document["gpus"][0]["jobs"] == [job]
     (other,) = ada.ask(gpu_box.service.socket, "GET", "/v1/gpus").json["gpus"][0]["processes"]
     assert other["command"] == "sh"
+    # Saying that it is of this job does not make another user's process so.
+    with subprocess.Popen(
+        ["sleep", "3600"], user=ada.uid, env={"PATH": os.environ["PATH"], "AITBC_JOB_ID": job}
+    ) as liar:
+        shared.write(gpu(0), gpu(1, "4090", process=[process(liar.pid, GIB)]))
+        (one,) = reached(gpu_box, ["free", "foreign"])["gpus"][1]["processes"]
+        liar.kill()
+    assert (one["job_id"], one["user"]) == (None, ada.name)
     gate.touch()
     gpu_box.ended(job)
 
