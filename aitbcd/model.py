@@ -123,7 +123,8 @@ class Ending:
     message: str | None = None
     exit_code: int | None = None
     signal: int | None = None
-    #: Processor time of the whole tree, microseconds; peak resident memory, bytes.
+    #: Processor time of the whole tree, microseconds; the peak resident memory of its largest
+    #: process, bytes, 0 where it is too little to be told from that of its supervisor.
     user_us: int = 0
     system_us: int = 0
     max_rss: int = 0

@@ -77,7 +77,7 @@ def build(
         "resources": {
             "user_s": ending.user_us / 1e6,
             "system_s": ending.system_us / 1e6,
-            "max_rss": ending.max_rss,
+            "max_rss": ending.max_rss or None,
         },
         "miner_id": miner_id,
         "gpu_uuids": list(gpu_uuids),
@@ -141,7 +141,7 @@ def _end(output: dict[str, Any], digest: str) -> tuple[JobState, Ending]:
         signal=_maybe(output["signal"], 127),
         user_us=_whole(round(used["user_s"] * 1e6)),
         system_us=_whole(round(used["system_s"] * 1e6)),
-        max_rss=_whole(used["max_rss"]),
+        max_rss=_whole(used["max_rss"] or 0),
         results=ResultsState.KEPT,
         digest=digest,
         result_bytes=_whole(sum(sizes)),

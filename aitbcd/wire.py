@@ -610,7 +610,7 @@ def attempt(one: Attempt) -> dict[str, Json]:
         "message": ending.message if ending else None,
         "user_s": ending.user_us / 1e6 if ending else None,
         "system_s": ending.system_us / 1e6 if ending else None,
-        "max_rss": ending.max_rss if ending else None,
+        "max_rss": (ending.max_rss or None) if ending else None,
     }
 
 

@@ -7,6 +7,7 @@ and all durations are on the monotonic clock, so that a clock that jumps ends no
 from __future__ import annotations
 
 import os
+import resource
 import time
 from typing import Any
 
@@ -23,6 +24,8 @@ _KILL_AGAIN_S, _KILL_AGAIN_MOST_S = 0.01, 0.2
 _PATIENCE_S = 15.0
 #: Children that are reaped before we look at the clock again: a job can make them faster.
 _REAP_AT_ONCE = 256
+#: What becoming another user adds to a child of ours, and the counters of the kernel may differ by.
+_RSS_ERROR = 2 << 20
 #: Characters of words kept in the facts, which must fit in their room whatever they escape to.
 _WORDS = 240
 
@@ -54,7 +57,7 @@ class Attempt:
         self._has_more = False
         self._time_out_at: float | None = None
         self._started_mono = 0.0
-        self._user_us = self._system_us = self._max_rss = 0
+        self._user_us = self._system_us = self._max_rss = self._least_rss = 0
 
     # -- start ------------------------------------------------------------------------------
 
@@ -78,6 +81,9 @@ class Attempt:
             # fork(2) itself: no memory, or too many processes of this user.
             self._finish(cannot_start=f"no new process: {error.strerror}")
             return
+        # The kernel counts what a process had before its exec as its own: ours (exec_mmap() and
+        # wait4(2), ru_maxrss). So what is not more than that is not known.
+        self._least_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + _RSS_ERROR
         self.started_at = _now_us()
         now = self._started_mono = time.monotonic()
         if spec["timeout_s"] is not None:
@@ -203,7 +209,7 @@ class Attempt:
             "storage": storage,
             "user_us": self._user_us,
             "system_us": self._system_us,
-            "max_rss": self._max_rss,
+            "max_rss": self._max_rss if self._max_rss > self._least_rss else 0,
             "undead": (undead or [])[:20],
             "kept_whole": self._close_files(),
         }

@@ -88,6 +88,7 @@ class Facts(TypedDict, total=False):
     storage: bool
     user_us: int
     system_us: int
+    #: 0: no more than a supervisor has, which the kernel does not tell apart.
     max_rss: int
     #: ``pid command`` of what SIGKILL did not end.
     undead: list[str]

@@ -327,6 +327,17 @@ while True:
     assert detail["attempts"][0]["max_rss"] == used["max_rss"]
 
 
+def test_memory_that_was_its_supervisors_is_not_told_as_its_own(box: Ending) -> None:
+    # Of these the kernel says what a supervisor has.
+    small = [box.submit("true"), box.submit("sh", "-c", "true; true")]
+    large = box.python("kept = b'x' * (48 << 20)")
+    for job in small:
+        box.wait_end(job)
+        assert box.output(job)["resources"]["max_rss"] is None
+    box.wait_end(large)
+    assert 48 << 20 <= box.output(large)["resources"]["max_rss"] < 80 << 20
+
+
 def test_what_orphans_used_counts(box: Ending) -> None:
     program = """
 if os.fork() == 0:
