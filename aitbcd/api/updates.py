@@ -37,6 +37,8 @@ _WAITING_MAX = 256
 #: Events that are read at once: for all clients, and for one that catches up.
 _PAGE = 1000
 _PAGE_OF_ONE = 100
+#: Events that are looked at in one go.
+_STRIDE = 20_000
 #: Seconds in which what is committed is read together.
 _GATHER_S = 0.01
 #: Seconds that a message may wait for its client.
@@ -78,11 +80,18 @@ class _Client:
     def sees(self, uid: int, number: int) -> bool:
         return self._uid in (None, uid) and self._number in (None, number)
 
-    async def page(self, api: Api, since: int) -> list[Event]:
-        """Return the next events that this client sees, from the store."""
-        if self._number is None:
-            return await api.store.events(uid=self._uid, since=since, limit=_PAGE_OF_ONE)
-        return await api.store.events(number=self._number, since=since, limit=_PAGE_OF_ONE)
+    async def pages(self, api: Api, since: int) -> AsyncGenerator[list[Event]]:
+        """Yield the events that this client sees, as far as the store has them now."""
+        _, newest = await api.store.event_span()
+        # Not all at once: of many events a few may be his, and others read meanwhile.
+        stride = _STRIDE if self._number is None else newest
+        while since < newest:
+            until = min(newest, since + stride)
+            events = await api.store.events(
+                number=self._number, uid=self._uid, since=since, until=until, limit=_PAGE_OF_ONE
+            )
+            yield events
+            since = events[-1].seq if len(events) == _PAGE_OF_ONE else until
 
     def offer(self, seq: int, text: str) -> None:
         if len(self.events) >= _WAITING_MAX:
@@ -291,11 +300,10 @@ class _Sender:
 
     async def _missed(self) -> AsyncGenerator[tuple[int, str]]:
         """Yield the events after the last one that was sent, as far as there are now."""
-        while events := await self._client.page(self._api, self._last):
-            for event in events:
-                yield event.seq, await _message(self._api, event)
-            if len(events) < _PAGE_OF_ONE:
-                return
+        async with aclosing(self._client.pages(self._api, self._last)) as pages:
+            async for events in pages:
+                for event in events:
+                    yield event.seq, await _message(self._api, event)
 
     async def _send_event(self, seq: int, text: str) -> None:
         if seq > self._last:

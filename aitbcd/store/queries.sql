@@ -277,16 +277,21 @@ SELECT e.seq, e.number, e.uid, e.at, e.status, e.attempt, e.reason, e.message FR
 SELECT coalesce((SELECT min(seq) FROM events), 0), coalesce((SELECT max(seq) FROM events), 0)
 
 -- events_since --
--- Fragment: everybody's events.
-WHERE e.seq > :since ORDER BY e.seq LIMIT :limit
+-- Fragment: everybody's events; deleted jobs have none any more.
+WHERE e.seq > :since AND e.seq <= :until
+AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.number = e.number AND j.deleted_at IS NOT NULL)
+ORDER BY e.seq LIMIT :limit
 
 -- events_of_owner --
--- Fragment: the events of one user's jobs.
-WHERE e.seq > :since AND e.uid = :uid ORDER BY e.seq LIMIT :limit
+-- Fragment: the events of one user's jobs that are not deleted.
+WHERE e.seq > :since AND e.seq <= :until AND e.uid = :uid
+AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.number = e.number AND j.deleted_at IS NOT NULL)
+ORDER BY e.seq LIMIT :limit
 
 -- events_of_job --
 -- Fragment: the events of one job.
-WHERE e.number = :number AND e.seq > :since AND (:uid IS NULL OR e.uid = :uid)
+WHERE e.number = :number AND e.seq > :since AND e.seq <= :until
+AND (:uid IS NULL OR e.uid = :uid)
 ORDER BY e.seq LIMIT :limit
 
 -- newest_event --

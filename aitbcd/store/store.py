@@ -507,9 +507,14 @@ class Store:
         number: int | None = None,
         uid: int | None = None,
         since: int = 0,
+        until: int = MAX_NUMBER,
         limit: int = 1000,
     ) -> list[Event]:
-        """Return events with a higher ``seq`` than ``since``, of one job or one user, in order."""
+        """Return events with a higher ``seq`` than ``since``, of one job or one user, in order.
+
+        Args:
+            until: the last ``seq`` to look at. To find the few of one user all between are read.
+        """
         if number is not None:
             where = "events_of_job"
         else:
@@ -519,6 +524,7 @@ class Store:
             number=number,
             uid=uid,
             since=since,
+            until=until,
             limit=limit,
         )
         return [rows.event(row, self._ids) for row in found]

@@ -279,3 +279,14 @@ async def test_a_word_of_the_store_about_itself_is_kept(store: Store) -> None:
     assert await store.newest_event_at() is None
     await store.submit(ANN, TRUE, at=NOW + 3)
     assert await store.newest_event_at() == NOW + 3
+
+
+@on_store
+async def test_a_deleted_job_has_no_events_for_anybody(store: Store) -> None:
+    kept, gone = await finished(store, NOW), await finished(store, NOW)
+    await store.delete(gone.number, NOW, None)
+    for uid in (None, ANN.uid):
+        events = await store.events(uid=uid)
+        assert {event.number for event in events} == {kept.number}
+        half = await store.events(uid=uid, until=events[1].seq)
+        assert half == events[:2]

@@ -1,0 +1,178 @@
+"""How often one may ask, what a request may claim to be, and who somebody is who does not wait."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.conftest import CONFIG, Box, User, problem, serving, tcp_of
+from tests.service import DEADLINE_S, wait_for
+
+only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+LIMITED = CONFIG.replace("[server]", "[server]\nrequest_rate = 5")
+WITH_TCP = CONFIG.replace('""', '"127.0.0.1:0"', 1)
+
+
+def test_who_asks_too_often_is_told_when_again(tmp_path: Path) -> None:
+    with serving(tmp_path / "daemon", LIMITED) as box:
+        answers = [box.http.get("/v1/jobs") for _ in range(30)]
+        assert [answer.status_code for answer in answers[:5]] == [200] * 5
+        refused = [answer for answer in answers if answer.status_code != 200]
+        limited = problem(refused[0], 429, "rate-limited")
+        assert "5 requests a second" in limited["detail"]
+        assert int(refused[0].headers["retry-after"]) == limited["retry_after_s"] == 1
+        # Those who watch the daemon are not among them.
+        for path in ("/healthz", "/openapi.json", "/metrics"):
+            assert [box.http.get(path).status_code for _ in range(20)] == [200] * 20
+        time.sleep(limited["retry_after_s"])
+        assert box.http.get("/v1/jobs").status_code == 200
+
+
+def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path / "daemon", LIMITED) as box:
+        codes = [
+            box.http.post("/v1/jobs", json={"argv": ["sleep", "100"]}).status_code
+            for _ in range(20)
+        ]
+        assert 429 in codes
+
+        def jobs() -> int | None:
+            answer = box.http.get("/v1/jobs")
+            return len(answer.json()["jobs"]) if answer.status_code == 200 else None
+
+        assert wait_for("a list", jobs) == codes.count(201)
+
+
+def test_no_limit_is_none(tmp_path: Path) -> None:
+    config = CONFIG.replace("[server]", "[server]\nrequest_rate = 0")
+    with serving(tmp_path / "daemon", config) as box:
+        assert {box.http.get("/v1/jobs").status_code for _ in range(1500)} == {200}
+
+
+@only_root
+def test_one_user_does_not_spend_what_is_anothers(tmp_path: Path, ada: User, bob: User) -> None:
+    config = LIMITED.replace('""', '"127.0.0.1:0"', 1)
+    with serving(tmp_path / "daemon", config) as box:
+        where = tcp_of(box)
+        assert 429 in [ada.ask(where, "GET", "/v1/jobs").status for _ in range(20)]
+        assert bob.ask(where, "GET", "/v1/jobs").status == 200
+        assert box.http.get("/v1/jobs").status_code == 200
+        # Several keys of one user share his.
+        keys: list[str] = []
+        while len(keys) < 2:
+            made = bob.ask(where, "POST", "/v1/keys", {"name": f"key{len(keys)}"})
+            keys += [made.json["key"]] if made.status == 201 else []
+        url = f"http://127.0.0.1:{where[1]}/v1/jobs"
+        with httpx.Client(timeout=DEADLINE_S) as client:
+            codes = [client.get(url, headers={"x-api-key": key}).status_code for key in keys * 10]
+        assert codes.count(200) < 15
+
+
+@only_root
+def test_a_client_that_sends_and_closes_at_once_is_never_root(shared: Box, ada: User) -> None:
+    """Its socket is gone when the kernel is asked, and shows uid 0 then."""
+    body = b'{"argv": ["id", "-u"], "name": "hasty"}'
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    where = tcp_of(shared)
+
+    def send() -> None:
+        for _ in range(50):
+            sock = socket.socket()
+            sock.connect(where)
+            sock.sendall(head + body)
+            sock.close()
+
+    os.seteuid(ada.uid)
+    try:
+        send()
+    finally:
+        os.seteuid(0)
+    # A request behind them: they have been dealt with.
+    assert ada.ask(where, "GET", "/v1/jobs").status == 200
+    jobs = shared.http.get("/v1/jobs", params={"all": "true", "limit": 200}).json()["jobs"]
+    assert {job["user"] for job in jobs if job["name"] == "hasty"} <= {ada.name}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "HEAD"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "attacker.example"}, {"host": "attacker.example:8000"},
+        {"host": "127.0.0.1.nip.io"},
+        {"host": "localhost.attacker.example"}, {"host": "0.0.0.0:8000"}, {"host": "10.0.0.1"},
+        {"origin": "http://attacker.example"}, {"origin": "null"}, {"origin": "file://"},
+        {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_foreign_page_reaches_nothing(shared: Box, method: str, headers: dict[str, str]) -> None:
+    made = shared.http.post("/v1/keys", json={"name": "page"})
+    key = made.json()["key"]
+    try:
+        with httpx.Client(timeout=DEADLINE_S) as client:
+            for path in ("/v1/jobs", "/v1/jobs/@", "/healthz", "/openapi.json", "/", "/s/x"):
+                if path == "/s/x" and headers.get("sec-fetch-mode") == "navigate":
+                    continue
+                for more in ({}, {"x-api-key": key}):
+                    answer = client.request(
+                        method, f"http://127.0.0.1:{tcp_of(shared)[1]}{path}",
+                        headers={**headers, **more},
+                    )  # fmt: skip
+                    assert answer.status_code == 403, (path, answer.text)
+                    assert "access-control-allow-origin" not in answer.headers
+    finally:
+        shared.http.delete("/v1/keys/page")
+
+
+def test_a_preflight_gets_no_leave(shared: Box) -> None:
+    headers = {
+        "origin": f"http://127.0.0.1:{tcp_of(shared)[1]}",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "x-api-key",
+    }
+    answer = httpx.request(
+        "OPTIONS", f"http://127.0.0.1:{tcp_of(shared)[1]}/v1/jobs", headers=headers,
+        timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert answer.status_code == 405
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_clients_beside_each_other_are_told_apart(shared: Box, ada: User, bob: User) -> None:
+    """Each connection has its own user, whatever others do at the same moment."""
+    if os.getuid() != 0:
+        pytest.skip("only root can be somebody else")
+    wrong: list[str] = []
+    socks = []
+    for user in (ada, bob) * 20:
+        os.seteuid(user.uid)
+        try:
+            sock = socket.create_connection(tcp_of(shared), DEADLINE_S)
+        finally:
+            os.seteuid(0)
+        socks.append((user, sock))
+
+    def ask(user: User, sock: socket.socket) -> None:
+        with sock:
+            body = b'{"argv": ["true"]}'
+            sock.sendall(
+                b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            answer = b"".join(iter(lambda: sock.recv(65536), b""))
+            if f'"user":"{user.name}"'.encode() not in answer:
+                wrong.append(answer.decode())
+
+    threads = [threading.Thread(target=ask, args=each) for each in socks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert wrong == []
