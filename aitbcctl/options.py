@@ -196,6 +196,16 @@ def filters(
     }
 
 
+def all_pages(client: Client, path: str, field: str) -> list[Json]:
+    """Return all of a list that one person can overlook."""
+    page = client.get(path)
+    found: list[Json] = page[field]
+    while page.get("next") is not None:
+        page = client.get(path, after=page["next"])
+        found += page[field]
+    return found
+
+
 def client() -> Client:
     """Return a client for the daemon that this environment names."""
     return Client(os.environ)

@@ -14,6 +14,8 @@ from typing import Any
 Json = dict[str, Any]
 
 _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+#: Of a job's files, so many are shown.
+_FILES_MAX = 20
 _JOINERS = "\u200c\u200d"
 #: What may pass from a log to a terminal: colours, erasing and moving within what was printed.
 _HARMLESS = rb"\x1b\[[0-9;:]{0,32}[mKABCDGJ]|\x1b\[\?25[hl]"
@@ -158,6 +160,22 @@ def stands(job: Json) -> str:
     return status
 
 
+def called(job: Json) -> str:
+    """Return a job's id, and its name where it has one."""
+    return f"{job['job_id']} ({plain(job['name'])})" if job.get("name") else str(job["job_id"])
+
+
+def money(amount: float, currency: str | None) -> str:
+    """Return an amount of the API with two decimals, or with as many as it has."""
+    whole, _, rest = f"{amount:.6f}".rstrip("0").partition(".")
+    return f"{whole}.{rest:0<2} {plain(currency or '')}".rstrip()
+
+
+def share_of(part: float) -> str:
+    """Return a part of one as a percentage."""
+    return f"{part * 100:.1f} %"
+
+
 def status_block(job: Json, now: datetime) -> str:
     """Return what ``status`` shows: one line a fact, only what there is to say."""
     facts = [("job", _title(job)), ("status", _status_line(job, now))]
@@ -176,9 +194,17 @@ def status_block(job: Json, now: datetime) -> str:
         facts.append(("results", plain(job["result_path"])))
     elif job.get("results") in ("expired", "none"):
         facts.append(("results", str(job["results"])))
-    if job.get("expires_at"):
+    if job.get("expires_at") and job.get("results") == "kept":
         facts.append(("expires", when(job["expires_at"])))
-    return _aligned(facts)
+    if job.get("charge"):
+        facts.append(("charged", money(job["charge"], job.get("currency"))))
+    if job.get("retry_of"):
+        facts.append(("repeats", plain(job["retry_of"])))
+    if job["status"] == "failed":
+        facts.append(("again", f"aitbcctl retry {job['job_id']}"))
+    if job.get("contact"):
+        facts.append(("contact", plain(job["contact"])))
+    return aligned(facts)
 
 
 def _title(job: Json) -> str:
@@ -197,7 +223,8 @@ def _attempt(job: Json) -> str:
     return f"  (attempt {job['attempt']})" if (job.get("attempt") or 0) > 1 else ""
 
 
-def _aligned(facts: Iterable[tuple[str, str]]) -> str:
+def aligned(facts: Iterable[tuple[str, str]]) -> str:
+    """Return named facts, a line each, their values below each other."""
     rows = list(facts)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -205,7 +232,10 @@ def _aligned(facts: Iterable[tuple[str, str]]) -> str:
 
 def detail_block(job: Json, now: datetime, width: int | None = None) -> str:
     """Return what ``get`` shows: the status, what was asked for, each attempt, each event."""
-    parts = [status_block(job, now), _aligned(_asked(job, width)), _attempts(job), _events(job)]
+    parts = [
+        status_block(job, now), aligned(_asked(job, width)), _attempts(job), _files(job),
+        _events(job),
+    ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
 
@@ -228,6 +258,8 @@ def _asked(job: Json, width: int | None) -> list[tuple[str, str]]:
         )
     if job.get("manifest_sha256"):
         facts.append(("sha256", plain(job["manifest_sha256"])))
+    if job.get("shares"):
+        facts.append(("shared", f"{job['shares']} times: aitbcctl share --list {job['job_id']}"))
     return facts
 
 
@@ -290,8 +322,19 @@ def _attempts(job: Json) -> str:
         usage = attempt.get("rusage") or attempt
         if usage.get("max_rss"):
             facts.append(f"peak {size(usage['max_rss'])}")
+        if attempt.get("charge"):
+            facts.append(f"charged {money(attempt['charge'], job.get('currency'))}")
         lines.append("  ".join(facts))
     return "\n".join(lines)
+
+
+def _files(job: Json) -> str:
+    """Return the files of its package: the first ones, where there are many."""
+    files = job.get("files") or []
+    shown = [(size(file["size"] or 0), plain(text_of(file["path"]))) for file in files[:_FILES_MAX]]
+    lines = [f"{count:>11}  {path}" for count, path in shown]
+    more = job.get("files_total", len(files)) - len(lines)
+    return "\n".join([*lines, f"{'...':>11}  and {more} more"] if more > 0 else lines)
 
 
 def _events(job: Json) -> str:

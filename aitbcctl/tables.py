@@ -8,7 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from aitbcctl.render import Json, duration, elapsed, how, plain, stands, when_short
+from aitbcctl.render import (
+    Json,
+    aligned,
+    duration,
+    elapsed,
+    how,
+    moment,
+    money,
+    plain,
+    share_of,
+    size,
+    stands,
+    when,
+    when_short,
+)
 
 #: A column that gives way keeps so much.
 _LEAST = 8
@@ -103,3 +117,125 @@ def _note(job: Json) -> str:
 
 def _why(job: Json) -> str:
     return str(job.get("message") or job.get("reason") or "")
+
+
+# --- the queue ------------------------------------------------------------------------------
+
+
+def queue_table(jobs: Sequence[Json], width: int | None, now: datetime) -> str:
+    """Return everybody's jobs that run or wait, in order."""
+    header = ("", "JOB", "USER", "STATUS", "NAME", "CPUS", "GPUS", "SINCE", "NOTE")
+    rows = [_queued(job, now) for job in jobs]
+    return table(header, rows, width, right=("CPUS", "GPUS"), giving=("NOTE", "NAME", "USER"))
+
+
+def _queued(job: Json, now: datetime) -> list[str]:
+    until = f"until {when_short(job['until'], now)}" if job.get("until") else ""
+    return [
+        "*" if job.get("is_mine") else "",
+        str(job["job_id"]),
+        plain(job["user"]),
+        stands(job),
+        plain(job.get("name") or "-"),
+        str(job["cpus"]),
+        str(job["gpus"] or ""),
+        when_short(job["since"], now),
+        plain(job.get("waiting") or until),
+    ]
+
+
+# --- statistics -----------------------------------------------------------------------------
+
+
+def totals(total: Json) -> str:
+    """Return what all jobs of a period come to, a line each."""
+    return aligned([
+        ("Total jobs submitted", str(total["submitted"])),
+        ("Completed", str(total["completed"])),
+        ("Failed", str(total["failed"])),
+        ("Canceled", str(total["canceled"])),
+        ("Success rate", _rate(total)),
+        ("Average completion time", _span(total["average_completion_s"])),
+        ("Wait in the queue", _wait(total)),
+        ("CPU time", f"{total['cpu_hours']:.2f} h"),
+        ("GPU time", f"{total['gpu_hours']:.2f} h"),
+        ("Total spent", money(total["spent"], total["currency"])),
+    ])  # fmt: skip
+
+
+def _rate(total: Json) -> str:
+    return "-" if total["success_rate"] is None else share_of(total["success_rate"])
+
+
+def _span(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(round(seconds, 1))
+
+
+def _wait(total: Json) -> str:
+    if total["wait_median_s"] is None:
+        return "-"
+    return f"{_span(total['wait_median_s'])} (median), {_span(total['wait_p95_s'])} (95 of 100)"
+
+
+def group_table(by: str, groups: Sequence[Json], width: int | None) -> str:
+    """Return a line for each user, name or day."""
+    header = (by.upper(), "JOBS", "DONE", "FAILED", "CANCELED", "SUCCESS", "AVERAGE", "CPU-H",
+              "GPU-H", "SPENT")  # fmt: skip
+    rows = [
+        [
+            plain(group["key"] if group["key"] is not None else "-"),
+            str(group["submitted"]),
+            str(group["completed"]),
+            str(group["failed"]),
+            str(group["canceled"]),
+            _rate(group),
+            _span(group["average_completion_s"]),
+            f"{group['cpu_hours']:.2f}",
+            f"{group['gpu_hours']:.2f}" if group["gpu_hours"] else "",
+            money(group["spent"], "") if group["spent"] else "",
+        ]
+        for group in groups
+    ]
+    return table(header, rows, width, right=header[1:], giving=(by.upper(),))
+
+
+# --- shares, keys, retention ----------------------------------------------------------------
+
+
+def share_table(shares: Sequence[Json], width: int | None) -> str:
+    header = ("ID", "JOB", "FOR", "UNTIL", "USES")
+    rows = [
+        [plain(one["id"]), plain(one["job_id"]), plain(one["with"] or "whoever has the link"),
+         when(one["expires_at"]), str(one["uses"])]
+        for one in shares
+    ]  # fmt: skip
+    return table(header, rows, width, right=("USES",), giving=("FOR",))
+
+
+def key_table(keys: Sequence[Json], width: int | None) -> str:
+    header = ("NAME", "ID", "USER", "PLAN", "CAN", "CREATED", "UNTIL", "LAST USED")
+    has_users = len({key.get("user") for key in keys}) > 1
+    rows = [
+        [plain(key["name"]), plain(key["id"]), plain(key["user"]) if has_users else "",
+         plain(key.get("plan") or ""), "read" if key.get("read_only") else "",
+         when(key.get("created_at"))[:10], when(key.get("expires_at"))[:10],
+         when(key.get("last_used_at"))[:10]]
+        for key in keys
+    ]  # fmt: skip
+    return table(header, rows, width, giving=("NAME", "USER"))
+
+
+def expiry_table(jobs: Sequence[Json], width: int | None, now: datetime) -> str:
+    header = ("JOB", "NAME", "SIZE", "GOES", "IN")
+    rows = [
+        [plain(job["job_id"]), plain(job.get("name") or "-"), size(job["result_bytes"]),
+         when(job["expires_at"]), _left(job["expires_at"], now)]
+        for job in jobs
+    ]  # fmt: skip
+    return table(header, rows, width, right=("SIZE",), giving=("NAME",))
+
+
+def _left(text: str, now: datetime) -> str:
+    at = moment(text)
+    seconds = (at - now).total_seconds() if at is not None else 0
+    return duration(int(seconds)) if seconds > 0 else "now"

@@ -42,6 +42,15 @@ def say(text: str) -> None:
         raise BrokenOutput from None
 
 
+def is_meant(question: str) -> bool:
+    """Ask, where there is a terminal to ask on; elsewhere what was said is meant."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def complain(error: AitbcError) -> None:
     """Say what went wrong and what to do next."""
     from aitbcctl.render import plain

@@ -25,6 +25,8 @@ VERBS = {
     "cancel": "End a job.",
     "download": "Copy a job's results, checked, into a folder.",
     "verify": "Check a job's stored results against their checksums.",
+    "share": "Let others read a job's results: by a link, or by their name.",
+    "key": "Make, list and revoke API keys, for clients over TCP.",
     "completion": "Print a script that completes words in your shell.",
     "gpus": "Show the machine's GPUs and who uses them.",
     "demo": "See it all once: a daemon, a real job, its results.",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 
 import click
 
 from aitbcctl import following, options, render
 from aitbcctl.client import Client, Json, job_path
-from aitbcctl.terminal import put, put_json, say
+from aitbcctl.terminal import is_meant, put, put_json, say
 
 
 @click.command("cancel")
@@ -42,13 +41,7 @@ def command(job: str | None, job_id: str | None, force: bool, yes: bool, as_json
 
 
 def _is_meant(status: Json) -> bool:
-    """Ask, where there is a terminal to ask on."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return True
-    name = f" ({render.plain(status['name'])})" if status.get("name") else ""
-    sys.stderr.write(f"Cancel {status['job_id']}{name}, {render.stands(status)}? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return is_meant(f"Cancel {render.called(status)}, {render.stands(status)}?")
 
 
 def _wait(client: Client, status: Json) -> Json:
@@ -62,6 +55,8 @@ def _wait(client: Client, status: Json) -> Json:
 
 
 def _became(status: Json) -> str:
+    if status.get("reason") == "cancellation_failed":
+        return f"cancellation failed: {render.plain(status.get('message') or '')}"
     if status["status"] != "canceled":
         return render.ending(status, datetime.now(UTC))
     return "canceled" if status.get("started_at") else "canceled before it started"

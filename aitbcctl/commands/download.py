@@ -76,7 +76,9 @@ def command(
         if checksum:
             checksums.write(os.path.join(output, job_id), *files)
     except KeyboardInterrupt:
-        say("\ninterrupted; what came over HTTP is kept, the same command goes on from it")
+        is_kept = os.path.lexists(package.partial_of(os.path.abspath(shown)))
+        rest = "the same command goes on from what came" if is_kept else "nothing was left"
+        say(f"\ninterrupted; {rest}")
         raise
     count = len(files[1]) + 1
     if as_json:

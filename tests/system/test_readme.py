@@ -138,7 +138,7 @@ def environ_of(daemon: Service) -> dict[str, str]:
 
 
 def test_everyday_examples_and_the_check_of_a_copy_work(project: Path, tmp_path: Path) -> None:
-    with Service(tmp_path / "service") as daemon:
+    with Service(tmp_path / "service", '[server]\ntcp = "127.0.0.1:0"\n') as daemon:
         for block in (*shell_blocks("Every day"), *shell_blocks("The result folder")):
             done = run_shell(block, project, environ_of(daemon))
             assert done.returncode == 0, done.stdout

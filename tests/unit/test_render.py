@@ -172,3 +172,29 @@ def test_details_name_variables_and_commands_as_a_shell_would() -> None:
     assert "exit code 3  exit  peak 1.0 MiB" in text
     assert "failed: exit code 3" in text
     assert r"HOME \udcff" in text
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "text"),
+    [(0, "EUR", "0.00 EUR"), (0.05, "EUR", "0.05 EUR"), (1234.5, None, "1234.50"),
+     (0.000123, "", "0.000123")],
+)  # fmt: skip
+def test_money_has_two_decimals_or_as_many_as_it_needs(
+    amount: float, currency: str | None, text: str
+) -> None:
+    assert render.money(amount, currency) == text
+
+
+def test_a_table_leaves_out_what_is_empty_and_cuts_what_may_be_cut() -> None:
+    rows = [["a", "", "1", "x" * 50], ["bb", "", "22", "y"]]
+    shown = tables.table(["K", "E", "N", "NOTE"], rows, 30, right=["N"], giving=["NOTE"])
+    assert shown.splitlines() == ["K    N  NOTE", f"a    1  {'x' * 21}…", "bb  22  y"]
+
+
+def test_a_failed_job_says_how_to_repeat_it_and_whom_to_ask() -> None:
+    text = render.status_block(
+        job(**FAILED, contact="ada, room 12", charge=0.5, currency="EUR"), NOW
+    )
+    assert "aitbcctl retry job_7k3m9q2x" in text
+    assert "ada, room 12" in text
+    assert "0.50 EUR" in text
