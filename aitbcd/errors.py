@@ -4,6 +4,7 @@
     |- BadRequest               bad-request       400   exit 2   not understood as HTTP or JSON
     |- InvalidJob               invalid-job       422   exit 2   a job description that is wrong
     |- InvalidValue             invalid-value     422   exit 2   any other value that is wrong
+       |- WrongCursor           wrong-cursor      409   exit 2   of a list in another order
     |- Unauthorized             unauthorized      401   exit 4   nobody we know
     |- Forbidden                forbidden         403   exit 4   known, but not allowed to
     |- NoSuchJob                no-such-job       404   exit 3
@@ -58,6 +59,10 @@ class InvalidJob(AitbcError):
 
 class InvalidValue(AitbcError):
     code, title, status, exit_code = "invalid-value", "Invalid value", 422, 2
+
+
+class WrongCursor(InvalidValue):
+    code, title, status, exit_code = "wrong-cursor", "Cursor of another list", 409, 2
 
 
 class Unauthorized(AitbcError):

@@ -527,8 +527,14 @@ def status(
     estimated_completion: int | None = None,
     gpu_uuids: tuple[str, ...] = (),
     result_path: str | None = None,
+    currency: str = "",
+    contact: str = "",
 ) -> dict[str, Json]:
-    """Return the status of a job; everything that ``job`` does not know is an argument."""
+    """Return the status of a job; everything that ``job`` does not know is an argument.
+
+    Args:
+        contact: whom to ask when it failed.
+    """
     shown: dict[str, Json] = {
         "job_id": job.job_id,
         "status": job.status.value,
@@ -543,6 +549,9 @@ def status(
         "attempt": job.attempt,
         "waiting": waiting,
         "gpu_uuids": list(gpu_uuids),
+        "retry_of": job.retry_of,
+        "charge": money(job.charge_micro),
+        "currency": currency or None,
     }
     if job.ending is not None:
         ending = job.ending
@@ -553,17 +562,68 @@ def status(
             "reason": ending.reason.value if ending.reason else None,
             "cause": ending.cause,
             "message": ending.message,
-            "expires_at": None,
+            "expires_at": rfc3339(job.expires_at),
             "result_path": result_path if ending.results is ResultsState.KEPT else None,
             "results": ending.results.value,
         }
+    if contact and job.status is JobState.FAILED:
+        shown["contact"] = contact
     return shown
 
 
-def details(
-    job: Job, spec: JobSpec, attempts: Iterable[Attempt], events: Iterable[Event]
+def money(micro: int) -> float:
+    """Return millionths of a currency as units of it."""
+    return micro / 1e6
+
+
+def queued(
+    job: Job, *, is_mine: bool, progress: int, waiting: str | None, estimate: int | None
 ) -> dict[str, Json]:
-    """Return what ``?detail=true`` adds to a status. Names of variables, never values."""
+    """Return what everybody may know of a job that runs or waits."""
+    limit = None
+    if job.started_at is not None and job.timeout_s is not None:
+        limit = job.started_at + round(job.timeout_s * 1e6)
+    is_pending = job.status is JobState.PENDING
+    since = job.created_at if is_pending else job.started_at or job.assigned_at
+    return {
+        "job_id": job.job_id,
+        "number": job.number,
+        "user": job.owner.name,
+        "name": job.name,
+        "status": job.status.value,
+        "priority": job.priority.name.lower(),
+        "cpus": job.cpus,
+        "gpus": job.gpus,
+        "memory": job.memory,
+        "gpu_uuids": [],
+        "attempt": job.attempt,
+        "created_at": rfc3339(job.created_at),
+        "started_at": rfc3339(job.started_at),
+        "since": rfc3339(since),
+        "until": rfc3339(estimate or limit),
+        "waiting": waiting,
+        "progress": progress,
+        "is_mine": is_mine,
+    }
+
+
+def details(
+    job: Job,
+    spec: JobSpec,
+    attempts: Iterable[Attempt],
+    events: Iterable[Event],
+    *,
+    files: Iterable[tuple[bytes, int | None, str]] = (),
+    files_total: int = 0,
+    shares: int = 0,
+) -> dict[str, Json]:
+    """Return what ``?detail=true`` adds to a status. Names of variables, never values.
+
+    Args:
+        files: path, size (None where it is missing) and sha256 of the first files of its results.
+        files_total: how many there are.
+        shares: how many people or links may read its results.
+    """
     ending = job.ending
     return {
         "command": [text(argument) for argument in spec.argv],
@@ -586,6 +646,11 @@ def details(
         "manifest_sha256": ending.digest if ending else None,
         "result_bytes": ending.result_bytes if ending else None,
         "result_files": ending.result_files if ending else None,
+        "files": [
+            {"path": text(path), "size": size, "sha256": digest} for path, size, digest in files
+        ],
+        "files_total": files_total,
+        "shares": shares,
     }
 
 
@@ -611,6 +676,7 @@ def attempt(one: Attempt) -> dict[str, Json]:
         "user_s": ending.user_us / 1e6 if ending else None,
         "system_s": ending.system_us / 1e6 if ending else None,
         "max_rss": (ending.max_rss or None) if ending else None,
+        "charge": money(ending.charge_micro) if ending else None,
     }
 
 

@@ -17,11 +17,13 @@ from aitbcd.api import (
     events,
     gpus,
     health,
+    history,
     jobs,
     keys,
     logs,
     openapi,
     operations,
+    queue,
     results,
     shares,
     updates,
@@ -47,7 +49,9 @@ class MethodNotAllowed(BadRequest):
 
 def build(api: Api) -> ASGIApp:
     """Return the ASGI application of a daemon."""
-    resources = (health, batch, jobs, events, logs, results, keys, shares, gpus)
+    resources = (
+        health, batch, jobs, events, logs, results, queue, history, keys, shares, gpus,
+    )  # fmt: skip
     known = [operation for resource in resources for operation in resource.operations(api)]
     app = Starlette(
         routes=[*updates.routes(api), *operations.routes([*known, openapi.operation(known)])],

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from aitbcd import wire
 from aitbcd.api import view
-from aitbcd.api.context import Api, caller, sees_all
+from aitbcd.api.context import Api, caller
+from aitbcd.api.filters import AFTER, CHOICE, LIMIT, wanted
 from aitbcd.api.messages import JsonResponse, body_of
-from aitbcd.api.operations import Asked, Operation, Parameter, choices, flag, moment, number
+from aitbcd.api.operations import Asked, Operation, flag
 from aitbcd.api.schemas import json, page, ref
-from aitbcd.errors import InvalidJob, NotSatisfiable, WrongState
-from aitbcd.model import JobState
-from aitbcd.store import JobFilter
+from aitbcd.errors import InvalidJob, NotSatisfiable, WrongCursor, WrongState
 
 JOB_BYTES_MAX = 16 << 20
-PAGE_MAX = 200
 
-
-def _cursor() -> Parameter[str | None]:
-    # What is in it, the store knows.
-    schema = {"type": "string", "pattern": r"^cd\.(0|[1-9][0-9]{0,17})\.[1-9][0-9]{0,17}$"}
-    return Parameter("after", "The next of the page before", schema, lambda _, text: text, None)
-
-
-_STATUS = choices("status", "In one of these states", [state.value for state in JobState])
-_LIMIT = number("limit", "How many at most", 1, PAGE_MAX, default=50)
-_FROM = moment("from", "Submitted at this time or later")
-_TO = moment("to", "Submitted before this time, or on this day or before", is_end=True)
-_AFTER = _cursor()
-_ALL = flag("all", "Everybody's: root's alone")
 _DETAIL = flag("detail", "Everything that is known of it")
 _FORCE = flag("force", "Without a grace")
 
@@ -45,9 +32,9 @@ def operations(api: Api) -> list[Operation]:
             body={"application/json": ref("Job")}, errors=(InvalidJob, NotSatisfiable),
         ),
         Operation(
-            "GET", "/v1/jobs", resource.list, "List one's jobs, newest first",
+            "GET", "/v1/jobs", resource.list, "List one's jobs",
             (json("One page of them", page("jobs", status)),),
-            query=(_STATUS, _LIMIT, _FROM, _TO, _AFTER, _ALL),
+            query=(*CHOICE, LIMIT, AFTER), errors=(WrongCursor,),
         ),
         Operation(
             "GET", "/v1/jobs/{job}", resource.get, "Look at a job",
@@ -73,17 +60,8 @@ class _Jobs:
 
     async def list(self, request: Request, asked: Asked) -> Response:
         owner = caller(request).owner
-        if asked[_ALL]:
-            sees_all(owner)
-        wanted = JobFilter(
-            uid=None if asked[_ALL] else owner.uid,
-            statuses=frozenset(JobState(name) for name in asked[_STATUS]),
-            created_from=asked[_FROM],
-            created_before=asked[_TO],
-            after=asked[_AFTER],
-            limit=asked[_LIMIT],
-        )
-        page = await self._api.store.list_jobs(wanted)
+        chosen = replace(wanted(owner, asked), after=asked[AFTER], limit=asked[LIMIT])
+        page = await self._api.store.list_jobs(chosen)
         jobs = [await view.status(self._api, job) for job in page.jobs]
         return JsonResponse({"jobs": jobs, "next": page.next})
 

@@ -17,7 +17,7 @@ from aitbcd.api.messages import range_headers, range_of, stream
 from aitbcd.api.operations import Asked, Operation, flag, number
 from aitbcd.api.schemas import raw
 from aitbcd.api.sending import file_pieces
-from aitbcd.errors import BadRange, InvalidValue, NoSuchFile
+from aitbcd.errors import BadRange, NoSuchFile
 from aitbcd.model import Job, JobState
 from aitbcd.results import beneath, logs
 
@@ -70,12 +70,11 @@ class _Logs:
         if name is None:
             raise NoSuchFile("a job has two logs: stdout and stderr")
         offset, tail = asked[_OFFSET], asked[_TAIL]
-        if asked[_FOLLOW]:
+        if asked[_FOLLOW] or asked[_FRAMED]:
             log = _Followed(self._api, job, name, offset, tail, asked[_ATTEMPT])
             return stream(request, _follow(self._api, job, log, asked[_FRAMED]), MEDIA_TYPE)
-        if asked[_FRAMED] or asked[_ATTEMPT] is not None:
-            which = "framed" if asked[_FRAMED] else "attempt"
-            raise InvalidValue(f"{which} is given without follow=true", field=which)
+        if asked[_ATTEMPT] not in (None, job.attempt):
+            offset = 0
         return await self._as_it_is(request, job, name, offset, tail)
 
     async def _as_it_is(

@@ -257,7 +257,8 @@ def text(
     name: str, about: str, pattern: str | None = None, longest: int = 255, wanted: str = ""
 ) -> Parameter[str | None]:
     """A text that is not empty; ``wanted`` is the pattern in words."""
-    matches = re.compile(pattern or "").search
+    # In Python a newline may follow the place that $ stands for; in a JSON schema it may not.
+    matches = re.compile(re.sub(r"\$$", r"\\Z", pattern or "")).search
     expected = wanted or f"1 to {longest} characters"
 
     def read(name: str, text: str) -> str:

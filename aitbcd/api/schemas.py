@@ -58,7 +58,8 @@ def raw(about: str, media_type: str, status: int = 200) -> Answer:
 def components() -> dict[str, Any]:
     """Return the schemas that have a name in the document."""
     return {**wire.job_schemas(), "Problem": _PROBLEM, "Text": _TEXT, "Event": _EVENT,
-            "Attempt": _ATTEMPT, "Status": _status(), "Details": _details()}  # fmt: skip
+            "Attempt": _ATTEMPT, "Status": _status(), "Details": _details(),
+            "Queued": _QUEUED}  # fmt: skip
 
 
 _TEXT: Schema = {
@@ -82,6 +83,13 @@ _ATTEMPT = record(
     started_at=optional(MOMENT), finished_at=optional(MOMENT), exit_code=optional(INTEGER),
     signal=optional(INTEGER), reason=_REASON, cause=optional(STRING), message=optional(STRING),
     user_s=optional(NUMBER), system_s=optional(NUMBER), max_rss=optional(INTEGER),
+    charge=optional(NUMBER),
+)  # fmt: skip
+_QUEUED = record(
+    job_id=STRING, number=INTEGER, user=STRING, name=optional(STRING), status=_STATES,
+    priority=STRING, cpus=INTEGER, gpus=INTEGER, memory=optional(INTEGER), gpu_uuids=array(STRING),
+    attempt=INTEGER, created_at=MOMENT, started_at=optional(MOMENT), since=MOMENT,
+    until=optional(MOMENT), waiting=optional(STRING), progress=INTEGER, is_mine=BOOLEAN,
 )  # fmt: skip
 
 
@@ -91,6 +99,7 @@ def _status() -> Schema:
         miner_id=optional(STRING), created_at=MOMENT, started_at=optional(MOMENT),
         estimated_completion=optional(MOMENT), number=INTEGER, name=optional(STRING), user=STRING,
         attempt=INTEGER, waiting=optional(STRING), gpu_uuids=array(STRING),
+        retry_of=optional(STRING), charge=NUMBER, currency=optional(STRING),
     )  # fmt: skip
     when_over = record(
         finished_at=MOMENT, exit_code=optional(INTEGER), signal=optional(INTEGER), reason=_REASON,
@@ -100,7 +109,7 @@ def _status() -> Schema:
     final = [state.value for state in TRANSITIONS if state.is_final]
     return {
         **always,
-        "properties": always["properties"] | when_over["properties"],
+        "properties": {**always["properties"], **when_over["properties"], "contact": STRING},
         "if": {"properties": {"status": {"enum": final}}},
         "then": {"required": when_over["required"]},
     }
@@ -118,5 +127,7 @@ def _details() -> Schema:
         attempts=array(ref("Attempt")), events=array(ref("Event")),
         manifest_sha256=optional(STRING), result_bytes=optional(INTEGER),
         result_files=optional(INTEGER),
+        files=array(record(path=text, size=optional(INTEGER), sha256=STRING)),
+        files_total=INTEGER, shares=INTEGER,
     )  # fmt: skip
     return {"allOf": [ref("Status"), more]}

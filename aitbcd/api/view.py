@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
 from aitbcd import wire
 from aitbcd.api.context import Api
-from aitbcd.model import Job, JobState
-from aitbcd.results import reported
+from aitbcd.model import Job, JobState, ResultsState
+from aitbcd.results import listing, reported
 from aitbcd.store import digest_of_command
 
 #: Kept in mind for what is asked for often: digests of commands, the progress last told.
 _KEPT = 1024
+#: Files of its results that the details name.
+_FILES_MAX = 1000
 _digests: dict[int, bytes] = {}
 _reported: dict[tuple[int, int], int] = {}
 
@@ -29,8 +32,10 @@ async def status(api: Api, job: Job) -> dict[str, wire.Json]:
         miner_id=api.machine.miner_id,
         progress=percent,
         waiting=api.engine.waiting(job),
-        estimated_completion=await _estimate(api, job, percent),
+        estimated_completion=await estimate(api, job, percent),
         result_path=os.fspath(api.paths.package(job.job_id)),
+        currency=api.settings.pricing.currency,
+        contact=api.settings.server.contact,
     )
 
 
@@ -39,7 +44,16 @@ async def details(api: Api, job: Job) -> dict[str, wire.Json]:
     spec = await api.store.spec(job.number)
     attempts = await api.store.attempts(job.number)
     events = await api.store.events(number=job.number)
-    return await status(api, job) | wire.details(job, spec, attempts, events)
+    shares = await api.store.count_shares(job.number, now())
+    files: list[listing.StoredFile] = []
+    total = 0
+    if job.ending is not None and job.ending.results is ResultsState.KEPT:
+        package = api.paths.package(job.job_id)
+        files = await api.in_thread(partial(listing.first, package, _FILES_MAX))
+        total = len(files) if len(files) < _FILES_MAX else job.ending.result_files
+    return await status(api, job) | wire.details(
+        job, spec, attempts, events, files=files, files_total=total, shares=shares
+    )
 
 
 def progress_of(api: Api, job: Job) -> int:
@@ -62,17 +76,20 @@ def progress_of(api: Api, job: Job) -> int:
     return percent
 
 
-async def _estimate(api: Api, job: Job, percent: int) -> int | None:
+async def estimate(api: Api, job: Job, percent: int) -> int | None:
     """Return when a running job will be over, None where nothing tells."""
     if job.status is not JobState.RUNNING or job.started_at is None:
         return None
-    now = time.time_ns() // 1000
     if percent > 0:
-        return job.started_at + max(0, now - job.started_at) * 100 // percent
+        return job.started_at + max(0, now() - job.started_at) * 100 // percent
     typical = await api.store.typical_us(job.owner.uid, job.name, await _digest(api, job))
-    if typical is None or job.started_at + typical < now:
+    if typical is None or job.started_at + typical < now():
         return None
     return job.started_at + typical
+
+
+def now() -> int:
+    return time.time_ns() // 1000
 
 
 async def _digest(api: Api, job: Job) -> bytes:

@@ -10,7 +10,7 @@ import base64
 import binascii
 from typing import TypeAlias
 
-from aitbcd.errors import InvalidValue
+from aitbcd.errors import WrongCursor
 
 MAX_NUMBER = (1 << 63) - 1
 _DIGITS = len(str(MAX_NUMBER))
@@ -37,7 +37,7 @@ def read(order: str, word: str, *kinds: type) -> Key:
         kinds: types that its value may have.
 
     Raises:
-        InvalidValue: no list in this order gave such a cursor.
+        WrongCursor: no list in this order gave such a cursor.
     """
     try:
         said, value, number = word.split(".")
@@ -46,7 +46,7 @@ def read(order: str, word: str, *kinds: type) -> Key:
         said, key = "", (None, 0)
     if said != order or type(key[0]) not in kinds:
         shown = word if len(word) <= 80 else f"{word[:80]}..."
-        raise InvalidValue(
+        raise WrongCursor(
             f"after is '{shown}', which no list in this order gave as its next",
             hint="take it from the page before, and ask for the same order",
             field="after",

@@ -20,7 +20,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Modules of the daemon by level; an import goes to a lower level.
 LEVELS: tuple[set[str], ...] = (
-    {"errors", "model", "manifest", "units", "progress", "paths", "clock", "devices"},
+    {
+        "errors",
+        "model",
+        "manifest",
+        "units",
+        "progress",
+        "paths",
+        "clock",
+        "devices",
+        "spreadsheet",
+    },
     {"lifecycle", "settings", "wire", "machine", "users"},
     {
         "planner",

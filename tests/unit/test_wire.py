@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -320,7 +321,34 @@ def test_a_job_that_is_over_says_how_it_ended() -> None:
     assert shown["finished_at"] == "2026-02-13T10:01:10Z"
     assert (shown["reason"], shown["exit_code"], shown["signal"]) == ("exit", 3, None)
     assert (shown["results"], shown["result_path"]) == ("kept", "/r/job_7k3m9q2x")
-    assert shown["expires_at"] is None
+    assert (shown["charge"], shown["currency"], shown["retry_of"]) == (0, None, None)
+    assert "contact" not in shown
+
+
+def test_a_failed_job_says_whom_to_ask_and_every_job_what_it_cost() -> None:
+    ending = Ending(1770976870_500000, Reason.EXIT, charge_micro=20_000)
+    over = replace(
+        job(JobState.FAILED, ending), charge_micro=50_000, expires_at=1771581670_500000,
+        retry_of="job_00000001",
+    )  # fmt: skip
+    shown = wire.status(over, miner_id="m", progress=0, currency="EUR", contact="ops@x.org")
+    assert (shown["charge"], shown["currency"], shown["contact"]) == (0.05, "EUR", "ops@x.org")
+    assert (shown["expires_at"], shown["retry_of"]) == ("2026-02-20T10:01:10Z", "job_00000001")
+    attempt = wire.attempt(Attempt(1, "boot", 1770976860_000001, ending=ending))
+    assert attempt["charge"] == 0.02
+    done = replace(over, status=JobState.COMPLETED)
+    assert "contact" not in wire.status(done, miner_id="m", progress=0, contact="ops@x.org")
+
+
+def test_the_queue_shows_no_more_than_everybody_may_know() -> None:
+    running = replace(job(JobState.RUNNING), timeout_s=600.0, name="resnet")
+    shown = wire.queued(running, is_mine=False, progress=5, waiting=None, estimate=None)
+    assert shown["since"] == "2026-02-13T10:01:00Z"
+    assert shown["until"] == "2026-02-13T10:11:00Z"
+    assert shown.keys().isdisjoint({"command", "cwd", "env_names", "result_path", "charge"})
+    waits = job(JobState.PENDING, attempt=0)
+    shown = wire.queued(waits, is_mine=True, progress=0, waiting="for a core", estimate=None)
+    assert (shown["since"], shown["until"]) == ("2026-02-13T10:00:00Z", None)
 
 
 def test_no_path_is_given_where_there_are_no_results() -> None:

@@ -1,0 +1,82 @@
+"""/v1/export: the history of one's jobs as one file, however long."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aitbcd import spreadsheet, wire
+from aitbcd.api import view
+from aitbcd.api.context import Api, caller
+from aitbcd.api.filters import CHOICE, wanted
+from aitbcd.api.messages import stream
+from aitbcd.api.operations import Asked, Operation, choice
+from aitbcd.api.schemas import array, json, raw, ref
+from aitbcd.model import Job
+from aitbcd.store import JobFilter
+
+_FORMAT = choice("format", "As what", ["json", "csv"], default="json")
+_CSV = "text/csv; charset=utf-8"
+#: Of a line of CSV: fields of a status, but for those that ``_more`` has.
+_COLUMNS = (
+    "job_id", "number", "user", "name", "status", "reason", "cause", "message", "exit_code",
+    "signal", "created_at", "started_at", "finished_at", "duration_s", "attempt", "progress",
+    "cpus", "gpus", "memory", "charge", "currency", "results", "result_bytes", "expires_at",
+    "retry_of",
+)  # fmt: skip
+
+
+def operations(api: Api) -> list[Operation]:
+    async def export(request: Request, asked: Asked) -> Response:
+        jobs = wanted(caller(request).owner, asked)
+        is_csv = asked[_FORMAT] == "csv"
+        pieces = _csv(api, jobs) if is_csv else _json(api, jobs)
+        name = f"jobs.{asked[_FORMAT]}"
+        headers = {"content-disposition": f'attachment; filename="{name}"'}
+        return stream(request, pieces, _CSV if is_csv else "application/json", headers)
+
+    return [
+        Operation(
+            "GET", "/v1/export", export, "Write the history of one's jobs into a file",
+            (json("All of them", array(ref("Status"))), raw("A line each", "text/csv")),
+            query=(_FORMAT, *CHOICE),
+        )
+    ]  # fmt: skip
+
+
+async def _json(api: Api, jobs: JobFilter) -> AsyncGenerator[bytes]:
+    """Yield one array of statuses."""
+    before = b"[\n"
+    async for some in api.store.history(jobs):
+        shown = [wire.encode(await view.status(api, job)) for job in some]
+        yield before + b",\n".join(shown)
+        before = b",\n"
+    yield b"\n]\n" if before == b",\n" else b"[]\n"
+
+
+async def _csv(api: Api, jobs: JobFilter) -> AsyncGenerator[bytes]:
+    """Yield a line of names, then a line for each job."""
+    yield spreadsheet.row(_COLUMNS)
+    async for some in api.store.history(jobs):
+        yield b"".join([_line(job, await view.status(api, job)) for job in some])
+
+
+def _line(job: Job, status: dict[str, wire.Json]) -> bytes:
+    known = status | _more(job)
+    return spreadsheet.row(known.get(column) for column in _COLUMNS)
+
+
+def _more(job: Job) -> dict[str, wire.Json]:
+    ending = job.ending
+    ran = None
+    if ending is not None and job.started_at is not None:
+        ran = (ending.finished_at - job.started_at) / 1e6
+    return {
+        "duration_s": ran,
+        "cpus": job.cpus,
+        "gpus": job.gpus,
+        "memory": job.memory,
+        "result_bytes": ending.result_bytes if ending else None,
+    }
