@@ -18,6 +18,8 @@ from aitbcd.gpus.facts import Failure, Fault, Message, Report
 _LINE_MAX = 16 << 20
 #: It ends at once, unless the driver hangs.
 _CLOSE_S = 1.0
+#: Found from wherever this daemon was, and behind everything else on the path.
+_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from aitbcd.gpus.probe import main; main()"
 _decode = msgspec.json.Decoder(Message).decode
 
 
@@ -52,11 +54,10 @@ class Child:
         """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-P", "-m", "aitbcd.gpus.probe"),
+            *("-P", "-c", _PROGRAM, os.fspath(Path(__file__).parents[2])),
             stdin=PIPE,
             stdout=PIPE,
             limit=_LINE_MAX,
-            env=os.environ | {"PYTHONPATH": _python_path()},
             cwd="/",
             # The terminal's ^C is the daemon's business.
             start_new_session=True,
@@ -119,10 +120,3 @@ class Child:
             self._is_outdated = True
         elif message.fault is not None or message.is_disturbed:
             self._on_fault(message.fault)
-
-
-def _python_path() -> str:
-    """Return a path on which the probe is found from wherever this daemon was."""
-    root = os.fspath(Path(__file__).parents[2])
-    given = os.environ.get("PYTHONPATH")
-    return f"{root}{os.pathsep}{given}" if given else root

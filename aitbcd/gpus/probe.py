@@ -396,7 +396,3 @@ def _identity(path: str) -> tuple[int, ...] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,69 @@
+"""``Gpus`` against the real driver, and what nvidia-smi says of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aitbcd.gpus import Drains, Gpus
+from aitbcd.settings import Gpus as Settings
+from tests.service import DEADLINE_S
+
+pytestmark = pytest.mark.gpu
+
+
+def nvidia_smi(*fields: str) -> list[list[str]]:
+    query = f"--query-gpu={','.join(fields)}"
+    done = subprocess.run(
+        ["nvidia-smi", query, "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+
+
+def test_gpus_are_those_that_nvidia_smi_lists(tmp_path: Path) -> None:
+    fields = (
+        "index",
+        "uuid",
+        "name",
+        "pci.bus_id",
+        "memory.total",
+        "driver_version",
+        "compute_cap",
+    )
+
+    async def look() -> None:
+        gpus = Gpus(Settings(), Drains(tmp_path / "gpus.json", "boot"), lambda process: None)
+        gpus.open()
+        try:
+            deadline = asyncio.get_running_loop().time() + DEADLINE_S
+            while not (inventory := await gpus.look(max_age_s=0)).gpus:
+                assert asyncio.get_running_loop().time() < deadline, inventory.problem
+        finally:
+            await gpus.close()
+        found = [
+            [
+                str(gpu.index),
+                gpu.uuid,
+                gpu.name,
+                gpu.bus_id,
+                str(gpu.memory_total >> 20),
+                inventory.driver_version,
+                gpu.compute_capability,
+            ]
+            for gpu in inventory.gpus
+            if gpu.mig is None
+        ]
+        said = [row for row in nvidia_smi(*fields) if row[0] in {row[0] for row in found}]
+        assert found == said
+        for gpu in inventory.gpus:
+            assert 0 <= gpu.memory_used <= gpu.memory_total
+            assert set(gpu.cpus) <= set(range(os.cpu_count() or 0))
+
+    asyncio.run(look())
