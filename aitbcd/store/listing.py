@@ -7,18 +7,23 @@ of a job in a list is the value that it is sorted by (None comes before all) and
 
 from __future__ import annotations
 
+import re
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 from aitbcd.model import ACTIVE, FINAL, Job, JobState
 from aitbcd.store import cursors, rows
 from aitbcd.store.cursors import Key
 from aitbcd.store.ids import JobIds
 from aitbcd.store.sql import QUERIES
+
+#: How many entries of an index are looked at for one page before another way is taken.
+_BUDGET = 30_000
 
 
 class Sort(str, Enum):
@@ -90,13 +95,23 @@ def jobs_by_number(
     return [jobs[number] for number in wanted if number in jobs]
 
 
+class Stream(NamedTuple):
+    """One owner's jobs of one status, or in the queue."""
+
+    source: str
+    status: JobState | None
+    uid: int
+    #: How many are looked at in the order of an index before another one is tried.
+    budget: int
+
+
 def _keys(
     connection: sqlite3.Connection, wanted: JobFilter, after: Key | None, limit: int
 ) -> list[Key]:
     """Return the keys of a page: the first of all streams together."""
     found: list[Key] = []
-    for source, status, uid in _streams(connection, wanted):
-        found += _stream(connection, wanted, after, limit, (source, status, uid))
+    for stream in _streams(connection, wanted, limit):
+        found += _stream(connection, wanted, after, limit, stream)
     found.sort(key=_place, reverse=not wanted.is_ascending)
     return found[:limit]
 
@@ -105,18 +120,18 @@ def _place(key: Key) -> tuple[bool, Any, int]:
     return key[0] is not None, key[0] or 0, key[1]
 
 
-def _streams(
-    connection: sqlite3.Connection, wanted: JobFilter
-) -> Iterator[tuple[str, JobState | None, int]]:
-    """Yield (source, status, uid) of all streams that a list is merged from."""
+def _streams(connection: sqlite3.Connection, wanted: JobFilter, limit: int) -> Iterator[Stream]:
+    """Yield all streams that a list is merged from."""
     statuses = wanted.statuses or frozenset(JobState)
-    for uid in _owners(connection, wanted):
+    owners = _owners(connection, wanted)
+    budget = max(limit, _BUDGET // max(1, len(owners) * len(statuses & FINAL)))
+    for uid in owners:
         if JobState.PENDING in statuses:
-            yield "waiting", None, uid
+            yield Stream("waiting", None, uid, budget)
         for status in statuses & ACTIVE:
-            yield "active", status, uid
+            yield Stream("active", status, uid, budget)
         for status in statuses & FINAL:
-            yield "final", status, uid
+            yield Stream("final", status, uid, budget)
 
 
 def uids(connection: sqlite3.Connection) -> list[int]:
@@ -139,22 +154,71 @@ def _stream(
     wanted: JobFilter,
     after: Key | None,
     limit: int,
-    stream: tuple[str, JobState | None, int],
+    stream: Stream,
 ) -> list[Key]:
-    """Return the first keys of a stream, one range of its index after the other."""
-    source, status, uid = stream
+    """Return the first keys of a stream that fit."""
+    if stream.source == "final" and _is_mixed(wanted):
+        return _mixed(connection, wanted, after, limit, stream)
+    return _in_order(connection, wanted, after, limit, stream)
+
+
+def _in_order(
+    connection: sqlite3.Connection,
+    wanted: JobFilter,
+    after: Key | None,
+    limit: int,
+    stream: Stream,
+) -> list[Key]:
+    """Return the first keys where an index has all that fits in order, one range after another."""
     found: list[Key] = []
     for begin in ranges(after, is_ascending=wanted.is_ascending):
         if len(found) < limit:
-            statement = listing(wanted, source, begin)
-            values = _values(wanted, after) | {
-                "uid": uid,
-                "status": status and status.value,
-                "listed_as": status and rows.LISTED_AS.get(status),
-                "limit": limit - len(found),
-            }
+            statement = listing(wanted, f"keys_of_{stream.source}", [begin, *conditions(wanted)])
+            values = _values(wanted, after, stream, limit - len(found))
             found += connection.execute(statement, values).fetchall()
     return found
+
+
+def _is_mixed(wanted: JobFilter) -> bool:
+    """Return whether no index has all that fits, and nothing else, in order."""
+    if wanted.sort is Sort.CREATED:
+        return wanted.name is not None
+    return wanted.name is not None or (wanted.created_from, wanted.created_before) != (None, None)
+
+
+def _mixed(
+    connection: sqlite3.Connection,
+    wanted: JobFilter,
+    after: Key | None,
+    limit: int,
+    stream: Stream,
+) -> list[Key]:
+    """Return the first keys that fit where others are between them.
+
+    If much fits, a page of it is among the first that an index has in order. If not, what fits is
+    looked for in another index, and sorted.
+    """
+    found: list[Key] = []
+    left = stream.budget
+    for begin in ranges(after, is_ascending=wanted.is_ascending):
+        statement = listing(wanted, "first_keys_of_final", [begin])
+        rows = connection.execute(statement, _values(wanted, after, stream, left)).fetchall()
+        found += [(value, number) for value, number, fits in rows if fits]
+        left -= len(rows)
+        if len(found) >= limit:
+            return found[:limit]
+        if left <= 0:
+            break
+    else:
+        return found
+    parts = [_behind(after, is_ascending=wanted.is_ascending), *conditions(wanted)]
+    index = Sort.CREATED
+    has_values = wanted.sort in (Sort.CREATED, Sort.NAME)
+    if wanted.name is not None and (has_values or _prefix(wanted.name)):
+        parts.append("and_prefix")
+        index = Sort.NAME
+    statement = listing(wanted, "keys_of_final", parts, index)
+    return connection.execute(statement, _values(wanted, after, stream, limit)).fetchall()
 
 
 def ranges(after: Key | None, *, is_ascending: bool) -> list[str]:
@@ -166,20 +230,38 @@ def ranges(after: Key | None, *, is_ascending: bool) -> list[str]:
     return ["and_none_down"] if after[0] is None else ["and_same_down", "and_down", "and_none"]
 
 
-def listing(wanted: JobFilter, source: str, begin: str) -> str:
-    """Return the statement for the first keys of a stream behind where it begins."""
+def _behind(after: Key | None, *, is_ascending: bool) -> str:
+    """Return the fragment of all that lies behind a key."""
+    if after is None:
+        return ""
+    if after[0] is None:
+        return "and_behind_none_up" if is_ascending else "and_none_down"
+    return "and_behind_up" if is_ascending else "and_behind_down"
+
+
+def conditions(wanted: JobFilter) -> list[str]:
+    """Return the fragments of what is wanted of a job."""
     name = wanted.name
-    conditions = {
-        begin: bool(begin),
+    found = {
         "and_name": name is not None and not is_pattern(name),
         "and_name_like": name is not None and is_pattern(name),
         "and_created_from": wanted.created_from is not None,
         "and_created_before": wanted.created_before is not None,
     }
-    parts = [f"keys_of_{source}", *(part for part, is_there in conditions.items() if is_there)]
-    parts.append("upwards" if wanted.is_ascending else "downwards")
-    text = " ".join(QUERIES[part] for part in parts)
-    return text.replace("$value", _VALUE[wanted.sort]).replace("$index", _INDEX[wanted.sort])
+    return [part for part, is_there in found.items() if is_there]
+
+
+def listing(wanted: JobFilter, head: str, parts: list[str], index: Sort | None = None) -> str:
+    """Return the statement for the first keys of a stream.
+
+    Args:
+        index: in the order of which it is read, where that is not the list's own.
+    """
+    end = "upwards" if wanted.is_ascending else "downwards"
+    text = " ".join(QUERIES[part] for part in [head, *filter(None, parts), end])
+    fits = " ".join(QUERIES[part] for part in conditions(wanted))
+    text = text.replace("$conditions", fits).replace("$value", _VALUE[wanted.sort])
+    return text.replace("$index", _INDEX[index or wanted.sort])
 
 
 _VALUE = {
@@ -201,14 +283,28 @@ def is_pattern(name: str) -> bool:
     return "*" in name or "?" in name
 
 
-def _values(wanted: JobFilter, after: Key | None) -> dict[str, Any]:
+def _prefix(name: str) -> str:
+    """Return what all names begin with that fit."""
+    return re.split(r"[*?]", name, maxsplit=1)[0]
+
+
+def _values(wanted: JobFilter, after: Key | None, stream: Stream, limit: int) -> dict[str, Any]:
     value, number = after or (None, 0)
+    name = wanted.name
+    if name is not None and is_pattern(name):
+        # A bracket means nothing but itself.
+        name = name.replace("[", "[[]")
+    prefix = _prefix(wanted.name or "")
     return {
-        "name": wanted.name and wanted.name.replace("[", "[[]")
-        if wanted.name and is_pattern(wanted.name)
-        else wanted.name,
+        "uid": stream.uid,
+        "status": stream.status and stream.status.value,
+        "listed_as": stream.status and rows.LISTED_AS.get(stream.status),
+        "name": name,
+        "prefix": prefix,
+        "prefix_end": prefix + chr(sys.maxunicode),
         "created_from": wanted.created_from,
         "created_before": wanted.created_before,
         "value": value,
         "after": number,
+        "limit": limit,
     }

@@ -242,7 +242,7 @@ def _migrate(connection: sqlite3.Connection, path: Path, version: int, now: int)
         held: int = connection.execute("PRAGMA user_version").fetchone()[0]
         for number, text in todo:
             if number > held:
-                for statement in _statements(text):
+                for statement in statements(text):
                     connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {max(held, todo[-1][0])}")
@@ -279,7 +279,7 @@ def _back_up(connection: sqlite3.Connection, path: Path, version: int, now: int)
     return target
 
 
-def _statements(text: str) -> Iterator[str]:
+def statements(text: str) -> Iterator[str]:
     """Split a script; ``executescript`` would commit first."""
     statement = ""
     for line in text.splitlines(keepends=True):

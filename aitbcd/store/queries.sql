@@ -148,6 +148,11 @@ WHERE j.finished_at IS NULL AND j.current IS NOT NULL ORDER BY +j.number
 SELECT $value, j.number FROM jobs j INDEXED BY $index
 WHERE j.uid = :uid AND j.listed_as = :listed_as
 
+-- first_keys_of_final --
+-- Fragment of a list: the same with whether they fit, of the first ones.
+SELECT $value, j.number, 1 $conditions FROM jobs j INDEXED BY $index
+WHERE j.uid = :uid AND j.listed_as = :listed_as
+
 -- keys_of_waiting --
 -- Fragment of a list: one owner's jobs in the queue.
 SELECT $value, j.number FROM jobs j INDEXED BY jobs_waiting
@@ -190,6 +195,18 @@ AND $value IS NULL AND j.number > :after
 -- Fragment of a list: those with a value.
 AND $value IS NOT NULL
 
+-- and_behind_down --
+-- Fragment of a list: all that is behind a job, not in the order of an index.
+AND ($value < :value OR $value IS NULL OR $value = :value AND j.number < :after)
+
+-- and_behind_up --
+-- Fragment of a list.
+AND ($value > :value OR $value = :value AND j.number > :after)
+
+-- and_behind_none_up --
+-- Fragment of a list.
+AND ($value IS NOT NULL OR j.number > :after)
+
 -- and_name --
 -- Fragment of a list.
 AND j.name = :name
@@ -197,6 +214,10 @@ AND j.name = :name
 -- and_name_like --
 -- Fragment of a list.
 AND j.name GLOB :name
+
+-- and_prefix --
+-- Fragment of a list: what a pattern begins with.
+AND j.name >= :prefix AND j.name < :prefix_end
 
 -- and_created_from --
 -- Fragment of a list.
@@ -461,6 +482,12 @@ SELECT count(*) FROM shares WHERE number = :number AND revoked_at IS NULL AND ex
 -- totals_until --
 -- The day up to which days are closed.
 SELECT value FROM meta WHERE key = 'totals_until'
+
+-- totals_open --
+-- The same, and the last quarter that has figures.
+SELECT value, (
+    SELECT max((SELECT max(at) FROM totals WHERE subject = uid AND level = 0)) FROM owners
+) FROM meta WHERE key = 'totals_until'
 
 -- set_totals_until --
 -- Days are closed up to this one.

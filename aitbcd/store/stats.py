@@ -15,6 +15,8 @@ from aitbcd.store.listing import uids
 from aitbcd.store.sql import QUERIES
 from aitbcd.store.totals import BLOCK, DAY, EVERYBODY, FIGURES, QUARTER_US, Piece, pieces
 
+#: In the place of a name where there is none; no job's name is empty.
+_UNNAMED = ""
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 
@@ -159,7 +161,11 @@ def _sums(
 ) -> dict[Any, Totals]:
     text = json.dumps(list(asked))
     found = connection.execute(QUERIES[query], {"pieces": text})
-    return {row[0]: Totals(*(*row[1:-1], lanes.unpack(row[-1]))) for row in found}
+    return {row[0]: _totals(row) for row in found}
+
+
+def _totals(row: Sequence[Any]) -> Totals:
+    return Totals(*(*row[1:-1], lanes.unpack(row[-1])))
 
 
 def _total(
@@ -189,18 +195,23 @@ def _by_name(
         low, high = max(begin, block * size), min(end, (block + 1) * size)
         for uid in owners:
             asked += [(uid, block, *piece) for piece in pieces(low, high, until)]
-    sums = _sums(connection, "sum_named_totals", asked)
-    rest = sums.pop(None, Totals())
-    unnamed = total
-    for figures in (*sums.values(), rest):
-        unnamed = unnamed.plus(figures, -1)
-    groups = [Group(name, figures) for name, figures in sums.items()]
-    if unnamed != Totals():
-        groups.append(Group(None, unnamed))
-    groups.sort(key=_size)
-    for group in groups[wanted.limit :]:
-        rest = rest.plus(group.totals)
-    shown = groups[: wanted.limit]
+    # There may be a hundred thousand names: only those that are shown become objects.
+    found = connection.execute(
+        QUERIES["sum_named_totals"], {"pieces": json.dumps(asked)}
+    ).fetchall()
+    columns = [*zip(*found, strict=True)][1:] or [()] * len(FIGURES)
+    named = Totals(*(*map(sum, columns[:-1]), sum(map(lanes.unpack, columns[-1]))))
+    if (unnamed := total.plus(named, -1)) != Totals():
+        figures = (getattr(unnamed, n) for n in FIGURES[:-1])
+        found.append((_UNNAMED, *figures, lanes.pack(unnamed.waits)))
+    found = [row for row in found if row[0] is not None]
+    found.sort(key=lambda row: (-max(row[1], row[2] + row[3] + row[4]), row[0]))
+    shown = [
+        Group(None if row[0] == _UNNAMED else row[0], _totals(row)) for row in found[: wanted.limit]
+    ]
+    rest = total
+    for group in shown:
+        rest = rest.plus(group.totals, -1)
     return shown if rest == Totals() else [*shown, Group(None, rest, is_rest=True)]
 
 

@@ -95,6 +95,9 @@ class Store:
                 QUERIES["last_numbers"]
             ).fetchone()
             transaction.pending = connection.execute(QUERIES["count_pending"]).fetchone()[0]
+            connection.execute("BEGIN IMMEDIATE")
+            totals.catch_up(transaction)
+            connection.execute("COMMIT")
             return transaction
 
         writer = Writer(path, connect, totals.flush, asyncio.get_running_loop())

@@ -106,6 +106,13 @@ def flush(transaction: Transaction) -> None:
         _close(transaction, until, today)
 
 
+def catch_up(transaction: Transaction) -> None:
+    """Close the days of a file that was brought up to date."""
+    until, last = transaction.execute(QUERIES["totals_open"]).fetchone()
+    if last is not None and last // DAY > until:
+        _close(transaction, until, last // DAY)
+
+
 def _added(one: Figures, other: Figures) -> Figures:
     return tuple(map(int.__add__, one, other))  # type: ignore[return-value]
 

@@ -323,7 +323,7 @@ def test_a_page_is_read_in_the_order_of_an_index(
     """A page costs what its rows cost, however many jobs there are: nothing else is sorted."""
     wanted = JobFilter(sort=sort, is_ascending=is_ascending)
     for begin in ranges(after, is_ascending=is_ascending):
-        plan = _plan(tmp_path, listing(wanted, "final", begin), dict.fromkeys(VALUES, 1))
+        plan = _plan(tmp_path, listing(wanted, "keys_of_final", [begin]), dict.fromkeys(VALUES, 1))
         assert f"SEARCH j USING COVERING INDEX jobs_final_{sort.value}" in plan
         assert "TEMP B-TREE" not in plan
 
