@@ -63,7 +63,7 @@ class Keyring:
         Raises:
             Unauthorized: its time is over.
         """
-        if key.expires_at is not None and key.expires_at <= now:
+        if _is_over(key, now):
             raise Unauthorized(f"the API key '{key.name}' has expired", hint=MAKE_ANOTHER)
         last = self.last_used_at(key)
         if last is None or not 0 <= now - last < _NOTED_EVERY_US:
@@ -88,8 +88,11 @@ class Keyring:
         """Store a new key; return it with its secret, which nobody can tell again.
 
         Raises:
-            WrongState: he has one of this name, or too many.
+            WrongState: he has one of this name that counts, or too many.
         """
+        for key in self.of(owner.uid):
+            if key.name == name and _is_over(key, now):
+                await self.revoke(key.id, owner.uid, now)
         if len(self.of(owner.uid)) >= KEYS_MAX:
             raise WrongState(
                 f"{owner.name} has {KEYS_MAX} keys, and no more are allowed",
@@ -104,7 +107,9 @@ class Keyring:
         self._keep(digest, key)
         return key, secret
 
-    async def revoke(self, ref: str, uid: int, now: int, *, but: Callable[[], None]) -> Key:
+    async def revoke(
+        self, ref: str, uid: int, now: int, *, but: Callable[[], None] | None = None
+    ) -> Key:
         """Let a key, by its id or name, count no more; what it has open is ended, except ``but``.
 
         Raises:
@@ -145,6 +150,10 @@ class Keyring:
 
     def _keep(self, digest: bytes, key: Key) -> None:
         self._keys.setdefault(digest[:_INDEXED], {})[digest] = key
+
+
+def _is_over(key: Key, now: int) -> bool:
+    return key.expires_at is not None and key.expires_at <= now
 
 
 def _on_noted(noted: asyncio.Future[None]) -> None:

@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from aitbcd import manifest, wire
 from aitbcd.api.context import Api
 from aitbcd.errors import NoResults
-from aitbcd.model import Job, Share
+from aitbcd.model import Job, JobState, Share
 from aitbcd.results import beneath
 from aitbcd.results.package import Package
 from aitbcd.units import format_size
@@ -114,7 +114,7 @@ def _page(job: Job, share: Share, files: list[_File], total: int, token: str) ->
 <body>
 <h1>Results of {title}</h1>
 <p>Shared by {escape(job.owner.name)} until {_moment(share.expires_at)}.
-The job {escape(job.status.value)} on {_moment(job.ending.finished_at if job.ending else 0)}.</p>
+{_outcome(job)}</p>
 <a class="all" href="?format=zip">Download all as a zip ({size})</a>
 <table>
 <thead><tr><th>File</th><th class="size">Size</th><th>SHA-256</th></tr></thead>
@@ -138,6 +138,13 @@ def _row(file: _File, token: str) -> str:
         f'<tr><td><a href="{link}">{shown}</a></td><td class="size">{size}</td>'
         f'<td class="sum">{escape(file.digest)}</td></tr>'
     )
+
+
+def _outcome(job: Job) -> str:
+    if job.ending is None:
+        return ""
+    verb = "was canceled" if job.status is JobState.CANCELED else job.status.value
+    return f"The job {verb} on {_moment(job.ending.finished_at)}."
 
 
 def _moment(at: int) -> str:

@@ -6,6 +6,8 @@ import os
 import re
 import socket
 import sqlite3
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.integration.conftest import CONFIG, Box, Json, User, problem, serving, tcp_of
-from tests.service import DEADLINE_S, wait_for
+from tests.integration.conftest import CONFIG, Box, Json, User, as_user, problem, serving, tcp_of
+from tests.service import DEADLINE_S, PROGRAMS, wait_for
 
 only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 WITH_TCP = CONFIG.replace('""', '"127.0.0.1:0"', 1)
@@ -261,6 +263,15 @@ def test_a_name_is_taken_until_its_key_is_revoked(shared: Box) -> None:
     assert ask(shared, first["key"]).status_code in (401, 429)
 
 
+def test_the_name_of_an_expired_key_is_free(shared: Box) -> None:
+    first = make(shared, "again", expires="1s")
+    wait_for("it is over", lambda: ask(shared, first["key"]).status_code == 401)
+    second = make(shared, "again")
+    named = [one["id"] for one in shared.http.get("/v1/keys").json()["keys"]
+             if one["name"] == "again"]  # fmt: skip
+    assert named == [second["id"]]
+
+
 @only_root
 def test_keys_are_ones_own_and_root_sees_all(shared: Box, ada: User, bob: User) -> None:
     made = of_user(shared, ada, "hers")
@@ -357,3 +368,57 @@ def test_behind_a_proxy_only_a_key_counts(tmp_path: Path) -> None:
             assert client.get(url, headers=page).status_code == 200
             page["origin"] = "https://example.org"
             problem(client.get(url, headers=page), 403, "forbidden")
+
+
+def raw(user: User, where: tuple[str, int], path: str, *headers: str) -> bytes:
+    """Return the answer to a GET on a TCP connection that somebody made."""
+    os.seteuid(user.uid)
+    try:
+        sock = socket.create_connection(where, DEADLINE_S)
+    finally:
+        os.seteuid(0)
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers, "", ""]
+    with sock:
+        sock.sendall("\r\n".join(lines).encode())
+        return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+@only_root
+def test_a_users_own_daemon_lets_others_in_with_his_key_only(ada: User, bob: User) -> None:
+    with tempfile.TemporaryDirectory(prefix="aitbcd-") as folder:
+        os.chown(folder, ada.uid, ada.gid)
+        config, log = Path(folder) / "aitbcd.toml", Path(folder) / "log"
+        config.write_text(WITH_TCP)
+        config.chmod(0o644)
+        with log.open("wb") as output:
+            daemon = subprocess.Popen(
+                [*as_user(ada), str(PROGRAMS / "aitbcd"), "--config", str(config),
+                 "--state-dir", f"{folder}/state", "--runtime-dir", f"{folder}/run"],
+                env={"HOME": str(ada.home), "PATH": os.environ["PATH"]},
+                stderr=output, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        try:
+            wait_for("it serves", lambda: b"devices" in log.read_bytes(), log=log)
+            port = re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())
+            assert port
+            where, unix = ("127.0.0.1", int(port[1])), Path(folder) / "run/aitbcd.sock"
+            made = ada.ask(unix, "POST", "/v1/keys", {"name": "lent", "plan": "enterprise"})
+            assert (made.status, made.json["plan"]) == (201, "enterprise")
+            key = f"X-Api-Key: {made.json['key']}"
+            root = User("root", 0, 0, Path("/root"))
+            assert raw(ada, where, "/v1/jobs").startswith(b"HTTP/1.1 200")
+            assert raw(bob, where, "/v1/jobs").startswith(b"HTTP/1.1 403")
+            # System services and root have no say in a user's daemon over TCP.
+            assert raw(root, where, "/v1/jobs").startswith(b"HTTP/1.1 401")
+            for user in (ada, bob, root):
+                assert raw(user, where, "/v1/jobs", key).startswith(b"HTTP/1.1 200")
+            job = ada.ask(unix, "POST", "/v1/jobs", {"argv": ["echo", "hi"]}).json["job_id"]
+            ada.ask(unix, "GET", f"/v1/jobs/{job}/events?follow=true")
+            refused = ada.ask(unix, "POST", f"/v1/jobs/{job}/share", {"with": bob.name})
+            assert refused.status == 409
+            url = ada.ask(unix, "POST", f"/v1/jobs/{job}/share", {}).json["url"]
+            path = "/s/" + url.rpartition("/")[2]
+            assert raw(bob, where, path + "/files/result.txt").endswith(b"hi\n")
+        finally:
+            daemon.terminate()
+            assert daemon.wait(DEADLINE_S) == 0
