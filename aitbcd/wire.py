@@ -16,7 +16,7 @@ import binascii
 import re
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 import msgspec
@@ -492,11 +492,12 @@ TIME_SCHEMA: Schema = {
 }
 
 
-def parse_time(key: str, value: str, *, is_end: bool = False) -> int:
+def parse_time(key: str, value: str, *, is_end: bool = False, zone: tzinfo = UTC) -> int:
     """Return microseconds since the epoch of a date or an RFC 3339 time.
 
     Args:
         is_end: a date alone means the end of that day, so that ``to=2026-01-31`` includes it.
+        zone: of what names no zone itself.
 
     Raises:
         InvalidValue: with the field ``field``.
@@ -504,15 +505,19 @@ def parse_time(key: str, value: str, *, is_end: bool = False) -> int:
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:
-        detail = f"{key} is '{value}': expected a date or a time with its zone"
+        detail = f"{key} is '{value[:80]}': expected a date or a time with its zone"
         hint = "for example 2026-01-31 or 2026-01-31T10:00:00Z"
         raise InvalidValue(detail, hint=hint, field=key) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    since = moment - datetime.fromtimestamp(0, UTC)
+    behind = timedelta()
     if is_end and len(value) <= len("2026-01-31"):
-        since += timedelta(days=1)
-    return since // timedelta(microseconds=1)
+        try:
+            # By the calendar: a day can have 23 hours.
+            moment += timedelta(days=1)
+        except OverflowError:
+            behind = timedelta(days=1)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=zone)
+    return (moment - datetime.fromtimestamp(0, UTC) + behind) // timedelta(microseconds=1)
 
 
 # --- a job as it is -------------------------------------------------------------------------

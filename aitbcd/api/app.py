@@ -26,6 +26,7 @@ from aitbcd.api import (
     queue,
     results,
     shares,
+    stats,
     updates,
 )
 from aitbcd.api.context import Api, Caller
@@ -50,7 +51,7 @@ class MethodNotAllowed(BadRequest):
 def build(api: Api) -> ASGIApp:
     """Return the ASGI application of a daemon."""
     resources = (
-        health, batch, jobs, events, logs, results, queue, history, keys, shares, gpus,
+        health, batch, jobs, events, logs, results, queue, history, stats, keys, shares, gpus,
     )  # fmt: skip
     known = [operation for resource in resources for operation in resource.operations(api)]
     app = Starlette(
