@@ -155,3 +155,21 @@ def test_a_daemon_of_one_user_is_closed_to_the_others(tmp_path: Path, user_name:
         started.terminate()
         started.communicate()
         runtime.rmdir()
+
+
+def test_results_shared_with_a_user_are_his_to_download_and_verify_and_no_more(
+    root: Cli, other: Cli, user_name: str
+) -> None:
+    job = root.shell("echo shared; head -c 100000 /dev/urandom >$AITBC_ARTIFACTS_DIR/x")
+    root.ended(job)
+    other("download", job, code=3)
+    said = root("share", job, "--with", user_name).stdout.decode()
+    assert f"aitbcctl download {job}" in said
+    other("download", job, "--output", "folder")
+    other("download", job, "--output", "zip", "--format", "zip")
+    assert b"all as sealed" in other("verify", job).stdout
+    assert b"all as sealed" in other("verify", job, "--path", "folder").stdout
+    for verb in ("get", "logs", "cancel", "share"):
+        other(verb, job, code=3)
+    root("share", job, "--revoke")
+    other("verify", job, code=3)
