@@ -10,11 +10,18 @@ import click
 
 from aitbcctl import options, tables, terminal
 from aitbcctl.client import Client, Json
+from aitbcctl.refusals import Usage
 from aitbcctl.render import plain
-from aitbcctl.terminal import put, put_json, say
+from aitbcctl.terminal import put, put_bytes, put_json, say
 
 #: What the daemon gives in one page at most.
 PAGE_MAX = 200
+#: Of a line of CSV; export has more.
+_COLUMNS = (
+    "job_id", "number", "user", "name", "status", "reason", "cause", "message", "exit_code",
+    "signal", "created_at", "started_at", "finished_at", "attempt", "progress", "charge",
+    "currency", "results", "expires_at", "retry_of",
+)  # fmt: skip
 
 
 @click.command("list")
@@ -23,8 +30,11 @@ PAGE_MAX = 200
     "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most."
 )
 @click.option("--after", metavar="CURSOR", help="Go on where a list ended (its last line says).")
-@options.json_option('Print {"jobs": [...], "next": CURSOR}.')
-def command(limit: int, after: str | None, as_json: bool, **asked: Any) -> int:
+@click.option(
+    "--format", "shape", type=click.Choice(["table", "json", "csv"]), help="Default: a table."
+)
+@options.json_option('As --format json: {"jobs": [...], "next": CURSOR}.')
+def command(limit: int, after: str | None, shape: str | None, as_json: bool, **asked: Any) -> int:
     """List your jobs, the newest first.
 
     A date is a day of your time zone; a time can have a zone of its own (2026-01-31T10:00:00Z).
@@ -35,16 +45,22 @@ def command(limit: int, after: str | None, as_json: bool, **asked: Any) -> int:
       aitbcctl list --from 2026-01-01 --to 2026-01-31
       aitbcctl list --days 7 --status failed --name 'sweep-*' --json
     """
+    if as_json and shape not in (None, "json"):
+        raise Usage(f"--json and --format {shape} are two things")
     query = options.filters(**asked)
     jobs, cursor = _pages(options.client(), query, limit, after)
-    if as_json:
+    if as_json or shape == "json":
         put_json({"jobs": jobs, "next": cursor})
+        return 0
+    if shape == "csv":
+        _put_csv(jobs)
     elif jobs:
         put(tables.job_table(jobs, terminal.columns(1), datetime.now(UTC)))
     else:
         say("no such jobs" if any(query.values()) else "no jobs")
-    if cursor is not None and not as_json:
-        words = ["aitbcctl", "list", *_respelled(asked), "--limit", str(limit), "--after", cursor]
+    if cursor is not None:
+        given = _respelled(asked) + ([] if shape is None else [f"--format={shape}"])
+        words = ["aitbcctl", "list", *given, "--limit", str(limit), "--after", cursor]
         say(f"more: {plain(shlex.join(words))}")
     return 0
 
@@ -60,6 +76,13 @@ def _pages(
         after = page["next"]
         if after is None or len(jobs) >= limit:
             return jobs, after
+
+
+def _put_csv(jobs: list[Json]) -> None:
+    from aitbcd.spreadsheet import row
+
+    for cells in (_COLUMNS, *([job.get(column) for column in _COLUMNS] for job in jobs)):
+        put_bytes(row(cells), 1)
 
 
 def _respelled(asked: Json) -> list[str]:

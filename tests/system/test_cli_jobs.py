@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shlex
@@ -132,6 +133,23 @@ class TestList:
         tomorrow = str(today + timedelta(days=2))
         for options in (["--from", tomorrow], ["--to", "2020-01-01"]):
             assert cli("list", *options).stderr == b"no such jobs\n"
+
+    def test_it_can_be_chosen_by_name_and_sorted(self, cli: Cli) -> None:
+        jobs = [cli.submit("--name", f"sort-{name}", "--", "true") for name in ("b", "a", "c")]
+        found = cli.json("list", "--name", "sort-*", "--sort", "name")["jobs"]
+        assert [job["name"] for job in found] == ["sort-a", "sort-b", "sort-c"]
+        found = cli.json("list", "--name", "sort-b")["jobs"]
+        assert [job["job_id"] for job in found] == jobs[:1]
+        assert b"--sort" in cli("list", "--sort", "colour", code=2).stderr
+
+    def test_it_can_be_a_table_for_spreadsheets(self, cli: Cli) -> None:
+        job = cli.submit("--name", "=1+1", "--", "true")
+        text = cli("list", "--limit", "1", "--format", "csv").stdout.decode()
+        rows = list(csv.reader(text.splitlines()))
+        assert rows[0][:2] == ["job_id", "number"]
+        assert rows[1][0] == job
+        assert rows[1][3] == "'=1+1"
+        assert b"two things" in cli("list", "--json", "--format", "csv", code=2).stderr
 
     def test_a_day_that_never_was_is_refused(self, cli: Cli) -> None:
         assert b"--from '2026-02-30'" in cli("list", "--from", "2026-02-30", code=2).stderr

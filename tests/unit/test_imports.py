@@ -81,6 +81,7 @@ FOR_CLI = {
     "aitbcd.model",
     "aitbcd.paths",
     "aitbcd.settings",
+    "aitbcd.spreadsheet",
     "aitbcd.units",
     "aitbcd.wire",
 }

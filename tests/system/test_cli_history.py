@@ -1,0 +1,103 @@
+"""What was and what is: ``export`` and ``queue``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import socket
+
+import pytest
+
+from tests.service import DEADLINE_S
+from tests.system.conftest import Cli, Gate
+
+pytestmark = pytest.mark.system
+
+
+def ended(cli: Cli, line: str, *options: str) -> str:
+    job = cli.shell(line, *options)
+    cli.ended(job)
+    return job
+
+
+class TestQueue:
+    def test_it_shows_what_runs_and_what_waits_for_what(self, own_cli: Cli, gate: Gate) -> None:
+        cores = str(os.sysconf("SC_NPROCESSORS_ONLN"))
+        running = own_cli.shell(gate.wait, "--cpus", cores, "--name", "busy", "--timeout", "2h")
+        own_cli.until(running, "running")
+        first = own_cli.shell("true", "--cpus", cores)
+        second = own_cli.shell("true", "--priority", "high")
+        lines = own_cli("queue").stdout.decode().splitlines()[1:]
+        assert [line.split()[1] for line in lines] == [running, second, first]
+        assert all(line.startswith("*") for line in lines)
+        assert "until " in lines[0]
+        assert "waits for 1 CPU core" in lines[1]
+        assert "waits behind 1 earlier job" in lines[2]
+        page = own_cli.json("queue", "--limit", "2")
+        rest = own_cli.json("queue", "--limit", "2", "--after", page["next"])
+        assert [job["job_id"] for job in page["jobs"] + rest["jobs"]] == [running, second, first]
+        assert rest["next"] is None
+
+    def test_an_empty_one_says_so(self, own_cli: Cli) -> None:
+        assert own_cli("queue").stderr == b"nothing runs, and nothing waits\n"
+        assert own_cli.json("queue") == {"jobs": [], "next": None}
+
+
+class TestExport:
+    def test_json_is_one_array_of_what_list_shows(self, own_cli: Cli) -> None:
+        jobs = [ended(own_cli, line) for line in ("true", "exit 1", "true")]
+        assert (
+            own_cli("export", "--format", "json", "--output", "jobs.json").stdout == b"jobs.json\n"
+        )
+        held = json.loads((own_cli.folder / "jobs.json").read_text())
+        assert held == own_cli.json("list")["jobs"]
+        failed = json.loads(own_cli("export", "--status", "failed").stdout)
+        assert [job["job_id"] for job in failed] == [jobs[1]]
+
+    def test_csv_has_the_id_first_and_runs_no_formula(self, own_cli: Cli) -> None:
+        job = ended(own_cli, "true", "--name", '=cmd|"/c calc"!A1, x')
+        own_cli("export", "--output", "jobs.csv")
+        rows = list(csv.reader(io.StringIO((own_cli.folder / "jobs.csv").read_text())))
+        assert rows[0][0] == "job_id"
+        assert rows[1][0] == job
+        assert rows[1][rows[0].index("name")].startswith("'=")
+
+    def test_an_old_file_is_replaced_whole_or_not_at_all(self, cli: Cli) -> None:
+        ended(cli, "true")
+        (cli.folder / "jobs.json").write_text("old")
+        nowhere = {"AITBC_SOCKET": str(cli.folder / "none")}
+        cli("export", "--output", "jobs.json", code=5, environ=nowhere)
+        assert (cli.folder / "jobs.json").read_text() == "old"
+        cli("export", "--output", "jobs.json")
+        assert json.loads((cli.folder / "jobs.json").read_text())[0]["job_id"]
+        assert [name for name in os.listdir(cli.folder) if name.startswith(".")] == []
+
+    def test_half_a_history_is_no_file(self, cli: Cli) -> None:
+        (cli.folder / "jobs.json").write_text("old")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(cli.folder / "s"))
+            listener.listen()
+            export = cli.start(
+                "export", "--output", "jobs.json", environ={"AITBC_SOCKET": str(cli.folder / "s")}
+            )
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(65536)
+                head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                peer.sendall(head + b"4\r\n[{},\r\n")
+            said = export.communicate(timeout=DEADLINE_S)[1]
+        assert export.returncode == 5
+        assert b"went away before its answer was whole" in said
+        assert (cli.folder / "jobs.json").read_text() == "old"
+        assert sorted(os.listdir(cli.folder)) == ["jobs.json", "s"]
+
+    @pytest.mark.parametrize("output", ["none/jobs.json", ".", "/proc/jobs.json"])
+    def test_where_it_cannot_be_written_is_said(self, cli: Cli, output: str) -> None:
+        assert f"cannot write {output}" in cli("export", "--output", output, code=1).stderr.decode()
+
+    def test_a_full_disk_is_said(self, cli: Cli) -> None:
+        ended(cli, "true")
+        done = cli("export", "--output", "/dev/full", code=1)
+        assert b"cannot write /dev/full: No space left on device" in done.stderr
