@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 
 from aitbcd import manifest, wire
 from aitbcd.api.context import Api
-from aitbcd.errors import NoResults
+from aitbcd.errors import AitbcError, NoResults
 from aitbcd.model import Job, JobState, Share
 from aitbcd.results import beneath
 from aitbcd.results.package import Package
@@ -48,6 +48,7 @@ _POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none';"
     " frame-ancestors 'none'"
 )
+_HEADERS = {"content-security-policy": _POLICY, "x-content-type-options": "nosniff"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,14 @@ async def show(api: Api, request: Request, job: Job, share: Share) -> Response:
             f"the results of job {job.job_id} cannot be listed: they were changed or removed"
         ) from None
     page = _page(job, share, files, total, request.path_params["token"])
-    headers = {"content-security-policy": _POLICY, "x-content-type-options": "nosniff"}
-    return HTMLResponse(page, headers=headers)
+    return HTMLResponse(page, headers=_HEADERS)
+
+
+def refuse(error: AitbcError) -> Response:
+    """Return why there is nothing, for people."""
+    hint = f"<p>{escape(error.hint)}</p>" if error.hint else ""
+    body = f"<h1>{escape(error.title)}</h1>\n<p>{escape(error.detail)}</p>\n{hint}"
+    return HTMLResponse(_document(error.title, body), error.status, _HEADERS)
 
 
 def _files(package: Package) -> tuple[list[_File], int]:
@@ -103,16 +110,7 @@ def _page(job: Job, share: Share, files: list[_File], total: int, token: str) ->
     if total != len(files):
         count = "many" if total < 0 else str(total)
         more = f"<p>{len(files)} of {count} files are listed; the zip has all.</p>"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Results of {title}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>Results of {title}</h1>
+    body = f"""<h1>Results of {title}</h1>
 <p>Shared by {escape(job.owner.name)} until {_moment(share.expires_at)}.
 {_outcome(job)}</p>
 <a class="all" href="?format=zip">Download all as a zip ({size})</a>
@@ -123,7 +121,22 @@ def _page(job: Job, share: Share, files: list[_File], total: int, token: str) ->
 </tbody>
 </table>
 {more}
-<p>To verify a download, run <code>sha256sum -c output.sha256</code> in its folder.</p>
+<p>To verify a download, run <code>sha256sum -c output.sha256</code> in its folder.</p>"""
+    return _document(f"Results of {title}", body)
+
+
+def _document(title: str, body: str) -> str:
+    """Return a whole page; both are HTML already."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+{body}
 </body>
 </html>
 """

@@ -177,14 +177,19 @@ class _Shares:
     # -- for who has a link ---------------------------------------------------------------------
 
     async def follow(self, request: Request, asked: Asked) -> Response:
-        share, job = await self._find(request)
         wanted = asked[_FORMAT]
         if wanted is None and "text/html" in request.headers.get("accept", ""):
             wanted = "html"
-        if wanted == "html":
-            answer: Response = await link_page.show(self._api, request, job, share)
-        else:
-            answer = await send_zip(self._api, request, job)
+        try:
+            share, job = await self._find(request)
+            if wanted == "html":
+                answer = await link_page.show(self._api, request, job, share)
+            else:
+                answer = await send_zip(self._api, request, job)
+        except (NoSuchShare, NoResults) as error:
+            if wanted != "html":
+                raise
+            return link_page.refuse(error)
         answer.headers["vary"] = "accept"
         return self._private(request, answer, share)
 

@@ -281,7 +281,18 @@ def test_a_page_of_a_changed_package_says_so(shared: Box) -> None:
     manifest.chmod(0o644)
     manifest.write_bytes(b"nonsense")
     answer = httpx.get(url, params={"format": "html"}, timeout=DEADLINE_S)
-    problem(answer, 409, "no-results")
+    assert answer.status_code == 409
+    assert "changed or removed" in Page(answer.text).text
+
+
+def test_a_browser_is_told_that_a_link_is_over(http: httpx.Client) -> None:
+    answer = http.get("/s/" + "x" * 22, headers={"accept": "text/html"})
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    page = Page(answer.text)
+    assert "has expired or was revoked" in page.text
+    assert page.links == []
 
 
 # -- for another user ---------------------------------------------------------------------------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -230,6 +232,61 @@ def test_a_seq_of_another_queue_is_refused_with_4409(box: Box) -> None:
     assert "999999999" in reason
 
 
+def test_what_is_kept_no_more_is_refused_with_4409(tmp_path: Path) -> None:
+    with serving(tmp_path / "daemon") as box:
+        jobs = [box.run("true")["job_id"] for _ in range(3)]
+        box.service.stop()
+        with sqlite3.connect(box.service.state / "queue.db") as database:
+            database.execute("DELETE FROM events WHERE seq <= 5")
+        database.close()
+        box.service.start()
+        for since in (1, 4):
+            with following(box, f"?since={since}") as ws:
+                code, reason = closed(ws)
+            assert code == 4409
+            assert "kept from seq 6 on" in reason
+        for since in (0, 5):
+            with following(box, f"?since={since}") as ws:
+                assert seqs(events_until(ws, jobs[-1], "completed")) == list(range(6, 13))
+
+
+def test_clients_that_come_and_go_each_see_every_change_once(tmp_path: Path) -> None:
+    """However they interleave with commits, restarts of theirs and being behind."""
+    jobs, chance = 200, random.Random(4)
+    with serving(tmp_path / "daemon") as box:
+        wrong: list[object] = []
+
+        def follow(seed: int) -> None:
+            own = random.Random(seed)
+            last = 0
+            while last < 4 * jobs:
+                with following(box, f"?since={last}", max_queue=None) as ws:
+                    for _ in range(own.choice([1, 2, 5, 20, 60])):
+                        one = message(ws)
+                        if "seq" not in one:
+                            continue
+                        if one["seq"] != last + 1:
+                            wrong.append((seed, last, one))
+                        last = one["seq"]
+                        if last == 4 * jobs:
+                            break
+
+        threads = [threading.Thread(target=follow, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        left = jobs
+        while left:
+            count = min(left, chance.choice([1, 1, 5, 10]))
+            lines = '{"argv": ["true"]}\n' * count
+            assert box.http.post("/v1/jobs:batch", content=lines).status_code == 201
+            left -= count
+        for thread in threads:
+            thread.join(DEADLINE_S)
+        assert not any(thread.is_alive() for thread in threads)
+        assert wrong == []
+        all_quiet(box)
+
+
 @pytest.mark.parametrize(
     ("query", "status", "what"),
     [
@@ -279,10 +336,15 @@ def open_files(box: Box) -> int:
     return len(os.listdir(f"/proc/{box.service.pid}/fd"))
 
 
+def all_quiet(box: Box) -> None:
+    said = box.service.log.read_text()
+    assert "Traceback" not in said, said
+    assert "failed" not in said, said
+
+
 def all_gone(box: Box, before: int) -> None:
     wait_for("the connections are gone", lambda: open_files(box) <= before, log=box.service.log)
-    assert "Traceback" not in box.service.log.read_text()
-    assert "failed" not in box.service.log.read_text()
+    all_quiet(box)
 
 
 def test_clients_that_send_and_close_at_once_leave_nothing(shared: Box) -> None:
