@@ -22,8 +22,9 @@ from aitbcd.store.cursors import Key
 from aitbcd.store.ids import JobIds
 from aitbcd.store.sql import QUERIES
 
-#: How many entries of an index are looked at for one page before another way is taken.
-_BUDGET = 30_000
+#: How many entries of an index are looked at for one page before another way is taken: of those
+#: that hold all that is asked for, and of those that say where it is to be found.
+_ENTRIES, _ROWS = 30_000, 5_000
 
 
 class Sort(str, Enum):
@@ -124,7 +125,8 @@ def _streams(connection: sqlite3.Connection, wanted: JobFilter, limit: int) -> I
     """Yield all streams that a list is merged from."""
     statuses = wanted.statuses or frozenset(JobState)
     owners = _owners(connection, wanted)
-    budget = max(limit, _BUDGET // max(1, len(owners) * len(statuses & FINAL)))
+    entries = _ENTRIES if wanted.sort in (Sort.CREATED, Sort.NAME) else _ROWS
+    budget = max(4 * limit, entries // max(1, len(owners) * len(statuses & FINAL)))
     for uid in owners:
         if JobState.PENDING in statuses:
             yield Stream("waiting", None, uid, budget)
@@ -183,7 +185,11 @@ def _is_mixed(wanted: JobFilter) -> bool:
     """Return whether no index has all that fits, and nothing else, in order."""
     if wanted.sort is Sort.CREATED:
         return wanted.name is not None
-    return wanted.name is not None or (wanted.created_from, wanted.created_before) != (None, None)
+    return wanted.name is not None or _has_times(wanted)
+
+
+def _has_times(wanted: JobFilter) -> bool:
+    return (wanted.created_from, wanted.created_before) != (None, None)
 
 
 def _mixed(
@@ -213,7 +219,7 @@ def _mixed(
         return found
     parts = [_behind(after, is_ascending=wanted.is_ascending), *conditions(wanted)]
     index = Sort.CREATED
-    has_values = wanted.sort in (Sort.CREATED, Sort.NAME)
+    has_values = wanted.sort in (Sort.CREATED, Sort.NAME) and not _has_times(wanted)
     if wanted.name is not None and (has_values or _prefix(wanted.name)):
         parts.append("and_prefix")
         index = Sort.NAME

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -121,3 +123,11 @@ def dump(path: Path) -> list[str]:
     """Return all that the file holds, as SQL."""
     with closing(sqlite3.connect(path)) as connection:
         return list(connection.iterdump())
+
+
+def python(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start a script that says on stdout what it does."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    repository = Path(__file__).parents[2]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=repository, stdout=pipe, stderr=pipe, text=True)

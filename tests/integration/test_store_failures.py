@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -28,6 +27,7 @@ from tests.integration.stores import (
     assign,
     in_pieces,
     opened,
+    python,
     run,
     whole_way,
 )
@@ -88,16 +88,9 @@ class Acknowledged:
         target[int(number)] = word
 
 
-def _python(script: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    repository = Path(__file__).parents[2]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=repository, stdout=pipe, stderr=pipe, text=True)
-
-
 def _killed_writer(path: Path, label: str, lines: int, said: Acknowledged) -> None:
     """Let a writer acknowledge so many changes, kill it, and take every line that it said."""
-    process = _python(WRITER, path, label)
+    process = python(WRITER, path, label)
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "ready\n"
@@ -181,7 +174,7 @@ asyncio.run(main())
 
 def test_processes_that_write_one_file_never_find_it_locked(tmp_path: Path) -> None:
     path, writers = tmp_path / "queue.db", 4
-    processes = [_python(SEVERAL, path, f"p{i}") for i in range(writers)]
+    processes = [python(SEVERAL, path, f"p{i}") for i in range(writers)]
     for process in processes:
         _, said = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 0, said
@@ -207,7 +200,7 @@ def test_two_processes_make_one_new_file(tmp_path: Path) -> None:
     )
     for turn in range(3):
         path = tmp_path / f"queue{turn}.db"
-        processes = [_python(script, path) for _ in range(4)]
+        processes = [python(script, path) for _ in range(4)]
         for process in processes:
             _, said = process.communicate(timeout=DEADLINE_S)
             assert process.returncode == 0, said
