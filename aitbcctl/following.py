@@ -235,18 +235,62 @@ def _introduction(submitted: Json) -> str:
 Sink = Callable[[str, bytes], None]
 
 
+class Frames:
+    """A followed log as it comes: what the job wrote, and where to come back for the rest."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._attempt: int | None = None
+        self._next = 0
+        #: Bytes of the piece that have not come, and what it stands for if it is a note.
+        self._left = 0
+        self._dropped = 0
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield what the job wrote; a note of what was dropped comes whole."""
+        self._rest += data
+        while self._rest:
+            if self._left == 0 and not self._begin():
+                return
+            if self._dropped and len(self._rest) < self._left:
+                return
+            piece, self._rest = self._rest[: self._left], self._rest[self._left :]
+            self._left -= len(piece)
+            yield piece
+
+    def _begin(self) -> bool:
+        """Take the head of the next piece, if it is there."""
+        line, newline, rest = self._rest.partition(b"\n")
+        if newline:
+            head = json.loads(line)
+            self._attempt, self._left, self._next = head["attempt"], head["length"], head["next"]
+            self._dropped = head.get("dropped", 0)
+            self._rest = rest
+        return bool(newline)
+
+    @property
+    def place(self) -> Json | None:
+        """What to ask for to go on behind all that was yielded; None before the first piece."""
+        if self._attempt is None:
+            return None
+        missing = (self._dropped or self._left) if self._left else 0
+        return {"attempt": self._attempt, "offset": self._next - missing}
+
+
 class _LogStream:
     """One log of a job on its way to a sink; opened again where it broke off."""
 
-    def __init__(self, client: Client, job_id: str, name: str, query: Json, sink: Sink) -> None:
+    def __init__(
+        self, client: Client, job_id: str, name: str, *, follow: bool, tail: int | None, sink: Sink
+    ) -> None:
         self._client = client
         self._path = job_path(job_id, "logs", name)
         self._name = name
         #: What the first request asks for; a later one asks for what came after it.
-        self._query = query
+        self._query: Json = {"tail": tail, "framed": True if follow else None}
+        self._frames = Frames() if follow else None
         self._sink = sink
         self._patience = Patience()
-        self._taken = 0
         self.response: Response | None = None
 
     def open(self) -> Response:
@@ -255,7 +299,7 @@ class _LogStream:
                 self.response = self._client.stream(self._path, **self._query)
                 self._patience.found()
             except (Unreachable, Unavailable) as error:
-                if not self._query["follow"]:
+                if self._frames is None:
                     raise
                 self._patience.lost(error)
         return self.response
@@ -266,14 +310,14 @@ class _LogStream:
         try:
             data = response.read_available()
         except Unreachable as error:
-            if not self._query["follow"]:
+            if self._frames is None:
                 raise
-            self._break_off(response)
+            self._break_off(self._frames)
             self._patience.lost(error)
             return True
-        self._taken += len(data)
-        if data:
-            self._sink(self._name, data)
+        for piece in self._frames.feed(data) if self._frames else (data,):
+            if piece:
+                self._sink(self._name, piece)
         return not response.is_done
 
     def close(self) -> None:
@@ -281,15 +325,10 @@ class _LogStream:
             self.response.close()
             self.response = None
 
-    def _break_off(self, response: Response) -> None:
-        # Where a tail began only a header can tell: without it we ask for the tail again.
-        if self._query.get("tail") is None:
-            began = self._query.get("offset", 0)
-        else:
-            began = response.headers.get("x-offset")
-        if began is not None:
-            self._query = {"follow": True, "offset": int(began) + self._taken}
-        self._taken = 0
+    def _break_off(self, frames: Frames) -> None:
+        if frames.place is not None:
+            self._query = {"framed": True, **frames.place}
+        self._frames = Frames()
         self.close()
 
 
@@ -310,8 +349,10 @@ def stream_logs(
         sink: takes the pieces instead of the descriptors.
     """
     to_us = _Outputs(wanted)
-    query = {"follow": follow, "tail": tail}
-    logs = [_LogStream(client, job_id, name, query, sink or to_us.put) for name in wanted]
+    logs = [
+        _LogStream(client, job_id, name, follow=follow, tail=tail, sink=sink or to_us.put)
+        for name in wanted
+    ]
     try:
         going = logs if follow else []
         while going:
