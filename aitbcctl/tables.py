@@ -168,7 +168,9 @@ def _rate(total: Json) -> str:
 
 
 def _span(seconds: float | None) -> str:
-    return "-" if seconds is None else duration(round(seconds, 1))
+    if seconds is None:
+        return "-"
+    return f"{seconds:.2f} s" if seconds < 1 else duration(round(seconds, 1))
 
 
 def _wait(total: Json) -> str:
@@ -177,13 +179,19 @@ def _wait(total: Json) -> str:
     return f"{_span(total['wait_median_s'])} (median), {_span(total['wait_p95_s'])} (95 of 100)"
 
 
+def _key(group: Json) -> str:
+    if group.get("is_rest"):
+        return "(all others)"
+    return "-" if group["key"] is None else plain(group["key"])
+
+
 def group_table(by: str, groups: Sequence[Json], width: int | None) -> str:
     """Return a line for each user, name or day."""
     header = (by.upper(), "JOBS", "DONE", "FAILED", "CANCELED", "SUCCESS", "AVERAGE", "CPU-H",
               "GPU-H", "SPENT")  # fmt: skip
     rows = [
         [
-            plain(group["key"] if group["key"] is not None else "-"),
+            _key(group),
             str(group["submitted"]),
             str(group["completed"]),
             str(group["failed"]),

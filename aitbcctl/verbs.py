@@ -26,6 +26,7 @@ VERBS = {
     "cancel": "End a job.",
     "download": "Copy a job's results, checked, into a folder.",
     "verify": "Check a job's stored results against their checksums.",
+    "stats": "Show how many jobs, how they ended, and what they cost.",
     "export": "Write the history of your jobs as JSON or CSV.",
     "share": "Let others read a job's results: by a link, or by their name.",
     "key": "Make, list and revoke API keys, for clients over TCP.",

@@ -26,6 +26,6 @@ def _is_known(name: str) -> bool:
 
     try:
         ZoneInfo(name)
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""What was and what is: ``export`` and ``queue``."""
+"""What was and what is: ``export``, ``stats`` and ``queue``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -101,3 +102,33 @@ class TestExport:
         ended(cli, "true")
         done = cli("export", "--output", "/dev/full", code=1)
         assert b"cannot write /dev/full: No space left on device" in done.stderr
+
+
+class TestStats:
+    def test_it_shows_what_the_document_promises(self, own_cli: Cli) -> None:
+        for line in ("true", "true", "exit 1"):
+            ended(own_cli, line)
+        text = own_cli("stats").stdout.decode()
+        lines = dict(line.split("  ", 1) for line in text.splitlines())
+        assert lines["Total jobs submitted"].strip() == "3"
+        assert lines["Success rate"].strip() == "66.7 %"
+        assert lines["Average completion time"].strip().endswith("s")
+        assert lines["Total spent"].strip().startswith("0.00")
+
+    @pytest.mark.parametrize("zone", ["Nonsense/Zone", "../../etc/passwd", "Asia/Kathmandu", "X-1"])
+    def test_days_are_of_whatever_zone_the_caller_has(self, cli: Cli, zone: str) -> None:
+        ended(cli, "true")
+        assert cli("stats", "--by", "day", environ={"TZ": zone}).stdout.count(b"\n") > 10
+
+    def test_groups_have_a_line_each(self, own_cli: Cli) -> None:
+        for name in ("a", "a", "b"):
+            ended(own_cli, "true", "--name", name)
+        for by, keys in (("name", {"a": 2, "b": 1}), ("day", None), ("user", None)):
+            groups = own_cli.json("stats", "--by", by)["groups"]
+            assert sum(group["submitted"] for group in groups) == 3
+            if keys:
+                assert {group["key"]: group["submitted"] for group in groups} == keys
+        today = datetime.now().astimezone().date()
+        assert f"\n{today}" in own_cli("stats", "--by", "day", "--days", "2").stdout.decode()
+        tomorrow = str(today + timedelta(days=2))
+        assert own_cli.json("stats", "--from", tomorrow)["total"]["submitted"] == 0
