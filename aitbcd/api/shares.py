@@ -218,7 +218,9 @@ class _Shares:
 
     def _private(self, request: Request, answer: Response, share: Share) -> Response:
         answer.headers.update(_PRIVATE)
-        if request.method != "HEAD":
+        # A download that goes on where it broke off is the same use.
+        is_begin = request.headers.get("range", "bytes=0-").startswith("bytes=0-")
+        if request.method != "HEAD" and is_begin:
             self._api.count_use(share)
         return answer
 

@@ -131,6 +131,7 @@ def test_uses_are_counted(shared: Box) -> None:
     for url in (made["url"], made["url"] + "?format=html", f"{made['url']}/files/output.json"):
         assert httpx.get(url, timeout=DEADLINE_S).status_code == 200
     httpx.head(made["url"], timeout=DEADLINE_S)
+    httpx.get(made["url"], headers={"range": "bytes=100-"}, timeout=DEADLINE_S)
     httpx.get(f"{made['url']}/files/none", timeout=DEADLINE_S)
 
     def used() -> Json | None:
