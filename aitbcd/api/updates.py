@@ -133,8 +133,8 @@ class _Updates:
             if since is not None and (why := _not_kept(since, oldest, newest)):
                 await socket.close(TOO_OLD, why)
                 return
-            await self._join(client, newest)
             try:
+                await self._join(client, newest)
                 await self._serve(socket, client, newest if since is None else since)
             finally:
                 self._leave(client)
