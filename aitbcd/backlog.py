@@ -91,6 +91,10 @@ class Backlog:
         place = self.place(number)
         return self._window.pop(place) if place is not None else None
 
+    def drop(self, uid: int) -> None:
+        """Leave out a user whose jobs have to wait; what else waits stays as it is."""
+        self._window = [entry for entry in self._window if entry.job.owner.uid != uid]
+
     @property
     def arrivals(self) -> int:
         return self._arrivals

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from aitbcd import launch, outcome, output, users
+from aitbcd.clock import Clock, now_us
+from aitbcd.engine.terms import Terms
 from aitbcd.errors import AitbcError, StorageFull, Unavailable, WrongState
 from aitbcd.feed import Feed
-from aitbcd.launcher.protocol import Facts, Message
+from aitbcd.launcher.protocol import Facts, Message, package_name
 from aitbcd.lifecycle import Trigger, after
 from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Machine, Reason, ResultsState
 from aitbcd.outcome import Outcome
@@ -44,10 +46,6 @@ _TOO_LONG = frozenset({errno.EOWNERDEAD, errno.ETIMEDOUT})
 _SEAL_TRIES = 4
 
 
-def now_us() -> int:
-    return time.time_ns() // 1000
-
-
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What an attempt works with, and whom it tells."""
@@ -60,10 +58,14 @@ class Parts:
     #: The absolute path of ``results/``.
     results: str
     reserve: Reserve
+    terms: Terms
+    clock: Clock
     #: Its processes are gone, and with them its claim.
     on_free: Callable[[Attempt], None]
     #: It could not start for a reason that stands in every job's way; a sentence.
     on_obstacle: Callable[[str], None]
+    #: Its end is committed: the job, its ending, and when its results expire.
+    on_ended: Callable[[Job, Ending, int], None]
     #: Does something beside.
     spawn: Callable[[Coroutine[Any, Any, None]], object]
 
@@ -225,9 +227,10 @@ class Attempt:
         match finding.found:
             case Found.SEALED if finding.status and finding.ending:
                 self._note_started(finding.started_at)
-                await self._record(finding.status, finding.ending, None)
+                await self._record_sealed(finding.status, finding.ending)
             case Found.OTHER_BOOT:
-                await self._lose("the machine was restarted while it ran", [])
+                until = reported.last_sign(self._folder(is_sealed=False))
+                await self._lose("the machine was restarted while it ran", [], until)
             case Found.TOMBSTONE:
                 await self._record_unrun()
             case Found.NEVER_RAN:
@@ -327,10 +330,10 @@ class Attempt:
         decided = outcome.judge(facts, self.status, retries_left=self._retries_left())
         if decided.trigger in (Trigger.FAIL, Trigger.CANCELED) and facts.get("started_at"):
             # The last that it said of it; sealing drops the file.
-            building = Path(self._parts.results, f".{self.job.job_id}")
-            said = reported.percentage(building)
+            said = reported.percentage(self._folder(is_sealed=False))
             decided = decided._replace(ending=replace(decided.ending, progress=said))
-        await self._end(decided, handle, facts.get("kept_whole", []))
+        used_us = self._used_us(decided.ending.finished_at)
+        await self._end(decided, handle, facts.get("kept_whole", []), used_us)
 
     def _retries_left(self) -> int:
         return self.job.retries - (self.job.attempt - 1)
@@ -340,7 +343,8 @@ class Attempt:
         left = await self._parts.runs.sweep(self.job.job_id, self.job.attempt, who)
         await self._lose("its supervisor was killed, so nobody saw how it ended", left)
 
-    async def _lose(self, message: str, left: list[str]) -> None:
+    async def _lose(self, message: str, left: list[str], until: int | None = None) -> None:
+        """Record an attempt whose end nobody saw; ``until``: its last sign of life, if known."""
         await self._settled()
         self.is_over = True
         self.free()
@@ -351,18 +355,31 @@ class Attempt:
             retries_left=self._retries_left(),
             left=left,
         )
-        await self._end(decided, None, [])
+        used_us = self._used_us(until or decided.ending.finished_at)
+        await self._end(decided, None, [], used_us)
+
+    def _used_us(self, until: int) -> int:
+        """Return how long the attempt used the machine, to be charged for."""
+        started_at = self._running.at if self._running else self.started_at
+        if started_at is None:
+            return 0
+        if self._boot_id != self._parts.machine.boot_id:
+            return max(0, until - started_at)
+        # Whatever became of the clock meanwhile: it took no longer than the machine has run.
+        return min(max(0, until - started_at), self._parts.clock.steady())
 
     async def _end(
-        self, decided: Outcome, handle: Supervised | None, kept_whole: list[str]
+        self, decided: Outcome, handle: Supervised | None, kept_whole: list[str], used_us: int
     ) -> None:
+        charge_micro = self._parts.terms.charge_micro(self.job, used_us)
+        decided = decided._replace(ending=replace(decided.ending, charge_micro=charge_micro))
         if decided.trigger is Trigger.REQUEUE:
             await self._requeue(decided.ending, handle)
             return
         status, ending = await self._seal(decided, handle, kept_whole)
         await self._record(status, ending, handle)
 
-    async def _requeue(self, ending: Ending | None, handle: Supervised | None) -> None:
+    async def _requeue(self, ending: Ending, handle: Supervised | None) -> None:
         move = self._next(Trigger.REQUEUE, ending=ending)
         await self._commit(*self._unsaid(), move)
         await self._dismiss(handle)
@@ -457,6 +474,21 @@ class Attempt:
             job, spec, user, document, log_limit=self._parts.settings.jobs.log_limit
         )
 
+    async def _record_sealed(self, status: JobState, ending: Ending) -> None:
+        """Commit what a package says that was sealed by an earlier daemon.
+
+        It lies with its user, who can have changed it; at least it ended, and not in the future.
+        """
+        until = at = min(ending.finished_at, now_us())
+        if ending.reason is Reason.LOST:
+            until = reported.last_sign(self._folder(is_sealed=True)) or at
+        charge_micro = self._parts.terms.charge_micro(self.job, self._used_us(until))
+        ending = replace(ending, finished_at=at, charge_micro=charge_micro)
+        await self._record(status, ending, None)
+
+    def _folder(self, *, is_sealed: bool) -> Path:
+        return Path(self._parts.results, package_name(self.job.job_id, is_sealed=is_sealed))
+
     async def _record(self, status: JobState, ending: Ending, handle: Supervised | None) -> None:
         """Commit the final status of a sealed attempt; then its run folder goes."""
         await self._settled()
@@ -473,8 +505,7 @@ class Attempt:
             # Sealed before its owner's wish came; then the wish counts.
             status, ending = JobState.CANCELED, replace(ending, reason=Reason.CANCELED)
         trigger = _FINAL_TRIGGERS[status]
-        moves.append(self._next(trigger, expected=current, ending=ending))
-        await self._commit(*moves)
+        await self._finish(trigger, ending, *moves, expected=current)
         await self._dismiss(handle)
 
     async def _record_unrun(self, handle: Supervised | None = None) -> None:
@@ -483,14 +514,27 @@ class Attempt:
         )
         await self._settled()
         self.is_over = True
-        await self._commit(self._next(Trigger.CANCELED, ending=ending))
+        await self._finish(Trigger.CANCELED, ending)
         await self._dismiss(handle)
 
     async def _fail_unrun(self, message: str) -> None:
         ending = Ending(now_us(), Reason.CANNOT_START, message=message)
         await self._settled()
         self.is_over = True
-        await self._commit(self._next(Trigger.FAIL, ending=ending))
+        await self._finish(Trigger.FAIL, ending)
+
+    async def _finish(
+        self,
+        trigger: Trigger,
+        ending: Ending,
+        *before: Move,
+        expected: JobState | None = None,
+    ) -> None:
+        """Commit a final status, with what is to be committed ``before`` it."""
+        expires_at = await self._parts.terms.expires_at(self.job, ending.finished_at)
+        last = self._next(trigger, expected=expected, ending=ending, expires_at=expires_at)
+        await self._commit(*before, last)
+        self._parts.on_ended(self.job, ending, expires_at)
 
     async def _dismiss(self, handle: Supervised | None) -> None:
         """Let the run folder go: its end is in the store."""
@@ -517,6 +561,7 @@ class Attempt:
         at: int | None = None,
         handle: str | None = None,
         ending: Ending | None = None,
+        expires_at: int | None = None,
     ) -> Move:
         job = self.job
         return Move(
@@ -527,6 +572,7 @@ class Attempt:
             at or (ending.finished_at if ending else now_us()),
             handle=handle,
             ending=ending,
+            expires_at=expires_at,
         )
 
     def _move(self, *moves: Move) -> asyncio.Future[list[Event]]:

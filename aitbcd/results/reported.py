@@ -8,6 +8,7 @@ from pathlib import Path
 from aitbcd import progress
 from aitbcd.results import beneath
 
+_STDOUT = b"logs/stdout.log"
 _STDERR = b"logs/stderr.log"
 _PROGRESS = b"progress"
 
@@ -23,6 +24,18 @@ def percentage(building: Path) -> int | None:
         return progress.from_stderr(_tail(folder, _STDERR)) if percent is None else percent
     finally:
         os.close(folder)
+
+
+def last_sign(building: Path) -> int | None:
+    """Return when a job last wrote to its logs or of its progress, microseconds."""
+    signs = []
+    for path in (_STDOUT, _STDERR, _PROGRESS):
+        try:
+            with beneath.open_in(building, path) as file:
+                signs.append(file.changed_at)
+        except (beneath.NotThere, PermissionError):
+            continue
+    return max(signs, default=None)
 
 
 def _tail(folder: int, path: bytes) -> bytes:

@@ -138,6 +138,12 @@ WHERE :uid IS NULL AND j.deleted_at IS NULL ORDER BY j.number DESC LIMIT 1
 WHERE j.finished_at IS NULL AND j.current IS NULL
 ORDER BY j.priority DESC, j.number LIMIT :limit
 
+-- where_queue_without --
+-- Fragment: the same, without the jobs of some users.
+WHERE j.finished_at IS NULL AND j.current IS NULL
+AND j.uid NOT IN (SELECT value FROM json_each(:uids))
+ORDER BY j.priority DESC, j.number LIMIT :limit
+
 -- where_active --
 -- Fragment: every job of which something may run. The + keeps SQLite from walking all jobs in
 -- order for the sake of these few.

@@ -12,7 +12,7 @@ SQLite in WAL mode, https://www.sqlite.org/wal.html.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -342,9 +342,16 @@ class Store:
         found = await self._lookups.fetch(QUERIES["specs"], numbers=str(list(numbers)))
         return {row[0]: rows.spec(row[1:]) for row in found}
 
-    async def head(self, limit: int) -> list[Job]:
-        """Return the next jobs of the queue: by priority, then in the order of their submits."""
-        return await self._jobs(self._lookups, "where_queue", limit=limit)
+    async def head(self, limit: int, *, without: Collection[int] = ()) -> list[Job]:
+        """Return the next jobs of the queue: by priority, then in the order of their submits.
+
+        Args:
+            without: uids whose jobs are passed over.
+        """
+        if not without:
+            return await self._jobs(self._lookups, "where_queue", limit=limit)
+        uids = str(list(without))
+        return await self._jobs(self._lookups, "where_queue_without", limit=limit, uids=uids)
 
     async def active(self) -> list[Job]:
         """Return every job that is assigned, running or canceling, by number."""

@@ -162,7 +162,7 @@ def small_disk(tmp_path: Path) -> Iterator[Box]:
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("a file system cannot be mounted here")
     try:
-        with serving(disk / "daemon") as box:
+        with serving(disk / "daemon", CONFIG + "[storage]\nreserve = 0\n") as box:
             yield box
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)

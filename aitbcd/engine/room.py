@@ -1,0 +1,84 @@
+"""The room for results: on the disk for all, and in each user's quota."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from aitbcd import space
+from aitbcd.settings import Storage
+from aitbcd.store import Store
+
+
+class Disk:
+    """The file system that results are on."""
+
+    def __init__(self, storage: Storage, folder: str) -> None:
+        self._storage = storage
+        self._folder = folder
+
+    def lack(self) -> str | None:
+        """Return what jobs wait for while there is too little room; None where there is enough."""
+        about = os.statvfs(self._folder)
+        reserve = space.reserve_of(self._storage, about.f_blocks * about.f_frsize)
+        return space.short_of_space(about.f_bavail * about.f_frsize, reserve, self._folder)
+
+
+class Quota:
+    """Who keeps more results than he may. His jobs wait; nobody else's do."""
+
+    def __init__(
+        self,
+        quota: int | None,
+        store: Store,
+        *,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        on_change: Callable[[int, bool], None],
+    ) -> None:
+        self._quota = quota
+        self._store = store
+        self._spawn = spawn
+        #: Told a uid, and whether its jobs have to wait from now on.
+        self._on_change = on_change
+        self._used: dict[int, int] = {}
+        self._outdated: set[int] = set()
+        self._is_looking = False
+
+    def lack(self, uid: int) -> str | None:
+        """Return what jobs of a user wait for; None where they need not."""
+        return space.over_quota(self._used.get(uid, 0), self._quota)
+
+    def blocked(self) -> list[int]:
+        """Return the users whose jobs wait."""
+        return [uid for uid in self._used if self.lack(uid)]
+
+    async def learn(self, uids: Iterable[int]) -> bool:
+        """Get to know users; tell whether one of them has to wait."""
+        if self._quota is None:
+            return False
+        unknown = set(uids) - self._used.keys()
+        for uid in unknown:
+            self._used[uid] = await self._store.usage(uid)
+        return any(self.lack(uid) for uid in unknown)
+
+    def look(self, uid: int) -> None:
+        """Look again what a user keeps, soon."""
+        if self._quota is None:
+            return
+        self._outdated.add(uid)
+        if not self._is_looking:
+            self._is_looking = True
+            self._spawn(self._look_at_outdated())
+
+    async def _look_at_outdated(self) -> None:
+        try:
+            while self._outdated:
+                uid = self._outdated.pop()
+                had_to_wait = self.lack(uid) is not None
+                self._used[uid] = await self._store.usage(uid)
+                has_to_wait = self.lack(uid) is not None
+                if has_to_wait != had_to_wait:
+                    self._on_change(uid, has_to_wait)
+        finally:
+            self._is_looking = False

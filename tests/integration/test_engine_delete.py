@@ -1,0 +1,146 @@
+"""Delete and retry: what goes, what stays, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aitbcd.errors import NoSuchJob, WrongState
+from aitbcd.model import JobState, Owner
+from tests.integration.engines import Rig, engine_in, scenario, until
+
+ANN = Owner(os.getuid(), "ann")
+only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+
+
+@scenario
+async def test_a_deleted_job_and_its_results_are_gone_when_it_is_said(folder: Path) -> None:
+    async with engine_in(folder) as rig:
+        job = await rig.run("sh", "-c", "echo much > $AITBC_ARTIFACTS_DIR/file")
+        assert job.ending is not None
+        used = await rig.store.usage(ANN.uid)
+        assert used == job.ending.result_bytes > 0
+        assert await rig.engine.delete(job) == used
+        assert list(rig.results.iterdir()) == []
+        assert await rig.store.job(job.number) is None
+        assert await rig.store.usage(ANN.uid) == 0
+        assert await rig.store.removals() == []
+        with pytest.raises(NoSuchJob):
+            await rig.engine.delete(job)
+
+
+@scenario
+async def test_what_runs_or_waits_is_not_deleted(folder: Path) -> None:
+    async with engine_in(folder) as rig:
+        running = await rig.submit("sleep", "1000", cpus=4)
+        running = await rig.reached(running, JobState.RUNNING)
+        waiting = await rig.submit("true", cpus=4)
+        for job in (running, waiting):
+            with pytest.raises(WrongState, match=job.status.value) as refused:
+                await rig.engine.delete(job)
+            assert refused.value.hint == f"cancel it first: aitbcctl cancel {job.number}"
+            assert refused.value.fields["state"] == job.status.value
+            with pytest.raises(WrongState, match="before it is over"):
+                await rig.engine.retry(job, ANN)
+            assert (await rig.job(job)).status is job.status
+        await rig.engine.cancel(waiting, force=True)
+        await rig.engine.cancel(running, force=True)
+        # One that never had results goes as well.
+        assert await rig.engine.delete(await rig.ended(waiting)) == 0
+        await rig.engine.delete(await rig.ended(running))
+        assert list(rig.results.iterdir()) == []
+
+
+@scenario
+async def test_deleting_what_somebody_reads_is_answered_and_goes_on(folder: Path) -> None:
+    async with engine_in(folder) as rig:
+        job = await rig.run("echo", "here")
+        reader = os.open(rig.package(job), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(reader, fcntl.LOCK_SH)
+            assert await rig.engine.delete(job) > 0
+            assert await rig.store.job(job.number) is None
+            assert (rig.package(job) / "output.json").exists()
+        finally:
+            os.close(reader)
+        await rig.gone(job)
+
+
+@scenario
+async def test_others_are_answered_while_a_large_package_goes(folder: Path) -> None:
+    make = "import os\nfor n in range(100_000): open(str(n), 'w').close()"
+    async with engine_in(folder) as rig:
+        job = await rig.run("sh", "-c", f'cd $AITBC_ARTIFACTS_DIR && {sys.executable} -c "{make}"')
+        other = await rig.run("true")
+        deleting = asyncio.create_task(rig.engine.delete(job))
+        answered = 0
+        while any(job.job_id in path.name for path in rig.results.iterdir()):
+            await rig.job(other)
+            answered += 1
+        await deleting
+        assert answered > 10
+        await rig.gone(job)
+
+
+@scenario
+async def test_a_retry_is_a_new_job_of_the_same_kind(folder: Path) -> None:
+    async with engine_in(folder) as rig:
+        failed = await rig.run("sh", "-c", "echo $X; exit 3", name="n", env=(b"X=1",), retries=0)
+        assert failed.status is JobState.FAILED
+        again = await rig.engine.retry(failed, ANN, plan="pro")
+        assert again.number != failed.number
+        assert (again.retry_of, again.name, again.plan) == (failed.job_id, "n", "pro")
+        over = await rig.ended(again)
+        assert (over.status, over.retry_of) == (JobState.FAILED, failed.job_id)
+        log = (rig.package(over) / "logs" / "stdout.log").read_bytes()
+        assert log == b"1\n"
+        await rig.engine.delete(failed)
+        with pytest.raises(NoSuchJob):
+            await rig.engine.retry(failed, ANN)
+        assert (await rig.job(over)).retry_of == failed.job_id
+
+
+@only_root
+@scenario
+async def test_a_package_goes_as_its_owner_and_others_things_stay(folder: Path) -> None:
+    name = f"aitbcd-d{os.getpid()}"
+    subprocess.run(["useradd", "--no-create-home", name], check=True)
+    try:
+        uid = int(subprocess.check_output(["id", "-u", name]))
+        him = Owner(uid, name)
+        for part in (folder, *folder.parents[:2]):
+            part.chmod(0o755)
+        async with engine_in(folder) as rig:
+            job = await rig.run("sh", "-c", "echo x > $AITBC_ARTIFACTS_DIR/file", owner=him)
+            assert job.status is JobState.COMPLETED, job
+            assert rig.package(job).stat().st_uid == uid
+            assert await rig.engine.delete(job) > 0
+            assert list(rig.results.iterdir()) == []
+            await _leave_roots_things(rig, him)
+    finally:
+        subprocess.run(["userdel", name], check=True)
+
+
+async def _leave_roots_things(rig: Rig, him: Owner) -> None:
+    """What is not his is not removed for him, and holds up nobody."""
+    job = await rig.run("echo", "here", owner=him)
+    artifacts = rig.package(job) / "artifacts"
+    (artifacts / "roots").mkdir(mode=0o755)
+    (artifacts / "roots" / "file").write_text("of root")
+    assert await rig.engine.delete(job) > 0
+
+    async def is_all_else_gone() -> bool:
+        left = [path for path in rig.results.rglob("*") if not path.is_dir()]
+        return [path.name for path in left] == ["file"]
+
+    await until("all but root's file goes", is_all_else_gone)
+    assert await rig.store.job(job.number) is None
+    other = await rig.run("true", owner=him)
+    await rig.engine.delete(other)
+    assert not rig.package(other).exists()
