@@ -52,7 +52,7 @@ def _reason(facts: Facts) -> tuple[Reason | None, str | None]:
     if refusal := facts.get("cannot_start"):
         if facts.get("storage"):
             return Reason.STORAGE, refusal
-        return Reason.CANNOT_START, f"cannot start {refusal}"
+        return Reason.CANNOT_START, refusal
     match facts.get("ended_by"):
         case "timeout":
             return Reason.TIMEOUT, _and_undead("ran into its time limit", facts)

@@ -6,8 +6,16 @@ Run as a folder, without the site packages, so that nothing but the standard lib
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aitbcd.launcher.launcher import Launcher
+
+
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR)
 
 
 def main() -> int:
@@ -27,6 +35,23 @@ def main() -> int:
 
 
 def _serve(state: str, ready_fd: int, *, is_lasting: bool) -> int:
+    try:
+        launcher = _open(state, is_lasting=is_lasting)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename not in (None, state) else ""
+        hint = "; name the state directory of a daemon" if error.errno in _NO_FOLDER else ""
+        words = f"cannot serve {state}: {error.strerror}{where}{hint}"
+        print(f"aitbcd launcher: {words}", file=sys.stderr)
+        return 1
+    if ready_fd >= 0:
+        os.write(ready_fd, b"1")
+        os.close(ready_fd)
+    launcher.run()
+    return 0
+
+
+def _open(state: str, *, is_lasting: bool) -> Launcher:
+    """Become the launcher of a state directory."""
     from aitbcd.launcher.launcher import Launcher
 
     state_fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -38,16 +63,8 @@ def _serve(state: str, ready_fd: int, *, is_lasting: bool) -> int:
     os.umask(0o027)
     daemon_uid = os.stat(state_fd).st_uid
     launcher = Launcher(state_fd, is_lasting=is_lasting, daemon_uid=daemon_uid)
-    try:
-        launcher.open()
-    except BlockingIOError as error:
-        print(f"aitbcd launcher: {error.strerror}: {state}", file=sys.stderr)
-        return 1
-    if ready_fd >= 0:
-        os.write(ready_fd, b"1")
-        os.close(ready_fd)
-    launcher.run()
-    return 0
+    launcher.open()
+    return launcher
 
 
 if __name__ == "__main__":

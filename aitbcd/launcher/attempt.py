@@ -74,12 +74,12 @@ class Attempt:
         try:
             self.pid = spawn.start(spec, made.stdout, made.stderr, who)
         except spawn.CannotStart as refusal:
-            self._say(f"aitbcd: cannot start {refusal}\n")
+            self._say(f"aitbcd: {refusal}\n")
             self._finish(cannot_start=str(refusal))
             return
         except OSError as error:
             # fork(2) itself: no memory, or too many processes of this user.
-            self._finish(cannot_start=f"no new process: {error.strerror}")
+            self._finish(cannot_start=f"cannot start: no new process: {error.strerror}")
             return
         # The kernel counts what a process had before its exec as its own: ours (exec_mmap() and
         # wait4(2), ru_maxrss). So what is not more than that is not known.

@@ -82,7 +82,7 @@ class Facts(TypedDict, total=False):
     signal: int | None
     #: ``cancel``, ``timeout``, ``shutdown``: who ended it; None: itself.
     ended_by: str | None
-    #: The system's words why the program could not be started.
+    #: A sentence: why the program could not be started.
     cannot_start: str | None
     #: ... because of the disk: the job is not to blame.
     storage: bool

@@ -13,6 +13,7 @@ import json
 import os
 import select
 import signal
+import stat
 from typing import Any
 
 from aitbcd.launcher.identity import Identity
@@ -21,10 +22,12 @@ from aitbcd.launcher.identity import Identity
 _START_S = 60.0
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 _OUR_UMASK = 0o027
+_THE_CWD = "cannot start: the working directory"
+_THE_STDIN = "cannot start: the file for standard input"
 
 
 class CannotStart(Exception):
-    """The program could not be started; the text is the system's own words."""
+    """The program could not be started; the text says so, with the system's own words."""
 
 
 def start(spec: dict[str, Any], stdout: int, stderr: int, who: Identity | None) -> int:
@@ -68,7 +71,7 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
                 _explain(program, error)
             except ValueError as error:
                 # A NUL, or a name without letters: what exec cannot be told.
-                raise CannotStart(f"{_shown(program)}: {error}") from None
+                raise CannotStart(f"cannot start {_shown(program)}: {error}") from None
         raise AssertionError("unreachable: _programs yields at least one, or _explain raises")
     finally:
         if stdin >= 0:
@@ -88,7 +91,7 @@ def _fork(spec: dict[str, Any], stdout: int, stderr: int, who: Identity) -> int:
         poller.register(reading, select.POLLIN)
         if not poller.poll(_START_S * 1000):
             os.kill(pid, signal.SIGKILL)
-            raise CannotStart(f"{_shown(spec['cwd'])}: no answer from its file system")
+            raise CannotStart(f"{_THE_CWD} {_shown(spec['cwd'])} does not answer")
         words = os.read(reading, 65536)
     finally:
         os.close(reading)
@@ -122,7 +125,7 @@ def _become_program(
     except CannotStart as refusal:
         words = str(refusal)
     except BaseException as error:
-        words = f"{type(error).__name__}: {error}"
+        words = f"cannot start: {type(error).__name__}: {error}"
     os.write(writing, json.dumps(words).encode()[:65536])
     os._exit(127)
 
@@ -131,7 +134,7 @@ def _enter(spec: dict[str, Any]) -> None:
     try:
         os.chdir(spec["cwd"])
     except OSError as error:
-        raise CannotStart(f"{_shown(spec['cwd'])}: {os.strerror(error.errno or 0)}") from None
+        raise CannotStart(f"{_THE_CWD} {_shown(spec['cwd'])} {_what_of(error)}") from None
     os.umask(spec["umask"])
 
 
@@ -142,7 +145,10 @@ def _open_stdin(spec: dict[str, Any]) -> int:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         fd = os.open(path, flags)
     except OSError as error:
-        raise CannotStart(f"{_shown(path)}: {os.strerror(error.errno or 0)}") from None
+        raise CannotStart(f"{_THE_STDIN} {_shown(path)} {_what_of(error)}") from None
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CannotStart(f"{_THE_STDIN} {_shown(path)} is a directory")
     fcntl.fcntl(fd, fcntl.F_SETFL, 0)
     return fd
 
@@ -160,7 +166,7 @@ def _programs(spec: dict[str, Any]) -> list[str]:
         if os.path.isfile(candidate):
             refused = errno.EACCES
     where = "" if refused == errno.EACCES else " (looked for in PATH)"
-    raise CannotStart(f"{_shown(name)}: {os.strerror(refused)}{where}")
+    raise CannotStart(f"cannot start {_shown(name)}: {os.strerror(refused)}{where}")
 
 
 def _explain(program: str, error: OSError) -> None:
@@ -172,7 +178,20 @@ def _explain(program: str, error: OSError) -> None:
         more = " (a script needs a first line such as #!/bin/sh)"
     elif error.errno == errno.EACCES and os.path.isfile(program):
         more = " (is it executable? chmod +x)"
-    raise CannotStart(f"{_shown(program)}: {os.strerror(error.errno or 0)}{more}") from None
+    words = os.strerror(error.errno or 0)
+    raise CannotStart(f"cannot start {_shown(program)}: {words}{more}") from None
+
+
+def _what_of(error: OSError) -> str:
+    """Return what is wrong with a path, to be said after it."""
+    match error.errno:
+        case errno.ENOENT:
+            return "does not exist"
+        case errno.ENOTDIR:
+            return "is not a directory, or below something that is none"
+        case errno.EACCES:
+            return "is closed to the job's user"
+    return f"cannot be opened: {os.strerror(error.errno or 0)}"
 
 
 def _not_default() -> list[int]:

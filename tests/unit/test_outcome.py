@@ -31,7 +31,7 @@ def facts(**more: object) -> Facts:
             "ran into its time limit",
         ),
         (
-            facts(exit_code=None, cannot_start="x: No such file or directory"),
+            facts(exit_code=None, cannot_start="cannot start x: No such file or directory"),
             Trigger.FAIL,
             Reason.CANNOT_START,
             "cannot start x: No such file or directory",

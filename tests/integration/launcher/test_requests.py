@@ -364,7 +364,15 @@ def test_too_few_descriptors_refuse_a_start_and_do_no_harm(stage: Stage) -> None
     assert daemon.run(spec).facts["exit_code"] == 0
 
 
-def test_a_state_directory_that_is_gone_is_said(stage: Stage) -> None:
-    shutil.rmtree(stage.results)
+@pytest.mark.parametrize("gone", ["state", "results"])
+def test_a_state_directory_that_is_gone_is_said(stage: Stage, gone: str) -> None:
+    if gone == "state":
+        stage.state.rename(stage.folder / "elsewhere")
+        stage.log = stage.folder / "launcher.log"
+    else:
+        shutil.rmtree(stage.results)
     assert not stage.launch()
-    assert stage.wait() != 0
+    assert stage.wait() == 1
+    words = "No such file or directory" + (": results" if gone == "results" else "")
+    what = f"cannot serve {stage.state}: {words}; name the state directory of a daemon"
+    assert stage.said() == f"aitbcd launcher: {what}\n"
