@@ -7,8 +7,12 @@ The real ``pynvml`` loads it through LD_LIBRARY_PATH. What the file can say is a
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).with_name("nvml.c")
 LIBRARY = "libnvidia-ml.so.1"
@@ -112,6 +116,16 @@ def _lines(keys: dict[str, object]) -> str:
         for one in (value if isinstance(value, list) else [value])
     )
     return "".join(lines)
+
+
+@contextmanager
+def program(*argv: str, **how: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Run a program in a session of its own, which ends with the block, also when a test fails."""
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True, **how) as running:
+        try:
+            yield running
+        finally:
+            os.killpg(running.pid, signal.SIGKILL)
 
 
 class Driver:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import select
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,10 @@ from tests.driver import (
     mig,
     mig_uuid_of,
     process,
+    program,
     uuid_of,
 )
-from tests.service import DEADLINE_S, children
+from tests.service import DEADLINE_S, children, wait_for
 
 #: What fails is asked again soon, and a foreign process is soon forgotten.
 QUICK = Settings(retry_s=0.1, foreign_grace_s=0.2)
@@ -304,24 +306,18 @@ async def main():
     await asyncio.sleep(3600)
 asyncio.run(main())
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "gpus.json")], stdout=subprocess.PIPE
-    ) as daemon:
+    with program(sys.executable, "-c", code, str(tmp_path / "gpus.json")) as daemon:
         assert daemon.stdout is not None
         probe = int(daemon.stdout.readline())
         handle = os.pidfd_open(probe)
         _wait_until_it_hangs(probe)
         daemon.kill()
         os.set_blocking(handle, False)
-        import select
-
         assert select.select([handle], [], [], DEADLINE_S)[0], "the probe lives on"
         os.close(handle)
 
 
 def _wait_until_it_hangs(pid: int) -> None:
-    from tests.service import wait_for
-
     def hangs() -> bool:
         return any(
             "inotify" in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")
@@ -565,8 +561,8 @@ def test_a_drain_that_cannot_be_stored_is_none(driver: Driver, tmp_path: Path) -
 # --- processes ---------------------------------------------------------------------------------
 
 
-def sleeper(environ: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["sleep", "3600"], env=os.environ | (environ or {}))
+def sleeper(**environ: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return program("sleep", "3600", env=os.environ | environ)
 
 
 def first(inventory: Inventory) -> Gpu:
@@ -585,7 +581,6 @@ def test_a_foreign_process_is_named_and_its_gpu_taken(driver: Driver, tmp_path: 
                     gpu(0, used=5 * GIB, process=[process(notebook.pid, 5 * GIB)], utilization=0)
                 )
                 seen = first(await until(gpus, "foreign", lambda now: states(now) == ["foreign"]))
-                notebook.kill()
             user = pwd.getpwuid(os.getuid()).pw_name
             (one,) = seen.processes
             assert (one.pid, one.user, one.memory) == (notebook.pid, user, 5 * GIB)
@@ -664,9 +659,9 @@ def test_a_job_that_runs_is_known_by_its_package(driver: Driver, tmp_path: Path)
     async def test() -> None:
         async with opened(tmp_path, job_of=claims.job_of) as gpus:
             with (
-                sleeper({"AITBC_JOB_ID": "job_00000001"}) as ours,
-                sleeper({"AITBC_JOB_ID": "job_00000002"}) as liar,
-                sleeper({"AITBC_JOB_ID": "../job_00000001"}) as hostile,
+                sleeper(AITBC_JOB_ID="job_00000001") as ours,
+                sleeper(AITBC_JOB_ID="job_00000002") as liar,
+                sleeper(AITBC_JOB_ID="../job_00000001") as hostile,
             ):
                 driver.write(
                     gpu(0, process=[process(ours.pid, GIB), process(ours.pid, GIB, "M")]),
@@ -675,8 +670,6 @@ def test_a_job_that_runs_is_known_by_its_package(driver: Driver, tmp_path: Path)
                     gpu(3, process=[process(ours.pid, GIB), process(liar.pid, GIB)]),
                 )
                 inventory = await until(gpus, "busy", lambda seen: "busy" in states(seen))
-                for each in (ours, liar, hostile):
-                    each.kill()
             assert states(inventory) == ["busy", "foreign", "foreign", "busy"]
             assert [one.jobs for one in inventory.gpus] == [
                 ("job_00000001",),
@@ -702,9 +695,7 @@ def test_a_worker_that_overwrote_its_environment_is_still_the_jobs(
 
     async def test() -> None:
         environ = os.environ | {"AITBC_JOB_ID": "job_00000001"}
-        with subprocess.Popen(
-            ["/bin/sh", "-c", line], env=environ, stdout=subprocess.PIPE, start_new_session=True
-        ) as job:
+        with program("/bin/sh", "-c", line, env=environ) as job:
             assert job.stdout is not None
             job.stdout.readline()
             workers = children(job.pid)
@@ -712,7 +703,7 @@ def test_a_worker_that_overwrote_its_environment_is_still_the_jobs(
             driver.write(*(gpu(n, process=[process(pid, GIB)]) for n, pid in enumerate(workers)))
             async with opened(tmp_path, job_of=claims.job_of) as gpus:
                 inventory = await until(gpus, "they are there", lambda seen: seen.gpus)
-            for pid in (*workers, job.pid):
+            for pid in workers:
                 os.kill(pid, signal.SIGKILL)
         assert [one.jobs for one in inventory.gpus] == [("job_00000001",)] * 2
 

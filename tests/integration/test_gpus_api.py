@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driver import GIB, VERSION_MISMATCH, Driver, gpu, process, uuid_of
+from tests.driver import GIB, VERSION_MISMATCH, Driver, gpu, process, program, uuid_of
 from tests.integration.conftest import Box, Json, User, problem, serving
 from tests.service import Service, children, wait_for
 
@@ -170,12 +170,10 @@ def test_a_jobs_process_is_the_jobs_and_its_arguments_the_owners(
     (other,) = ada.ask(gpu_box.service.socket, "GET", "/v1/gpus").json["gpus"][0]["processes"]
     assert other["command"] == "sh"
     # Saying that it is of this job does not make another user's process so.
-    with subprocess.Popen(
-        ["sleep", "3600"], user=ada.uid, env={"PATH": os.environ["PATH"], "AITBC_JOB_ID": job}
-    ) as liar:
+    environ = {"PATH": os.environ["PATH"], "AITBC_JOB_ID": job}
+    with program("sleep", "3600", user=ada.uid, env=environ) as liar:
         shared.write(gpu(0), gpu(1, "4090", process=[process(liar.pid, GIB)]))
         (one,) = reached(gpu_box, ["free", "foreign"])["gpus"][1]["processes"]
-        liar.kill()
     assert (one["job_id"], one["user"]) == (None, ada.name)
     gate.touch()
     gpu_box.ended(job)

@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.driver import GIB, GPU_IS_LOST, MIB, Driver, gpu, mig, mig_uuid_of, process, uuid_of
+from tests.driver import (
+    GIB,
+    GPU_IS_LOST,
+    MIB,
+    Driver,
+    gpu,
+    mig,
+    mig_uuid_of,
+    process,
+    program,
+    uuid_of,
+)
 
 #: Prints what pynvml says of every GPU.
 READ = """
@@ -99,12 +110,7 @@ for h in handles:
     except n.NVMLError as error:
         print(error.value)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ | driver.environ,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as reader:
+    with program(sys.executable, "-c", code, env=os.environ | driver.environ, text=True) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
         driver.write(gpu(0), gpu(1, xid="1 79", fault=GPU_IS_LOST, fault__nvmlDeviceGetUUID=0))
@@ -115,12 +121,7 @@ for h in handles:
 def test_a_function_hangs_until_the_script_changes(driver: Driver) -> None:
     driver.write(gpu(0), hang__nvmlDeviceGetCount_v2=1)
     code = "import pynvml as n; n.nvmlInit(); print('ready', flush=True); n.nvmlDeviceGetCount()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ | driver.environ,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as reader:
+    with program(sys.executable, "-c", code, env=os.environ | driver.environ, text=True) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
         assert reader.poll() is None
