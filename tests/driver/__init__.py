@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,8 @@ def program(*argv: str, **how: Any) -> Iterator[subprocess.Popen[Any]]:
         try:
             yield running
         finally:
-            os.killpg(running.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it was waited for
+                os.killpg(running.pid, signal.SIGKILL)
 
 
 class Driver:

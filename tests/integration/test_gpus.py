@@ -318,12 +318,19 @@ asyncio.run(main())
 
 
 def _wait_until_it_hangs(pid: int) -> None:
+    """The stand-in waits with inotify for its script to change."""
+
     def hangs() -> bool:
-        return any(
-            "inotify" in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")
-        )
+        return any("inotify" in _target(f"/proc/{pid}/fd/{fd}") for fd in range(16))
 
     wait_for("the probe waits inside the driver", hangs)
+
+
+def _target(link: str) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:
+        return ""
 
 
 def test_a_lost_gpu_is_told_and_the_others_go_on(driver: Driver, tmp_path: Path) -> None:
@@ -454,6 +461,27 @@ def test_memory_faults_drain_until_somebody_lives_with_them(driver: Driver, tmp_
             driver.write(gpu(0, ecc=4), gpu(1), gpu(2))
             inventory = await until(gpus, "one more", lambda seen: states(seen)[1] == "free")
             assert states(inventory) == ["drained", "free", "free"]
+
+    run(test())
+
+
+def test_an_xid_during_a_look_is_followed_by_another_look(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0), gpu(1))
+    slow = gpu(1, hang__nvmlDeviceGetUtilizationRates=1)
+    lost = gpu(0, xid="1 79", fault=GPU_IS_LOST)
+
+    async def test() -> None:
+        async with opened(tmp_path, Settings(deadline_s=3600)) as gpus:
+            await until(gpus, "they are there", lambda seen: seen.gpus and is_well(seen))
+            driver.write(gpu(0), slow)
+            # The look has read the first GPU, and waits for the second one.
+            assert is_well(await gpus.look(max_age_s=0))
+            driver.write(lost, slow)
+            while not (tmp_path / "gpus.json").exists():
+                await asyncio.sleep(0.01)
+            driver.write(lost, gpu(1))
+            inventory = await heard(gpus, "lost", lambda seen: "lost" in states(seen))
+            assert states(inventory) == ["lost", "free"]
 
     run(test())
 
