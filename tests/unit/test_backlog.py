@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,3 +115,15 @@ def test_a_job_offered_twice_is_there_once() -> None:
     backlog.refill([job(1)], {}, but=set(), is_all=True, arrivals=backlog.arrivals)
     backlog.offer(job(1), None)
     assert len(backlog) == 1
+
+
+def test_a_user_who_has_to_wait_is_left_out_and_comes_back_in_his_place() -> None:
+    backlog = Backlog()
+    jobs = [replace(job(number), owner=Owner(number % 2, "x")) for number in range(1, 7)]
+    backlog.refill(jobs, {}, but=set(), is_all=True, arrivals=backlog.arrivals)
+    backlog.drop(0)
+    assert [each.number for each in backlog.waiting()] == [1, 3, 5]
+    backlog.arrived()
+    assert backlog.is_low
+    backlog.refill(jobs, {}, but=set(), is_all=True, arrivals=backlog.arrivals)
+    assert [each.number for each in backlog.waiting()] == [1, 2, 3, 4, 5, 6]
