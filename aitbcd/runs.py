@@ -8,10 +8,12 @@ the launcher is our child, in a session of its own, and is replaced when it dies
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -269,6 +271,8 @@ class Runs:
         self._run_fd = -1
         self._launcher: _Packets | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        #: What jobs inherit; the daemon's own is raised for its connections.
+        self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._launched_at = 0.0
         self.launcher_pid = 0
         self._ready = asyncio.Event()
@@ -379,6 +383,8 @@ class Runs:
         finally:
             os.close(writing)
             os.close(log)
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, self._open_files)
         self._launched_at = time.monotonic()
         await _readable(reading)
         os.close(reading)

@@ -15,6 +15,7 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import socket
 import stat
 from collections import Counter
@@ -53,6 +54,7 @@ DISCARDED_BYTES_MAX = 512 * 1024 * 1024
 WEBSOCKET_PATH = b"/v1/jobs/ws"
 #: Descriptors that the rest of the daemon needs.
 _RESERVED_FDS = 256
+_FDS_MAX = 65536
 #: Seconds between tries to bind a vanished socket where that fails.
 _REBIND_PAUSE_S = 5.0
 
@@ -100,10 +102,11 @@ class Clients:
 
 
 def _descriptors_allowed() -> int:
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 65536 if soft == resource.RLIM_INFINITY else min(soft, 65536)
+    """Take as many descriptors as we may have: the usual 1,024 are few for followers."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FDS_MAX if hard == resource.RLIM_INFINITY else min(hard, _FDS_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
 
 
 class HttpProtocol(HttpToolsProtocol):

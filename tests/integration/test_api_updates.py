@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import resource
 import socket
 import sqlite3
 import threading
@@ -424,7 +425,22 @@ def test_what_a_client_says_is_ignored_unless_it_is_too_much(box: Box) -> None:
         assert closed(ws)[0] == 1009
 
 
-def test_a_thousand_idle_clients_cost_nothing_and_all_are_told(box: Box) -> None:
+@pytest.fixture
+def usual(tmp_path: Path) -> Iterator[Box]:
+    """A daemon with the limit of open files that a shell has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        with serving(tmp_path / "daemon") as made:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            yield made
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_thousand_idle_clients_cost_nothing_and_all_are_told(usual: Box) -> None:
+    box = usual
+
     def ticks() -> int:
         fields = Path(f"/proc/{box.service.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return int(fields[11]) + int(fields[12])
@@ -443,10 +459,14 @@ def test_a_thousand_idle_clients_cost_nothing_and_all_are_told(box: Box) -> None
             while b"completed" not in data:
                 data += sock.recv(65536)
             assert job.encode() in data
+        # Jobs have what they had before.
+        limits = box.shell("ulimit -Sn")["job_id"]
+        assert box.log(limits) == b"1024\n"
     finally:
         for sock in sockets:
             sock.close()
-    all_gone(box, before)
+    # The first jobs leave idle supervisors.
+    all_gone(box, before + 50)
 
 
 def test_a_client_that_does_not_read_is_told_to_resume(box: Box) -> None:
