@@ -7,6 +7,7 @@ import os
 import subprocess
 import zipfile
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,51 @@ def test_a_range_behind_the_end_of_a_zip_says_where_it_is(box: Box, job: str, sp
 def test_a_range_that_is_none_is_passed_over(box: Box, job: str, spec: str) -> None:
     answer = box.http.get(f"/v1/jobs/{job}/download", headers={"range": spec})
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("format=tar", "format"), ("format=", "format"), ("format=zip&format=zip", "format"),
+     ("colour=red", "colour")],
+)  # fmt: skip
+def test_a_wrong_wish_for_a_download_is_named(box: Box, job: str, query: str, field: str) -> None:
+    answer = box.http.get(f"/v1/jobs/{job}/download?{query}")
+    assert problem(answer, 422, "invalid-value")["field"] == field
+
+
+def test_details_name_the_files_with_their_checksums(box: Box, job: str) -> None:
+    detail = box.status(job, detail=True)
+    package = box.package(job)
+    files = {file["path"]: file for file in detail["files"]}
+    assert detail["files_total"] == len(files) == 6
+    for path, file in files.items():
+        content = (package / path).read_bytes()
+        assert (file["size"], file["sha256"]) == (len(content), sha256(content).hexdigest())
+    assert detail["shares"] == 0
+
+
+def test_details_of_a_package_that_its_owner_broke_are_given_all_the_same(box: Box) -> None:
+    job = box.run("true")["job_id"]
+    package = box.package(job)
+    package.chmod(0o700)
+    (package / "result.txt").unlink()
+    files = {file["path"]: file["size"] for file in box.status(job, detail=True)["files"]}
+    assert files["result.txt"] is None
+    manifest = package / "output.sha256"
+    for text in (b"nonsense\n", b"x" * 40_000_000, b"\n" * 2000, b""):
+        manifest.unlink()
+        manifest.write_bytes(text)
+        assert box.status(job, detail=True)["files"] == []
+    package.rename(package.with_name(f"{job}.moved"))
+    assert box.status(job, detail=True)["files"] == []
+
+
+def test_details_name_the_first_thousand_files_of_many(box: Box, tmp_path: Path) -> None:
+    for number in range(1500):
+        (tmp_path / f"{number:04}").touch()
+    job = box.run("true", cwd=str(tmp_path), artifacts=["*"])["job_id"]
+    detail = box.status(job, detail=True)
+    assert (len(detail["files"]), detail["files_total"]) == (1000, 1504)
 
 
 def test_checksums_are_what_sha256sum_reads_beside_the_folder(
