@@ -25,6 +25,7 @@ from aitbcd.api import (
     operations,
     queue,
     results,
+    retention,
     shares,
     stats,
     updates,
@@ -52,6 +53,7 @@ def build(api: Api) -> ASGIApp:
     """Return the ASGI application of a daemon."""
     resources = (
         health, batch, jobs, events, logs, results, queue, history, stats, keys, shares, gpus,
+        retention,
     )  # fmt: skip
     known = [operation for resource in resources for operation in resource.operations(api)]
     app = Starlette(

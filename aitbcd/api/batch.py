@@ -59,7 +59,7 @@ class _Batch:
         self._api = api
 
     async def submit(self, request: Request, asked: Asked) -> Response:
-        owner = caller(request).owner
+        who = caller(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         limit = OBJECT_BYTES_MAX if kind == "application/json" else LINES_BYTES_MAX
         with await spooled_body_of(request, limit, self._api.paths.state) as body:
@@ -68,10 +68,12 @@ class _Batch:
 
             def check(spec: JobSpec) -> JobSpec:
                 # The engine checks too, but cannot say where in the batch it was.
-                self._api.engine.check(owner, spec)
+                self._api.engine.check(who.owner, spec)
                 return spec
 
-            batch = await self._api.engine.submit_batch(owner, lambda: _pieces(read(body, check)))
+            batch = await self._api.engine.submit_batch(
+                who.owner, lambda: _pieces(read(body, check)), plan=who.plan
+            )
         return stream(request, _answer(batch.ids), "application/json", status=201)
 
 

@@ -1,4 +1,4 @@
-"""/v1/jobs: submit one, list, look at one, cancel."""
+"""/v1/jobs: submit one, list, look at one, cancel, run again, keep and delete it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from aitbcd.api import view
 from aitbcd.api.context import Api, caller
 from aitbcd.api.filters import AFTER, CHOICE, LIMIT, wanted
 from aitbcd.api.messages import JsonResponse, body_of
-from aitbcd.api.operations import Asked, Operation, flag
-from aitbcd.api.schemas import json, page, ref
+from aitbcd.api.operations import Asked, Operation, flag, moment
+from aitbcd.api.schemas import BOOLEAN, INTEGER, STRING, json, page, record, ref
 from aitbcd.errors import InvalidJob, NotSatisfiable, WrongCursor, WrongState
+from aitbcd.model import Job
 
 JOB_BYTES_MAX = 16 << 20
 
 _DETAIL = flag("detail", "Everything that is known of it")
 _FORCE = flag("force", "Without a grace")
+_UNTIL = moment("until", "Until when; as long as the plan allows where it is null", is_end=True)
 
 
 def operations(api: Api) -> list[Operation]:
@@ -44,6 +46,19 @@ def operations(api: Api) -> list[Operation]:
             "POST", "/v1/jobs/{job}/cancel", resource.cancel, "End a job",
             (json("Its status now", status),), fields=(_FORCE,), errors=(WrongState,),
         ),
+        Operation(
+            "POST", "/v1/jobs/{job}/retry", resource.retry, "Submit what a job was as a new one",
+            (json("The new job", status, 201),), errors=(WrongState, NotSatisfiable),
+        ),
+        Operation(
+            "POST", "/v1/jobs/{job}/keep", resource.keep, "Keep a job's results longer",
+            (json("Its status now", status),), fields=(_UNTIL,), errors=(WrongState,),
+        ),
+        Operation(
+            "DELETE", "/v1/jobs/{job}", resource.delete, "Delete a job and its results",
+            (json("It is gone", record(job_id=STRING, deleted=BOOLEAN, freed_bytes=INTEGER)),),
+            errors=(WrongState,),
+        ),
     ]  # fmt: skip
 
 
@@ -52,11 +67,9 @@ class _Jobs:
         self._api = api
 
     async def submit(self, request: Request, asked: Asked) -> Response:
-        owner = caller(request).owner
+        who = caller(request)
         spec = wire.job_spec(wire.decode(await body_of(request, JOB_BYTES_MAX)))
-        job = await self._api.engine.submit(owner, spec)
-        headers = {"location": f"/v1/jobs/{job.job_id}"}
-        return JsonResponse(await view.status(self._api, job), 201, headers)
+        return await self._made(await self._api.engine.submit(who.owner, spec, plan=who.plan))
 
     async def list(self, request: Request, asked: Asked) -> Response:
         owner = caller(request).owner
@@ -75,3 +88,24 @@ class _Jobs:
         job = await self._api.job(request)
         canceled = await self._api.engine.cancel(job, force=asked[_FORCE])
         return JsonResponse(await view.status(self._api, canceled))
+
+    async def retry(self, request: Request, asked: Asked) -> Response:
+        job = await self._api.job(request)
+        who = caller(request)
+        # What root runs again is still its user's, whose plan counts.
+        plan = who.plan if who.owner.uid == job.owner.uid else None
+        return await self._made(await self._api.engine.retry(job, job.owner, plan=plan))
+
+    async def keep(self, request: Request, asked: Asked) -> Response:
+        job = await self._api.job(request)
+        kept = await self._api.engine.keep(job, asked[_UNTIL])
+        return JsonResponse(await view.status(self._api, kept))
+
+    async def delete(self, request: Request, asked: Asked) -> Response:
+        job = await self._api.job(request)
+        freed = await self._api.engine.delete(job)
+        return JsonResponse({"job_id": job.job_id, "deleted": True, "freed_bytes": freed})
+
+    async def _made(self, job: Job) -> Response:
+        headers = {"location": f"/v1/jobs/{job.job_id}"}
+        return JsonResponse(await view.status(self._api, job), 201, headers)

@@ -150,7 +150,9 @@ def refuse_without_results(job: Job) -> None:
             state=job.status.value,
         )
     if job.ending.results is not ResultsState.KEPT:
-        why = "it never started" if job.attempt == 0 else "they are kept no more"
+        why = "it never started"
+        if job.ending.results is ResultsState.EXPIRED:
+            why = f"they expired at {wire.rfc3339(job.expires_at)}"
         raise NoResults(f"job {job.job_id} has no results: {why}", state=job.status.value)
 
 

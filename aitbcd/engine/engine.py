@@ -26,7 +26,7 @@ from aitbcd.engine.removals import Removals
 from aitbcd.engine.room import Disk, Quota
 from aitbcd.engine.sweeper import Sweeper
 from aitbcd.engine.terms import Terms
-from aitbcd.errors import Forbidden, InvalidValue, NotSatisfiable, WrongState
+from aitbcd.errors import Forbidden, NotSatisfiable, WrongState
 from aitbcd.feed import Feed
 from aitbcd.lifecycle import Trigger
 from aitbcd.model import Ending, Job, JobSpec, JobState, Machine, Owner, Reason, ResultsState
@@ -302,9 +302,8 @@ class Engine:
             until: microseconds; None is as long as the plan allows.
 
         Raises:
-            WrongState: it has no results, or none any more.
+            WrongState: it has no results, or none any more, or they are kept longer already.
             Forbidden: its plan does not let them be kept so long.
-            InvalidValue: they are kept longer already.
         """
         if job.ending is None or job.ending.results is not ResultsState.KEPT:
             raise _nothing_to_keep(job)
@@ -315,9 +314,10 @@ class Engine:
         if longest is None or at > max(longest, expires_at):
             raise _over_plan(job, name, longest)
         if at < expires_at:
-            raise InvalidValue(
+            raise WrongState(
                 f"the results of job {job.job_id} are kept until {rfc3339(expires_at)} already",
                 hint=f"to have them removed earlier: aitbcctl delete {job.number}",
+                state=job.status.value,
                 field="until",
             )
         await self._store.keep(job.number, at)

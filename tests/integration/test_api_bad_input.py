@@ -41,8 +41,10 @@ MIB = 1 << 20
     ids=lambda ref: ref[:20],
 )  # fmt: skip
 def test_an_unknown_job_is_said_so_by_each_route(box: Box, ref: str) -> None:
-    routes = [("GET", path) for path in ("", "/events", "/logs/stdout", "/download", "/result")]
-    for method, path in [*routes, ("POST", "/cancel"), ("POST", "/verify")]:
+    seen = ("", "?detail=true", "/events", "/logs/stdout", "/download", "/result", "/checksums")
+    routes = [("GET", path) for path in seen]
+    routes += [("POST", path) for path in ("/cancel", "/verify", "/retry", "/keep")]
+    for method, path in [*routes, ("DELETE", "")]:
         problem(box.http.request(method, f"/v1/jobs/{ref}{path}"), 404, "no-such-job")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aitbcd.clock import now_us
-from aitbcd.errors import Forbidden, InvalidValue, WrongState
+from aitbcd.errors import Forbidden, WrongState
 from aitbcd.model import Job, JobState, ResultsState
 from tests.integration.engines import DAY_US, ME, SECOND_US, Rig, Time, engine_in, scenario, until
 
@@ -223,7 +223,7 @@ async def test_what_cannot_be_kept_is_said_and_changes_nothing(folder: Path) -> 
         with pytest.raises(Forbidden, match="'free' lets results be kept until") as refused:
             await rig.engine.keep(job, now_us() + 11 * DAY_US)
         assert refused.value.fields["plan"] == "free"
-        with pytest.raises(InvalidValue, match="already"):
+        with pytest.raises(WrongState, match="already"):
             await rig.engine.keep(job, now_us())
         waiting = await rig.submit("sleep", "1000")
         with pytest.raises(WrongState, match="from its end on"):
