@@ -102,11 +102,11 @@ def crashed(returncode: int) -> str:
 def unreachable(failures: Sequence[tuple[int, int]], count: int) -> str:
     """Return what to say of GPUs that are counted and do not open: their index and why."""
     which = "; ".join(f"GPU {index}: {_why_lost(code)}" for index, code in failures)
-    return f"{len(failures)} of {count} GPUs cannot be used ({which}); reboot when it does not pass"
+    return f"{len(failures)} of {count} GPUs cannot be used ({which}); if it stays so, reboot"
 
 
 def lost(code: int) -> str:
-    return f"{_why_lost(code)}; reboot when it does not pass"
+    return f"{_why_lost(code)}; if it stays so, reboot"
 
 
 def _why_lost(code: int) -> str:

@@ -139,6 +139,8 @@ class Session:
         version = nvml.nvmlSystemGetCudaDriverVersion_v2()
         self._cuda_version = f"{version // 1000}.{version % 1000 // 10}"
         self._boot_at = processes.boot_at()
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
+        self._is_whole = not processes.are_arguments_hidden(mounts)
         #: By UUID: index and handle; the facts that stay.
         self._gpus: dict[str, tuple[int, Handle]] = {}
         self._lasting: dict[str, DeviceFacts] = {}
@@ -269,7 +271,7 @@ class Session:
             is_compute,
             memory,
             uid,
-            processes.command_of(pid),
+            processes.command_of(pid, is_whole=self._is_whole),
             since,
             self._claims[pid, since],
         )

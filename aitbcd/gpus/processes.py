@@ -23,18 +23,31 @@ def uid_of(pid: int) -> int | None:
         return None
 
 
-def command_of(pid: int) -> str | None:
-    """Return program and arguments, on one line and shortened; the name where they are hidden."""
-    words = [os.fsdecode(word) for word in _read(pid, "cmdline", 4096).split(b"\0") if word]
+def are_arguments_hidden(mountinfo: str) -> bool:
+    """Tell whether users here do not see each other's arguments (hidepid of proc(5)).
+
+    The daemon, where it is root's, sees them all the same, and must not tell.
+    """
+    for line in mountinfo.splitlines():
+        before, _, behind = line.partition(" - ")
+        if before.split()[4] == "/proc" and (found := re.search(r"hidepid=(\w+)", behind)):
+            return found[1] not in ("0", "off")
+    return False
+
+
+def command_of(pid: int, *, is_whole: bool = True) -> str | None:
+    """Return program and arguments, on one line and shortened; else the name alone."""
+    line = _read(pid, "cmdline", 4096) if is_whole else b""
+    words = [os.fsdecode(word) for word in line.split(b"\0") if word]
     if words:
         words[0] = os.path.basename(words[0])
-        line = " ".join(" ".join(words).split())
+        text = " ".join(" ".join(words).split())
     else:
-        line = os.fsdecode(_read(pid, "comm", 64)).strip()
-    line = line.encode(errors="replace").decode()
-    if len(line) > COMMAND_LENGTH_MAX:
-        line = line[: COMMAND_LENGTH_MAX - 1] + "\u2026"
-    return line or None
+        text = os.fsdecode(_read(pid, "comm", 64)).strip()
+    text = text.encode(errors="replace").decode()
+    if len(text) > COMMAND_LENGTH_MAX:
+        text = text[: COMMAND_LENGTH_MAX - 1] + "\u2026"
+    return text or None
 
 
 def started_at(pid: int, boot_at: int) -> int | None:
