@@ -37,6 +37,8 @@ _DIFFERENCES = {
     "changed": "{} has other content there",
 }
 _PIECE = 1024 * 1024
+#: Files that are brought to the disk one by one; more of them with all of their file system.
+_FEW = 64
 
 
 def copy(
@@ -148,10 +150,9 @@ def _build(files: Source, text: bytes, digests: dict[bytes, str], root: bytes, t
         for name in sorted(digests):
             _fetch(files, name, digests[name], os.path.join(root, name), tell)
     fd = os.open(os.path.join(root, LIST), _NEW, 0o666)
-    with _synced(fd):
+    with closing_fd(fd):
         put(fd, text)
-    for folder in folders:
-        sync(folder)
+    _write_out(root, [*digests, LIST], folders)
 
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
@@ -196,7 +197,7 @@ def _copy_file(
     file: DiskFile, name: bytes, stated: str, path: bytes, crew: Crew, tell: Tell
 ) -> None:
     fd = os.open(path, _NEW, file.mode)
-    with _synced(fd):
+    with closing_fd(fd):
         with telling(name):
             found = digest(file, crew, tell, into=fd)
         if found != stated:
@@ -206,7 +207,7 @@ def _copy_file(
 def _fetch(files: OverHttp, name: bytes, stated: str, path: bytes, tell: Tell) -> None:
     """Fetch a file over HTTP, or what is lacking of it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    with _synced(fd):
+    with closing_fd(fd):
         hashed = _hashed(fd, tell)
         is_resumed = os.fstat(fd).st_size > 0
         while hashed.hexdigest() != stated:
@@ -250,14 +251,35 @@ def _hashed(fd: int, tell: Tell) -> hashlib._Hash:
 
 
 @contextmanager
-def _synced(fd: int) -> Iterator[None]:
-    """Write a file out before its folder gets its final name, and close it."""
+def closing_fd(fd: int) -> Iterator[None]:
     try:
         yield
-        if os.fstat(fd).st_size:
-            os.fdatasync(fd)
     finally:
         os.close(fd)
+
+
+def _write_out(root: bytes, names: list[bytes], folders: Iterable[bytes]) -> None:
+    """Bring a copy to the disk before its folder gets its final name."""
+    if len(names) > _FEW:
+        # A commit of the journal for each of ten thousand files takes longer than to copy them.
+        _sync_file_system(root)
+        return
+    for name in names:
+        fd = os.open(os.path.join(root, name), os.O_RDONLY | os.O_NOFOLLOW)
+        with closing_fd(fd):
+            os.fdatasync(fd)
+    for folder in folders:
+        sync(folder)
+
+
+def _sync_file_system(root: bytes) -> None:
+    import ctypes
+
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    with closing_fd(fd):
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
 
 
 def put_in_place(built: str, target: str) -> None:
