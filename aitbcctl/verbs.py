@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-#: Each verb is ``commands/<verb>.py``; the line stands in the list of ``--help``.
+#: Each verb is ``commands/<verb>.py``, but for ``SAME``; the line stands in the list of ``--help``.
 VERBS = {
     "submit": "Put a job into the queue.",
     "status": "Show where a job stands.",
@@ -25,15 +25,22 @@ VERBS = {
     "get": "Show everything about a job.",
     "cancel": "End a job.",
     "download": "Copy a job's results, checked, into a folder.",
+    "retry": "Submit a job that is over once more.",
+    "delete": "Delete a job and its results.",
+    "rm": "The same as delete.",
+    "keep": "Keep a job's results longer.",
     "verify": "Check a job's stored results against their checksums.",
     "stats": "Show how many jobs, how they ended, and what they cost.",
     "export": "Write the history of your jobs as JSON or CSV.",
     "share": "Let others read a job's results: by a link, or by their name.",
     "key": "Make, list and revoke API keys, for clients over TCP.",
+    "retention": "Show which results are deleted when.",
     "completion": "Print a script that completes words in your shell.",
     "gpus": "Show the machine's GPUs and who uses them.",
     "demo": "See it all once: a daemon, a real job, its results.",
 }
+#: Verbs that are another one.
+SAME = {"rm": "delete"}
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
@@ -46,7 +53,9 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module = __import__(f"aitbcctl.commands.{cmd_name}", fromlist=["command"])
+        module = __import__(
+            f"aitbcctl.commands.{SAME.get(cmd_name, cmd_name)}", fromlist=["command"]
+        )
         command: click.Command = module.command
         return command
 

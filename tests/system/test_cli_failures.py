@@ -25,6 +25,20 @@ VERBS = [
     ["cancel", "1"],
     ["download", "1"],
     ["verify", "1"],
+    ["queue"],
+    ["retry", "1"],
+    ["delete", "1"],
+    ["keep", "1"],
+    ["stats"],
+    ["export"],
+    ["export", "--output", "jobs.csv"],
+    ["share", "1"],
+    ["share", "--list"],
+    ["key", "create", "--name", "x"],
+    ["key", "list"],
+    ["key", "revoke", "x"],
+    ["retention"],
+    ["retention", "resume"],
 ]
 
 

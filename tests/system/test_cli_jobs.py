@@ -18,7 +18,7 @@ from tests.system.conftest import Cli, Gate, Screen
 
 pytestmark = pytest.mark.system
 
-OF_A_JOB = ["status", "watch", "logs", "get", "cancel", "download", "verify"]
+OF_A_JOB = "status watch logs get cancel download verify delete rm retry keep share".split()
 
 
 @pytest.mark.parametrize("verb", OF_A_JOB)

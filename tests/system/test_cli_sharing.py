@@ -66,6 +66,12 @@ class TestShare:
             urllib.request.urlopen(url)
         assert tcp_cli("share", "--list", job).stderr == b"nothing is shared\n"
 
+    def test_a_share_that_the_results_do_not_outlive_says_so(self, tcp_cli: Cli, job: str) -> None:
+        made = tcp_cli.json("share", job, "--expires", "1000d")
+        assert made["url"].startswith("http://127.0.0.1:")
+        assert made["expires_at"] == tcp_cli.status(job)["expires_at"]
+        assert b"when the results expire" in tcp_cli("share", job, "--expires", "1000d").stderr
+
     def test_what_is_wrong_is_said(self, tcp_cli: Cli, job: str, cli: Cli) -> None:
         assert b"expires" in tcp_cli("share", job, "--expires", "soon", code=2).stderr
         assert b"three things" in tcp_cli("share", job, "--list", "--expires", "1d", code=2).stderr
@@ -102,7 +108,7 @@ class TestKey:
     ) -> None:
         tcp_cli("key", "create", "--name", "n" * 60)
         tcp_cli("share", job)
-        for words in (("key", "list"), ("share", "--list")):
+        for words in (("key", "list"), ("share", "--list"), ("retention", "--dry-run")):
             shown = screen(tcp_cli, *words, columns=80)
             assert shown.end() == 0
             assert max(map(len, shown.text.splitlines())) <= 80

@@ -174,7 +174,7 @@ def test_results_shared_with_a_user_are_his_to_download_and_verify_and_no_more(
     other("download", job, "--output", "zip", "--format", "zip")
     assert b"all as sealed" in other("verify", job).stdout
     assert b"all as sealed" in other("verify", job, "--path", "folder").stdout
-    for verb in ("get", "logs", "cancel", "share"):
+    for verb in ("get", "logs", "cancel", "share", "delete", "retry", "keep"):
         other(verb, job, code=3)
     root("share", job, "--revoke")
     other("verify", job, code=3)
