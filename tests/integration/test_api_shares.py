@@ -165,6 +165,31 @@ def test_all_links_of_a_job_can_be_revoked(shared: Box, http: httpx.Client, job:
     assert shared.http.get(f"/v1/jobs/{job}/shares").json() == {"shares": [], "next": None}
 
 
+def test_a_share_does_not_outlive_the_results_and_says_so(tmp_path: Path) -> None:
+    config = WITH_TCP + '[plans.free]\nretention = "2d"\n'
+    with serving(tmp_path / "daemon", config) as box:
+        job = box.run("true")
+        short = share(box, job["job_id"], expires="1d")
+        assert short["limited_by_results"] is False
+        long = share(box, job["job_id"], expires="30d")
+        assert long["limited_by_results"] is True
+        assert seconds_between(long["created_at"], long["expires_at"]) <= 2 * 86400
+
+
+def test_a_link_is_over_when_the_results_expire(tmp_path: Path) -> None:
+    with serving(tmp_path / "daemon", WITH_TCP + '[plans.free]\nretention = "2s"\n') as box:
+        job = box.run("true")
+        made = share(box, job["job_id"])
+        assert made["limited_by_results"] is True
+        assert made["expires_at"] == job["expires_at"]
+        url = f"http://127.0.0.1:{tcp_of(box)[1]}/s/{made['url'].rpartition('/')[2]}"
+        wait_for("it is over", lambda: httpx.get(url, timeout=DEADLINE_S).status_code == 404)
+        wait_for("the results are gone", lambda: box.status(job["job_id"])["results"] == "expired")
+        problem(httpx.get(url, timeout=DEADLINE_S), 404, "no-such-share")
+        refusal = box.http.post(f"/v1/jobs/{job['job_id']}/share", json={})
+        problem(refusal, 409, "no-results")
+
+
 def test_links_live_over_a_kill(tmp_path: Path) -> None:
     with serving(tmp_path / "daemon", WITH_TCP) as box:
         token = share(box, box.run("echo", "kept")["job_id"])["url"].rpartition("/")[2]
