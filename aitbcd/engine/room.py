@@ -20,7 +20,10 @@ class Disk:
 
     def lack(self) -> str | None:
         """Return what jobs wait for while there is too little room; None where there is enough."""
-        about = os.statvfs(self._folder)
+        try:
+            about = os.statvfs(self._folder)
+        except OSError as error:
+            return f"waits for the disk: {self._folder}: {error.strerror}"
         reserve = space.reserve_of(self._storage, about.f_blocks * about.f_frsize)
         return space.short_of_space(about.f_bavail * about.f_frsize, reserve, self._folder)
 

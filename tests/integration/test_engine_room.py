@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from aitbcd.engine.room import Disk
 from aitbcd.model import Job, JobSpec, JobState, Owner
+from aitbcd.settings import Storage
 from tests.integration.engines import Rig, engine_in, scenario, until
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
@@ -72,6 +74,11 @@ def test_space_that_a_delete_frees_starts_what_waits(disk: Path) -> None:
             assert (await rig.ended(waiting)).status is JobState.COMPLETED
 
     scenario(test)(disk)
+
+
+def test_a_disk_that_says_nothing_is_waited_for(tmp_path: Path) -> None:
+    lack = Disk(Storage(), str(tmp_path / "gone")).lack()
+    assert lack == f"waits for the disk: {tmp_path}/gone: No such file or directory"
 
 
 @scenario
