@@ -13,6 +13,7 @@ import pytest
 
 from aitbcd import users
 from aitbcd.errors import Unavailable
+from tests.service import wait_for
 
 #: No user of this machine.
 NOBODYS_UID = 2_000_000_001
@@ -54,6 +55,10 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Directory]:
     made = Directory(monkeypatch)
     yield made
     made.answers.set()
+    # What is answered late must not be known to the next test.
+    wait_for(
+        "every question is answered", lambda: not (users._users._asked or users._groups._asked)
+    )
 
 
 def outdate() -> None:
