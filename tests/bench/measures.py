@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import proc
+from tests.bench import history, proc
 from tests.bench.client import Connection, jobs_in, wait_until
 from tests.service import PROGRAMS, Service, children, descendants, environ_of, wait_for
 
@@ -49,11 +49,12 @@ class Counts:
     cli: int = 20
     batches: tuple[int, ...] = (10_000, 100_000)
     listing: int = 200
+    history: tuple[int, int] = (1_000, 1_000_000)
     idle_s: float = 10.0
     supervisors: int = 100
 
 
-QUICK = Counts(1, 20, 3, 2, (50, 200), 5, 0.5, 3)
+QUICK = Counts(1, 20, 3, 2, (50, 200), 5, (100, 500), 0.5, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +370,7 @@ def listing(bench: Bench) -> list[Row]:
         pairs = [(newest(to_small), newest(to_large)) for _ in range(bench.counts.listing)]
     short, long = (statistics.median(times) * 1e3 for times in zip(*pairs, strict=True))
     return [
+        *histories(bench),
         Row(
             f"newest 50 of {many:,} jobs, median of {len(pairs)}",
             f"{long:.2f} ms",
@@ -376,7 +378,29 @@ def listing(bench: Bench) -> list[Row]:
             f"x{long / short:.2f}",
             "x1 within noise",
             long <= 1.25 * short,
+        ),
+    ]
+
+
+def histories(bench: Bench) -> list[Row]:
+    """Ask a long and a short history the same; no daemon between, so that it is the store's."""
+    times = []
+    for count in bench.counts.history:
+        folder = bench.folder / f"history-{count}"
+        folder.mkdir()
+        history.make(folder / "queue.db", count)
+        times.append(history.slowest(folder / "queue.db"))
+    few, many = bench.counts.history
+    return [
+        Row(
+            f"{kind} of {many:,} jobs, slowest of {len(questions)}",
+            f"{long * 1e3:.2f} ms",
+            f"of {few:,} jobs {short * 1e3:.2f} ms",
+            f"x{long / short:.1f}",
+            f"{goal} s",
+            long <= goal,
         )
+        for (kind, questions, goal), short, long in zip(history.KINDS, *times, strict=True)
     ]
 
 

@@ -263,6 +263,7 @@ async def _pages(store: Store, wanted: JobFilter) -> list[Job]:
     while True:
         assert len(page.jobs) <= wanted.limit
         found += page.jobs
+        assert len({job.number for job in found}) == len(found), "a job is there twice"
         if page.next is None:
             return found
         assert re.fullmatch(r"[a-zA-Z0-9._-]+", page.next)
@@ -270,16 +271,29 @@ async def _pages(store: Store, wanted: JobFilter) -> list[Job]:
         page = await store.list_jobs(replace(wanted, after=page.next))
 
 
-@on_store
-async def test_pages_are_what_filtering_all_gives(store: Store) -> None:
-    jobs = await _many(store)
-    for wanted, sort, is_ascending in product(FILTERS, Sort, (False, True)):
-        whole = replace(wanted, sort=sort, is_ascending=is_ascending)
-        expected = _in_order(jobs, whole)
-        for limit in (1, 7, 50, 200):
-            assert await _pages(store, replace(whole, limit=limit)) == expected
-        pieces = [piece async for piece in store.history(whole)]
-        assert [job for piece in pieces for job in piece] == expected
+@pytest.fixture(params=[False, True])
+def looks_far(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a list gives up at once to find what fits in the order of its index."""
+    if not request.param:
+        monkeypatch.setattr("aitbcd.store.listing._ENTRIES", 0)
+        monkeypatch.setattr("aitbcd.store.listing._ROWS", 0)
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("looks_far")
+def test_pages_are_what_filtering_all_gives(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "queue.db") as store:
+            jobs = await _many(store)
+            for wanted, sort, is_ascending in product(FILTERS, Sort, (False, True)):
+                whole = replace(wanted, sort=sort, is_ascending=is_ascending)
+                expected = _in_order(jobs, whole)
+                for limit in (1, 7, 200):
+                    assert await _pages(store, replace(whole, limit=limit)) == expected
+                pieces = [piece async for piece in store.history(whole)]
+                assert [job for piece in pieces for job in piece] == expected
+
+    asyncio.run(scenario())
 
 
 @on_store
@@ -290,6 +304,44 @@ async def test_pages_are_steady_while_jobs_arrive_and_move(store: Store) -> None
     await store.move(*whole_way(25))
     second = await store.list_jobs(JobFilter(uid=ANN.uid, limit=10, after=first.next))
     assert [job.number for job in first.jobs + second.jobs] == [*range(30, 10, -1)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pages_join_to_the_whole_while_jobs_are_added(
+    seed: int, looks_far: bool, tmp_path: Path
+) -> None:
+    """Whoever was there at the first page is there once, in order; nobody is there twice."""
+    chance = random.Random(seed + 100 * looks_far)
+
+    async def add(store: Store, count: int) -> None:
+        for _ in range(count):
+            name = chance.choice([None, "a", "b-1", "b-2"])
+            at = NOW + chance.randrange(1000)
+            job, _ = await store.submit(chance.choice([ANN, BEN]), replace(TRUE, name=name), at=at)
+            if chance.random() < 0.7:
+                await store.move(*WAYS[chance.choice(list(FINAL))](job.number))
+
+    async def scenario() -> None:
+        async with opened(tmp_path / "queue.db") as store:
+            await add(store, 80)
+            for sort, is_ascending in product(Sort, (False, True)):
+                uid, name = chance.choice([None, ANN.uid]), chance.choice([None, "a", "b-*", "*2"])
+                wanted = JobFilter(
+                    uid, name=name, sort=sort, is_ascending=is_ascending, limit=chance.randint(1, 9)
+                )
+                whole = [job.number for job in await _pages(store, replace(wanted, limit=200))]
+                found: list[int] = []
+                page = await store.list_jobs(wanted)
+                while True:
+                    found += [job.number for job in page.jobs]
+                    assert len(set(found)) == len(found), "a job is there twice"
+                    if page.next is None:
+                        break
+                    await add(store, chance.randint(0, 2))
+                    page = await store.list_jobs(replace(wanted, after=page.next))
+                assert [number for number in found if number in whole] == whole
+
+    asyncio.run(scenario())
 
 
 @on_store

@@ -1,4 +1,4 @@
-"""A store with any number of jobs, made by SQL alone: what a list costs does not depend on them.
+"""Questions about a history of any length: a store made by SQL alone, and what each costs there.
 
 Its jobs are of forty users, most of them of one; nine in ten completed, named after sweeps or
 their own numbers, spread over a year, a few of them waiting. The totals are counted by the
@@ -7,11 +7,18 @@ migration, as for a file of an older version.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
-from aitbcd.store import migrate
+from aitbcd.model import JobState
+from aitbcd.store import By, JobFilter, Sort, Store, Wanted, migrate
 
 NOW = 1_790_000_000_000_000
 #: Whose most jobs are.
@@ -72,3 +79,86 @@ def make(path: Path, count: int) -> None:
         connection.execute("PRAGMA user_version = 1")
         connection.execute("COMMIT")
     migrate.open_database(path, now=NOW).close()
+
+
+Question = Callable[[Store], Awaitable[object]]
+
+_DAY = 86_400 * 1_000_000
+_FILTERS = [
+    JobFilter(),
+    *(JobFilter(statuses=frozenset({status})) for status in JobState),
+    JobFilter(created_from=NOW - 7 * _DAY),
+    JobFilter(created_from=NOW - 330 * _DAY, created_before=NOW - 300 * _DAY),
+    JobFilter(name="train"),
+    JobFilter(name="job-7"),
+    JobFilter(name="sweep-12*"),
+    JobFilter(name="*-4321*"),
+    JobFilter(name="*-4321*", statuses=frozenset({JobState.FAILED})),
+    JobFilter(
+        name="job-7",
+        statuses=frozenset({JobState.COMPLETED}),
+        created_from=NOW - 330 * _DAY,
+        created_before=NOW - 300 * _DAY,
+    ),
+]
+
+
+def lists(uid: int | None) -> list[Question]:
+    """Return every filter in every order."""
+
+    def ask(wanted: JobFilter) -> Question:
+        return lambda store: store.list_jobs(wanted)
+
+    return [
+        ask(replace(wanted, uid=uid, sort=sort, is_ascending=is_ascending))
+        for wanted, sort, is_ascending in product(_FILTERS, Sort, (False, True))
+    ]
+
+
+def statistics_of(uid: int | None) -> list[Question]:
+    def ask(wanted: Wanted) -> Question:
+        return lambda store: store.stats(wanted)
+
+    zone = ZoneInfo("Europe/Berlin")
+    times = [(None, None), (NOW - 7 * _DAY, None), (NOW - 200 * _DAY, NOW - 100 * _DAY)]
+    return [
+        ask(Wanted(uid, begin, end, by, zone)) for (begin, end), by in product(times, (None, *By))
+    ]
+
+
+#: What is measured, the questions, and how many seconds the slowest of them may take.
+KINDS: list[tuple[str, list[Question], float]] = [
+    ("one's own lists", lists(UID), 0.1),
+    ("everybody's lists", lists(None), 0.1),
+    ("one's own statistics", statistics_of(UID), 0.2),
+    ("everybody's statistics", statistics_of(None), 0.2),
+    ("queue", [lambda store: store.queue(None, 200)], 0.1),
+    ("next expiry", [lambda store: store.next_expiry()], 0.01),
+    ("results that expire", [lambda store: store.expiring(UID, 2 * NOW)], 0.01),
+    ("usage", [lambda store: store.usage(UID)], 0.01),
+]
+
+
+async def _seconds(store: Store, question: Question, rounds: int) -> float:
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        await question(store)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+async def _slowest(path: Path, rounds: int) -> list[float]:
+    store = await Store.open(path, now=NOW)
+    try:
+        return [
+            max([await _seconds(store, question, rounds) for question in questions])
+            for _, questions, _ in KINDS
+        ]
+    finally:
+        await store.close()
+
+
+def slowest(path: Path, rounds: int = 3) -> list[float]:
+    """Return the seconds of the slowest question of each kind."""
+    return asyncio.run(_slowest(path, rounds))
