@@ -203,6 +203,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     for setting in (
         "synchronous = FULL",
         "foreign_keys = ON",
+        # What is deleted was secret, perhaps; whether it is overwritten depends on the build.
+        "secure_delete = ON",
         "temp_store = MEMORY",
         f"journal_size_limit = {_LOG_BYTES_MAX}",
     ):

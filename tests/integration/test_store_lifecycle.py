@@ -119,6 +119,8 @@ def test_an_environment_leaves_with_the_results(tmp_path: Path) -> None:
 
     asyncio.run(scenario())
     assert not any("SECRET" in line or "534543524554" in line for line in dump(path))
+    # Nor in pages that are not in use.
+    assert b"SECRET" not in path.read_bytes()
 
 
 @on_store
@@ -173,6 +175,8 @@ def test_a_deleted_job_leaves_its_figures_and_none_of_its_words(tmp_path: Path) 
 
     asyncio.run(scenario())
     assert not any("SECRET" in line or "534543524554" in line for line in dump(path))
+    # Nor in pages that are not in use.
+    assert b"SECRET" not in path.read_bytes()
 
 
 @on_store
