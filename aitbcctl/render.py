@@ -230,12 +230,18 @@ def aligned(facts: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def detail_block(job: Json, now: datetime, width: int | None = None) -> str:
-    """Return what ``get`` shows: the status, what was asked for, each attempt, each event."""
+def detail_block(
+    job: Json, now: datetime, width: int | None = None, left_out: Iterable[Json] = ()
+) -> str:
+    """Return what ``get`` shows: the status, what was asked for, each attempt, file and event."""
     parts = [
-        status_block(job, now), aligned(_asked(job, width)), _attempts(job), _files(job),
+        status_block(job, now),
+        aligned(_asked(job, width)),
+        _attempts(job),
+        _files(job),
+        _not_kept(left_out),
         _events(job),
-    ]  # fmt: skip
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -335,6 +341,13 @@ def _files(job: Json) -> str:
     lines = [f"{count:>11}  {path}" for count, path in shown]
     more = job.get("files_total", len(files)) - len(lines)
     return "\n".join([*lines, f"{'...':>11}  and {more} more"] if more > 0 else lines)
+
+
+def _not_kept(left_out: Iterable[Json]) -> str:
+    lines = [f"{plain(text_of(one['path']))}: {plain(one.get('why') or '')}" for one in left_out]
+    shown = [f"{'left out':>11}  {line}" for line in lines[:_FILES_MAX]]
+    more = len(lines) - len(shown)
+    return "\n".join([*shown, f"{'...':>11}  and {more} more"] if more > 0 else shown)
 
 
 def _events(job: Json) -> str:

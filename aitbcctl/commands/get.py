@@ -7,8 +7,12 @@ from datetime import UTC, datetime
 import click
 
 from aitbcctl import options, render
-from aitbcctl.client import job_path
+from aitbcctl.client import Client, Json, job_path
 from aitbcctl.terminal import columns, put, put_json
+from aitbcd.errors import AitbcError
+
+#: Of a package with more, output.json is too long to read for a few lines.
+FILES_MAX = 10_000
 
 
 @click.command("get")
@@ -23,9 +27,22 @@ def command(job: str | None, job_id: str | None, as_json: bool) -> int:
     Example:
       aitbcctl get @
     """
-    details = options.client().get(job_path(options.named_job(job, job_id)), detail=True)
+    client = options.client()
+    details = client.get(job_path(options.named_job(job, job_id)), detail=True)
     if as_json:
         put_json(details)
     else:
-        put(render.detail_block(details, datetime.now(UTC), columns(1)))
+        left_out = _left_out(client, details)
+        put(render.detail_block(details, datetime.now(UTC), columns(1), left_out))
     return 0
+
+
+def _left_out(client: Client, details: Json) -> list[Json]:
+    """Return what was not kept with the results, and why: their output.json tells it alone."""
+    if details.get("results") != "kept" or (details.get("result_files") or 0) > FILES_MAX:
+        return []
+    try:
+        found: list[Json] = client.get(job_path(details["job_id"], "result")).get("left_out") or []
+    except AitbcError:
+        return []
+    return found

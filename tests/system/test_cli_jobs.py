@@ -86,6 +86,14 @@ def test_a_failed_job_shows_the_end_of_what_it_wrote(cli: Cli) -> None:
     assert "only out" in cli("status", job).stdout.decode()
 
 
+def test_get_shows_what_was_kept_and_what_was_left_out(cli: Cli) -> None:
+    job = cli.shell("echo x >kept.pt", "--artifact", "*.pt", "--artifact", "none*")
+    cli.ended(job)
+    lines = [line.strip() for line in cli("get", job).stdout.decode().splitlines()]
+    assert "2 bytes  artifacts/kept.pt" in lines
+    assert "left out  none*: matched nothing" in lines
+
+
 def test_get_shows_everything_but_values_of_variables(cli: Cli) -> None:
     done = cli("submit", "--env", "PASSWORD=s3cret", "--timeout", "1h", "-c", "echo 'a  b' | cat")
     job = done.stdout.decode().strip()

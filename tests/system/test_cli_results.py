@@ -153,6 +153,27 @@ def test_a_zip_holds_the_package_and_goes_on_where_it_broke_off(cli: Cli, job: s
     assert [name for name in os.listdir(cli.folder) if "partial" in name] == []
 
 
+@pytest.mark.parametrize("how", ["zip", "http"])
+def test_what_was_tampered_with_is_named_and_not_kept_over_http_either(
+    cli: Cli, job: str, how: str
+) -> None:
+    folder = stored(cli, job)
+    for path in (folder / "artifacts/ckpt", folder / "artifacts/ckpt/a.pt"):
+        path.chmod(0o755)
+    (folder / "artifacts/ckpt/a.pt").write_bytes(b"other\n")
+    if how == "zip":
+        said = cli("download", job, "--format", "zip", code=1).stderr.decode()
+    else:
+        with (
+            closing(Wire(str(cli.daemon.socket), cli.folder / "wire")) as wire,
+            pytest.raises(sources.Corrupt) as refused,
+        ):
+            fetch(cli, wire, job, "http")
+        said = refused.value.detail
+    assert "artifacts/ckpt/a.pt is not what was sealed" in said
+    assert [name for name in os.listdir(cli.folder) if "job_" in name or "http" in name] == []
+
+
 def test_a_zip_that_is_something_else_is_not_overwritten(cli: Cli, job: str) -> None:
     (cli.folder / f"{job}.zip").write_text("mine")
     assert b"--force" in cli("download", job, "--format", "zip", code=4).stderr
