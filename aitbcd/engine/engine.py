@@ -229,7 +229,6 @@ class Engine:
 
         batch = await self._store.submit_many(owner, checked, at=self._clock.now(), plan=plan)
         self._feed.publish(())
-        self._feed.publish(())
         self._backlog.arrived()
         self._pump()
         return batch

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from aitbcctl import dates
@@ -45,6 +45,8 @@ def test_a_day_holds_each_of_its_times_and_no_other(day: date, name: str, second
         first, end = parsed(dates.since(day.isoformat())), parsed(dates.until(day.isoformat()))
     inside = datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(name)).astimezone(UTC)
     moment = inside + timedelta(seconds=second)
+    # Until 2011 St. John's went back at 00:01, to 23:01: that day came in two parts.
+    assume(name != "America/St_Johns" or day.year > 2011)
     is_of_it = moment.astimezone(ZoneInfo(name)).date() == day
     assert (first <= moment < end) == is_of_it
     assert (end - timedelta(microseconds=1)).astimezone(ZoneInfo(name)).date() == day
