@@ -6,9 +6,10 @@ import os
 import random
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,29 @@ def test_killed_at_any_moment_what_expired_goes(short: Box) -> None:
         "all are noted as expired",
         lambda: short.rows("SELECT DISTINCT results FROM jobs") == [("expired",)],
     )
+
+
+def test_a_delete_that_is_killed_in_between_is_finished(box: Box) -> None:
+    job = box.submit("cd $AITBC_ARTIFACTS_DIR && seq 20000 | xargs touch")
+    box.wait_ended(1)
+    transport = httpx.HTTPTransport(uds=str(box.service.socket))
+    with httpx.Client(transport=transport, base_url="http://localhost", timeout=60) as http:
+        deleting = threading.Thread(target=_ask_to_delete, args=(http, job))
+        deleting.start()
+        wait_for("it is given up", lambda: box.rows("SELECT 1 FROM removals"))
+        box.service.kill()
+        deleting.join()
+    box.service.start()
+    box.assert_nothing_is_left()
+    assert box.rows("SELECT deleted_at IS NOT NULL, name, charge_micro > 0 FROM jobs") == [
+        (1, None, 1)
+    ]
+    assert box.rows("SELECT * FROM specs") == []
+
+
+def _ask_to_delete(http: httpx.Client, job: str) -> None:
+    with suppress(httpx.TransportError):
+        http.delete(f"/v1/jobs/{job}")
 
 
 def test_an_idle_daemon_with_results_that_expire_later_does_not_wake(box: Box) -> None:
