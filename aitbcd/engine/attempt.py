@@ -583,6 +583,8 @@ class Attempt:
         return future
 
     def _on_moved(self, moves: tuple[Move, ...], done: asyncio.Future[list[Event]]) -> None:
+        if self._moving is done:
+            self._moving = None
         if done.cancelled() or done.exception():
             return
         for move in moves:
@@ -593,7 +595,8 @@ class Attempt:
 
     async def _settled(self) -> None:
         """Wait until no change of this job's status is under way."""
-        while self._moving and not self._moving.done():
+        # Until ``_on_moved`` has taken note, that is: done, it may still be on its way there.
+        while self._moving:
             await asyncio.wait([self._moving])
 
     async def _commit(self, *moves: Move) -> None:
