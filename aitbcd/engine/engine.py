@@ -274,6 +274,9 @@ class Engine:
         events = await self._store.move(move)
         self._backlog.take(job.number)
         self._feed.publish(events)
+        if job.attempt:
+            # An earlier attempt has left a package.
+            self._removals.look()
         self._pump()
         return replace(job, status=JobState.CANCELED, ending=ending, expires_at=move.expires_at)
 
@@ -281,7 +284,7 @@ class Engine:
         """Submit what a job was once more, as a new job that is linked to it.
 
         Raises:
-            WrongState: it is not over.
+            WrongState: it is not over, or its environment left with its expired results.
             NoSuchJob: what it was has been deleted.
             NotSatisfiable, Forbidden, StorageFull: as ``submit``.
         """
@@ -291,7 +294,7 @@ class Engine:
                 hint=f"wait for it: aitbcctl watch {job.number}; or: aitbcctl cancel {job.number}",
                 state=job.status.value,
             )
-        spec = await self._store.spec(job.number)
+        spec = await self._store.spec_to_repeat(job.number)
         return await self.submit(owner, spec, plan=plan, retry_of=job.number)
 
     async def keep(self, job: Job, until: int | None) -> Job:
@@ -444,6 +447,8 @@ class Engine:
         if ending.results is ResultsState.KEPT:
             self.retention.note(expires_at)
             self._quota.look(job.owner.uid)
+        else:
+            self._removals.look()
 
     def _on_quota(self, uid: int, has_to_wait: bool) -> None:
         if has_to_wait:

@@ -1,4 +1,4 @@
-"""Remove a sealed package as its owner: lock, rename out of sight, empty, remove.
+"""Remove a package as its owner: lock, rename out of sight, empty, remove.
 
 A crash at any point leaves ``job_<ID>`` or ``.gone_job_<ID>``, and asking again goes on from
 there. Whoever reads a package that must not vanish holds a read lock (flock(2), LOCK_SH) on its
@@ -24,7 +24,9 @@ _DEADLINE_S, _OPEN_S = 6 * 3600.0, 60
 
 
 def remove_package(results_fd: int, job_id: str, who: Identity | None) -> Message:
-    """Remove a sealed package. Only in a process of its own: it takes time, and becomes idle.
+    """Remove a package, sealed or left unsealed by an attempt that nobody comes back to.
+
+    Only in a process of its own: it takes time, and becomes idle.
 
     Returns:
         ``removed``, also where there was none; ``left`` names what had been set apart before it
@@ -33,7 +35,8 @@ def remove_package(results_fd: int, job_id: str, who: Identity | None) -> Messag
         all else is gone; ``storage``.
     """
     be_idle()
-    names = (gone_name(job_id), package_name(job_id, is_sealed=True))
+    sealed, unsealed = (package_name(job_id, is_sealed=each) for each in (True, False))
+    names = (gone_name(job_id), sealed, unsealed)
     try:
         # What an earlier try has left goes first: its name is wanted.
         for name in names:

@@ -41,6 +41,7 @@ _ASSIGN_JOB = QUERIES["assign_job"]
 _ADVANCE_JOB = QUERIES["advance_job"]
 _REQUEUE_JOB = QUERIES["requeue_job"]
 _FINISH_JOB = QUERIES["finish_job"]
+_INSERT_REMOVAL = QUERIES["insert_removal"]
 _FIRST_START = QUERIES["first_start"]
 _ADD_USAGE = QUERIES["add_usage"]
 _ENVIRONMENTS_KEPT_IN_MIND = 256
@@ -251,6 +252,9 @@ class Changes:
             execute(_START_ATTEMPT, (move.at, move.handle, *key))
         elif ending is not None and move.expected is not JobState.PENDING:
             execute(_FINISH_ATTEMPT, (*_facts(ending), *key))
+        if target.is_final and move.attempt and ending and ending.results is ResultsState.NONE:
+            # What an attempt has left unsealed: nobody comes back to it.
+            execute(_INSERT_REMOVAL, (move.number,))
 
     def _account(
         self,

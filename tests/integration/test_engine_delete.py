@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aitbcd.errors import NoSuchJob, WrongState
-from aitbcd.model import JobState, Owner
+from aitbcd.model import JobState, Owner, Priority
 from tests.integration.engines import Rig, engine_in, scenario, until
 
 ANN = Owner(os.getuid(), "ann")
@@ -86,6 +86,28 @@ async def test_others_are_answered_while_a_large_package_goes(folder: Path) -> N
         await deleting
         assert answered > 10
         await rig.gone(job)
+
+
+@scenario
+async def test_nothing_is_left_of_an_attempt_whose_job_is_canceled_before_the_next(
+    folder: Path,
+) -> None:
+    async with engine_in(folder, "[slots]\ncpus = 1\n") as rig:
+        gate = folder / "gate"
+        os.mkfifo(gate)
+        job = await rig.submit("sh", "-c", f"read x < {gate}; exit 1", retries=1)
+        await rig.reached(job, JobState.RUNNING)
+        # It takes the slot when the first attempt has failed.
+        other = await rig.submit("sleep", "1000", priority=Priority.HIGH)
+        gate.write_text("go\n")
+        await rig.reached(other, JobState.RUNNING)
+        waiting = await rig.reached(job, JobState.PENDING)
+        assert waiting.attempt == 1
+        assert [path.name for path in rig.results.iterdir() if job.job_id in path.name]
+        await rig.engine.cancel(waiting, force=False)
+        await rig.gone(job)
+        await rig.engine.cancel(other, force=True)
+        await rig.ended(other)
 
 
 @scenario
