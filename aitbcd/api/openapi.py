@@ -89,7 +89,7 @@ def _described(each: Operation) -> dict[str, Any]:
               for name in _IN_BRACES.findall(each.path)),
             *(_of_query(parameter) for parameter in each.query),
         ],
-        "responses": {**_answers(each.answers), **_problems(each)},
+        "responses": _responses(each),
     }  # fmt: skip
     body = {"application/json": _object(each.fields)} if each.fields else each.body
     if body:
@@ -123,6 +123,15 @@ def _object(fields: Iterable[Parameter[Any]]) -> Schema:
         "required": [each.name for each in fields if each.is_required],
         "additionalProperties": False,
     }
+
+
+def _responses(each: Operation) -> dict[str, Any]:
+    responses = _problems(each)
+    for status, answer in _answers(each.answers).items():
+        # A page may take the place of a problem document.
+        content = responses.get(status, {}).get("content", {})
+        responses[status] = {**answer, "content": {**content, **answer["content"]}}
+    return dict(sorted(responses.items()))
 
 
 def _answers(answers: Iterable[Answer]) -> dict[str, Any]:

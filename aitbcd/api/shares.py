@@ -86,7 +86,7 @@ def operations(api: Api) -> list[Operation]:
         Operation(
             "GET", "/s/{token}", resource.follow, "Take shared results",
             (raw("The folder job_<ID>", zipped), raw("The Range of it", zipped, 206),
-             raw("A page about it", "text/html")),
+             raw("A page about it", "text/html"), raw("A page, that it is over", "text/html", 404)),
             query=(_FORMAT,), errors=files, is_public=True,
         ),
         Operation(

@@ -8,6 +8,8 @@ that a test keeps; the last test compares them with the document.
 from __future__ import annotations
 
 import ast
+import csv
+import io
 import itertools
 import json
 import os
@@ -395,6 +397,21 @@ def test_a_completed_job_can_be_downloaded_and_no_other(reader: Reader, gate: Ga
     assert (output["job_id"], output["status"], output["exit_code"]) == (job, "completed", 0)
 
 
+@promises("failed | Job error occurred | Retry/Contact")
+def test_a_failed_job_can_be_retried_and_says_whom_to_contact(reader: Reader) -> None:
+    job = reader.ended("echo no such data >&2; test -e mended", "failed")
+    shown = reader.line("aitbc client status --job-id <JOB_ID>", job)
+    assert "Grace in room 12" in shown
+    assert reader.status(job)["contact"] == "Grace in room 12"
+    assert (reader.status(job)["reason"], reader.status(job)["exit_code"]) == ("exit", 1)
+    (reader.folder / "mended").touch()
+    again = reader.line("aitbc client retry --job-id <JOB_ID>", job)
+    named = re.search(r"job_\w+", again)
+    assert named
+    assert named[0] != job
+    assert reader.until(named[0], "completed")["retry_of"] == job
+
+
 @promises("canceled | Job cancelled by user | None")
 def test_nothing_more_can_be_done_to_a_canceled_job(reader: Reader) -> None:
     job = reader.submit("exec sleep 1000")
@@ -462,6 +479,65 @@ def paths_of_the_tree() -> list[str]:
     return found
 
 
+@promises(
+    "Learn how to download and manage job results.",
+    "Results are stored after job completion. This guide covers downloading and managing outputs.",
+    "A typical result package includes:",
+    "Model files, etc.",
+    "Download checksum file",
+    "Verify",
+)
+def test_the_guide_to_results(reader: Reader) -> None:
+    page = Page(lifecycle.RESULTS)
+    job = reader.ended(TRAINING)
+    kept = Path(reader.status(job)["result_path"])
+    paths = paths_of_the_tree()
+
+    reader.type(page.next("download --job-id <JOB_ID> --output ./results"), job)
+    assert [path.name for path in reader.folder.iterdir()] == ["results"]
+    assert [path.name for path in (reader.folder / "results").iterdir()] == [job]
+    files = {path: (reader.folder / "results" / job / path).read_bytes() for path in paths}
+    assert files["artifacts/model.bin"] == b"w" * 1_000_000
+    assert files["result.txt"] == files["logs/stdout.log"] == b"trained\n"
+    assert files["logs/stderr.log"] == b"warning\n"
+    assert json.loads(files["output.json"])["status"] == "completed"
+
+    reader.type(page.next("/download"), job)
+    with zipfile.ZipFile(reader.folder / "output.zip") as archive:
+        assert archive.testzip() is None
+        assert {path: archive.read(f"{job}/{path}") for path in paths} == files
+        assert f"{job}/output.sha256" in archive.namelist()
+
+    for more, days in (("", 7), (" --expires 7d", 7)):
+        snippet = page.next(f"aitbc client share --job-id <JOB_ID>{more}")
+        assert snippet.text.endswith(f"<JOB_ID>{more}")
+        said = reader.type(snippet, job)
+        link = re.search(r"http://\S+/s/\S+", said)
+        assert link, said
+        with urllib.request.urlopen(link[0], timeout=DEADLINE_S) as answer:
+            shared = io.BytesIO(answer.read())
+        with zipfile.ZipFile(shared) as archive:
+            assert archive.read(f"{job}/artifacts/model.bin") == files["artifacts/model.bin"]
+        assert expiry_of_the_last_share(reader, job) <= days * 86400
+
+    assert "verified" in reader.type(page.next("aitbc client verify"), job)
+
+    reader.type(page.next("--checksum"), job)
+    checked = reader.type(page.next("sha256sum -c"))
+    listed = (reader.folder / "output.sha256").read_text().splitlines()
+    assert {line.split(maxsplit=1)[1].lstrip("*") for line in listed} >= {
+        f"{job}/{path}" for path in paths
+    }
+    assert len(checked.splitlines()) == len(listed)
+    assert all(line.endswith(": OK") for line in checked.splitlines())
+
+    reader.type(page.next("aitbc client delete"), job)
+    assert not kept.exists()
+    reader.line("aitbc client status --job-id <JOB_ID>", job, code=3)
+    assert job not in reader.line("aitbc client list")
+    page.end()
+
+
 def expiry_of_the_last_share(reader: Reader, job: str) -> float:
     """Return in how many seconds, at most, the newest link to a job expires."""
     answer = reader.user.ask(reader.service.socket, "GET", f"/v1/jobs/{job}/shares")
@@ -496,6 +572,40 @@ def test_results_have_the_formats_of_the_table(reader: Reader) -> None:
     assert suffixes == {".json", ".txt", ".bin", ".zip"}
 
 
+@promises("Free | 7 days", "Pro | 30 days", "Enterprise | 90 days")
+def test_results_are_kept_as_long_as_the_plan_says(
+    reader: Reader, place: tuple[Service, int]
+) -> None:
+    service, port = place
+    for plan, words in lifecycle.table(lifecycle.RESULTS, "Result Retention"):
+        days = int(words.split()[0])
+        status = ended_with_plan(reader, service, port, plan.lower())
+        finished, expires = (
+            datetime.fromisoformat(status[name]) for name in ("finished_at", "expires_at")
+        )
+        assert abs(expires - finished - timedelta(days=days)) <= timedelta(seconds=1)
+        assert status["results"] == "kept"
+
+
+def test_results_whose_time_is_over_are_gone_and_that_is_said(
+    reader: Reader, place: tuple[Service, int]
+) -> None:
+    service, port = place
+    status = ended_with_plan(reader, service, port, "brief")
+    admin = daemons_user(reader, service)
+
+    def expired() -> bool:
+        answer = admin.ask(service.socket, "GET", f"/v1/jobs/{status['job_id']}")
+        return bool(answer.json["results"] == "expired")
+
+    wait_for("the results expire", expired, log=service.log)
+    answer = admin.ask(service.socket, "GET", f"/v1/jobs/{status['job_id']}/download")
+    assert (answer.status, answer.json["code"]) == (409, "no-results")
+    assert "expired" in answer.json["detail"]
+    path = service.state / "results" / status["job_id"]
+    assert wait_for("their folder is gone", lambda: not path.exists())
+
+
 def daemons_user(reader: Reader, service: Service) -> User:
     """Return whom the daemon belongs to, who may give plans to keys."""
     owner = (service.state / "queue.db").stat()
@@ -524,6 +634,69 @@ def ended_with_plan(reader: Reader, service: Service, port: int, plan: str) -> J
 # -- history ------------------------------------------------------------------------------------
 
 
+@promises(
+    "View and manage your past jobs.",
+    "Running jobs",
+    "Completed jobs",
+    "Failed jobs",
+    "Last 7 days",
+    "Specific date range",
+    "Export to JSON",
+    "Export to CSV",
+    "Shows:",
+    "Total jobs submitted",
+    "Success rate",
+    "Average completion time",
+    "Total spent",
+)
+def test_the_guide_to_history(reader: Reader, gate: Gate) -> None:
+    page = Page(lifecycle.HISTORY)
+    completed = reader.ended("echo done", name="=1+1")
+    failed = reader.ended("false", "failed")
+    running = reader.submit(gate.wait)
+    reader.until(running, "running")
+    ours = {completed, failed, running}
+
+    assert ours <= named_in(reader.type(page.next("aitbc client list")))
+    for status, job in (("running", running), ("completed", completed), ("failed", failed)):
+        listed = named_in(reader.type(page.next(f"list --status {status}")))
+        assert listed & ours == {job}
+    assert ours <= named_in(reader.type(page.next("list --days 7")))
+    assert named_in(reader.type(page.next("list --from 2026-01-01 --to 2026-01-31"))) == set()
+
+    shown = reader.type(page.next("aitbc client get"), completed)
+    package = reader.status(completed)["result_path"]
+    for word in (completed, "completed", "echo done", package, "result.txt"):
+        assert word in shown
+
+    reader.type(page.next("export --format json"))
+    exported = json.loads((reader.folder / "jobs.json").read_text())
+    by_id = {job["job_id"]: job for job in exported}
+    assert by_id[failed]["status"] == "failed"
+    assert by_id[running]["status"] == "running"
+
+    reader.type(page.next("export --format csv"))
+    with (reader.folder / "jobs.csv").open(newline="") as file:
+        header, *rows = list(csv.reader(file))
+    assert header[0] == "job_id"
+    assert {row[0] for row in rows} == set(by_id)
+    (row,) = [row for row in rows if row[0] == completed]
+    assert row[header.index("name")] == "'=1+1", "a spreadsheet would compute it"
+
+    shown = reader.type(page.next("aitbc client stats"))
+    total = reader.user.ask(reader.service.socket, "GET", "/v1/stats").json["total"]
+    assert total["submitted"] >= len(by_id)
+    for label in ("Total jobs submitted", "Success rate", "Average completion time", "Total spent"):
+        assert label.lower() in shown.lower()
+    found = re.search(r"Total jobs submitted\W*([\d,]+)", shown, re.I)
+    assert found
+    assert int(found[1].replace(",", "")) == total["submitted"]
+    rate = total["completed"] / (total["completed"] + total["failed"])
+    assert total["success_rate"] == pytest.approx(rate)
+    assert total["spent"] > 0
+    page.end()
+
+
 def named_in(text: str) -> set[str]:
     return set(re.findall(r"job_\w+", text))
 
@@ -542,6 +715,32 @@ def test_a_date_range_is_of_the_readers_zone_and_includes_both_its_days(reader: 
 # -- cancellation -------------------------------------------------------------------------------
 
 STUBBORN = 'trap "" TERM; echo $$ > pid; echo half; while :; do sleep 0.1; done'
+
+
+@promises(
+    "How to cancel jobs and manage running operations.",
+    "canceled | Job successfully canceled",
+    "Job stops immediately",
+    "Partial results may be available",
+    "Charges apply for resources used",
+)
+def test_the_guide_to_cancellation(reader: Reader) -> None:
+    page = Page(lifecycle.CANCEL)
+    for words in ("aitbc client cancel --job-id <JOB_ID>", "--force"):
+        job = reader.submit("echo $$ > pid; echo half; exec sleep 1000")
+        pid = int(wait_for("it runs", (reader.folder / "pid").exists) and pid_of(reader))
+        said = reader.type(page.next(words), job)
+        assert "canceled" in said
+        assert not Path(f"/proc/{pid}").exists()
+        status = reader.status(job)
+        assert status["status"] == "canceled"
+        assert status["charge"] > 0
+        assert status["currency"] == "EUR"
+        folder = reader.folder / "partial" / job
+        reader.line("aitbc client download --job-id <JOB_ID> --output partial", job)
+        assert (folder / "result.txt").read_text() == "half\n"
+        (reader.folder / "pid").unlink()
+    page.end()
 
 
 def pid_of(reader: Reader) -> str:
@@ -582,3 +781,7 @@ def test_a_cancellation_that_fails_says_what_would_not_die(reader: Reader) -> No
 
 
 # -- the document itself ------------------------------------------------------------------------
+
+
+def test_each_sentence_of_the_document_has_a_test() -> None:
+    assert lifecycle.sentences() == _kept
