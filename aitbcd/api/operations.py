@@ -198,14 +198,12 @@ def _shortened(text: str) -> str:
 
 
 def flag(name: str, about: str) -> Parameter[bool]:
-    """``true`` or ``false``, in a query also ``1`` and ``0``; false where it is not given."""
+    """``true`` or ``false``; false where it is not given."""
 
     def read(name: str, text: str) -> bool:
-        if text in ("false", "0"):
-            return False
-        if text in ("true", "1", ""):
-            return True
-        raise wrong(name, text, "true or false")
+        if text not in ("true", "false"):
+            raise wrong(name, text, "true or false")
+        return text == "true"
 
     return Parameter(name, about, {"type": "boolean"}, read, False)
 

@@ -89,8 +89,7 @@ def test_what_is_not_given_has_its_default() -> None:
 @pytest.mark.parametrize(
     ("parameter", "query", "value"),
     [
-        (FLAG, "all=true", True), (FLAG, "all=1", True), (FLAG, "all", True),
-        (FLAG, "all=0", False),
+        (FLAG, "all=true", True), (FLAG, "all=false", False),
         (LIMIT, "limit=200", 200), (TAIL, "tail=0", 0), (SORT, "sort=name", "name"),
         (STATES, "status=running,failed", {"running", "failed"}),
         (STATES, "status=running&status=failed", {"running", "failed"}),
@@ -105,7 +104,8 @@ def test_a_query_is_read(parameter: Parameter[Any], query: str, value: object) -
 @pytest.mark.parametrize(
     ("parameter", "query", "words"),
     [
-        (FLAG, "all=yes", "true or false"), (LIMIT, "limit=0", "from 1 to 200"),
+        (FLAG, "all=yes", "true or false"), (FLAG, "all=1", "true or false"),
+        (FLAG, "all", "true or false"), (LIMIT, "limit=0", "from 1 to 200"),
         (LIMIT, "limit=201", "from 1 to 200"), (LIMIT, "limit=%C2%B2", "whole number"),
         (LIMIT, f"limit={'9' * 5000}", "whole number"), (LIMIT, "limit=1&limit=2", "2 times"),
         (STATES, "status=running,", "running, failed"), (STATES, "status=", "running, failed"),
