@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Generator
 from functools import partial
 
 from aitbcd.api.context import Api
@@ -25,10 +26,23 @@ async def file_pieces(
         yield piece
 
 
-async def iterated(api: Api, pieces: Iterator[bytes]) -> AsyncGenerator[bytes]:
-    """Yield what an iterator reads; its pieces are not empty."""
+async def iterated(api: Api, pieces: Generator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield what a generator reads; its pieces are not empty. It is closed at the end."""
+    reading: asyncio.Future[bytes] | None = None
     try:
-        while piece := await api.in_thread(lambda: next(pieces, b"")):
+        while True:
+            reading = asyncio.ensure_future(api.in_thread(lambda: next(pieces, b"")))
+            piece = await asyncio.shield(reading)
+            if not piece:
+                return
             yield piece
     except (Changed, OSError, beneath.NotThere) as problem:
         raise StreamBroken(f"the package changed while it was sent: {problem}") from None
+    finally:
+        # Where it was left, folders are open: they are not for the garbage collector to close,
+        # which may come hours later. A generator that a thread is in cannot be closed.
+        if reading is not None:
+            await asyncio.wait([reading])
+            if not reading.cancelled():
+                reading.exception()
+        pieces.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from aitbcd.results.beneath import OpenFile
 
@@ -20,7 +20,7 @@ def digest(file: OpenFile) -> str:
     return hashed.hexdigest()
 
 
-def prefixed(file: OpenFile, folder: bytes) -> Iterator[bytes]:
+def prefixed(file: OpenFile, folder: bytes) -> Generator[bytes]:
     """Yield a sound manifest in pieces of whole lines, ``folder`` before each path."""
     at, rest = 0, b""
     while piece := file.pread(_PIECE, at):
