@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar, cast
 
 from aitbcd.errors import Unavailable
 
@@ -82,14 +82,18 @@ class _Answers(Generic[T]):
         return future
 
     def _wait(self, uid: int, future: Future[T]) -> None:
+        answer: T | None = None
+        problem: OSError | None = None
         try:
             answer = self._keep(uid, self._read(uid))
         except Exception as error:
-            future.set_exception(error if isinstance(error, OSError) else OSError(str(error)))
+            problem = error if isinstance(error, OSError) else OSError(str(error))
+        # First: whoever asks after this answer must not get it as the answer to a newer question.
+        del self._asked[uid]
+        if problem is not None:
+            future.set_exception(problem)
         else:
-            future.set_result(answer)
-        finally:
-            self._asked.pop(uid, None)
+            future.set_result(cast("T", answer))
 
 
 async def find(uid: int) -> User | None:
