@@ -344,7 +344,10 @@ _TEXT_SCHEMA = _bytes_schema(r"^[^\x00]*$", _coded())
 _FULL_SCHEMA = _bytes_schema(r"^[^\x00]+$", _coded(more="+"))
 #: In base64 what begins with "/" begins with L and one of these.
 _PATH_SCHEMA = _bytes_schema(r"^/[^\x00]*$", _coded("(?=L[w-z0-9+/])", "+"))
-_LINE_SCHEMA = _bytes_schema(r"^[^\x00]*[^\x00\t-\r ][^\x00]*$", _coded(more="+"))
+#: In base64 one that begins with no blank: what has nothing else is refused.
+_LINE_SCHEMA = _bytes_schema(
+    r"^[^\x00]*[^\x00\t-\r ][^\x00]*$", _coded("(?!C[Q-Za-z0-9+/]|D[A-Za-f]|I[A-P])", "+")
+)
 _VARIABLES_SCHEMA: Schema = {
     "description": 'In an array, what is no UTF-8 may be {"b64": ...} of NAME=value',
     "anyOf": [

@@ -768,7 +768,7 @@ def test_a_package_that_is_gone_is_said_so(box: Box) -> None:
     package.rename(package.with_name("elsewhere"))
     try:
         problem(box.http.get(f"/v1/jobs/{job}/download"), 409, "no-results")
-        problem(box.http.get(f"/v1/jobs/{job}/result"), 404, "no-such-file")
+        problem(box.http.get(f"/v1/jobs/{job}/result"), 409, "no-results")
         assert verdict(box, job) == (False, [("missing", "output.sha256")])
     finally:
         package.with_name("elsewhere").rename(package)
