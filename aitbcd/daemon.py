@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -22,15 +24,17 @@ from pathlib import Path
 import uvloop
 
 from aitbcd import __version__, machine, paths, settings
-from aitbcd.api import app
+from aitbcd.api import activation, app
+from aitbcd.api.activation import Handed
 from aitbcd.api.context import Api
 from aitbcd.api.keyring import Keyring
-from aitbcd.api.socket import Clients, Server, check_free
+from aitbcd.api.socket import Clients, Server, check_free, shown_address
 from aitbcd.devices import Inventory
 from aitbcd.engine import Engine
 from aitbcd.errors import AitbcError
 from aitbcd.feed import Feed
 from aitbcd.gpus import Claims, Drains, Gpus
+from aitbcd.notify import Notifier
 from aitbcd.paths import Paths
 from aitbcd.results.watches import Watches
 from aitbcd.runs import Runs
@@ -62,7 +66,9 @@ def run(arguments: Sequence[str]) -> int:
     """Serve until a signal; return the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    notifier = Notifier.of(os.environ, os.getpid())
     try:
+        handed = activation.take(os.environ, os.getpid())
         where = paths.resolve(
             state=options.state_dir,
             runtime=options.runtime_dir,
@@ -73,8 +79,9 @@ def run(arguments: Sequence[str]) -> int:
         chosen = settings.load(where.config, is_named=where.config_is_named)
         with StateFolder(where) as folder:
             folder.check()
-            check_free(where.socket)
-            uvloop.run(_serve(where, chosen))
+            if handed.unix is None:
+                check_free(where.socket)
+            uvloop.run(_serve(where, chosen, handed, notifier))
     except AitbcError as error:
         print(f"aitbcd: {error.detail}", file=sys.stderr)
         if error.hint:
@@ -97,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _serve(where: Paths, chosen: Settings) -> None:
+async def _serve(where: Paths, chosen: Settings, handed: Handed, notifier: Notifier) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -127,12 +134,16 @@ async def _serve(where: Paths, chosen: Settings) -> None:
         server = Server(
             clients, where.socket, where.state / "runtime" / "aitbcd.sock", is_for_all=_is_root()
         )
-        await server.listen()
-        await _listen_tcp(server, chosen)
+        await server.listen(handed.unix)
+        await _listen_tcp(server, chosen, handed.tcp)
         api.tcp = server.tcp
         guard = asyncio.create_task(server.guard(watches))
         _greet(server, where, engine, found)
+        notifier.ready(_status(engine.active_count))
+        stack.callback(notifier.close)
+        notifier.keep_watched(lambda: _status(engine.active_count))
         await stopping.wait()
+        notifier.stopping(f"stops; {_jobs(engine.active_count)} left running")
         guard.cancel()
         api.stop()
         await server.stop(_STOP_GRACE_S)
@@ -143,9 +154,21 @@ def _is_root() -> bool:
     return os.getuid() == 0
 
 
-async def _listen_tcp(server: Server, chosen: Settings) -> None:
+async def _listen_tcp(server: Server, chosen: Settings, handed: list[socket.socket]) -> None:
     """Serve TCP if it is wanted; a taken port is said and costs only TCP."""
-    if (address := chosen.server.address) is None:
+    address = chosen.server.address
+    for sock in handed:
+        host, port = sock.getsockname()[:2]
+        if address and port == address[1] and ipaddress.ip_address(host).is_loopback:
+            await server.serve_tcp(sock)
+            continue
+        await server.refuse_tcp(sock)
+        _say(
+            f"nobody is served on {shown_address(sock)}, which systemd holds for this daemon:"
+            f' [server] tcp is "{chosen.server.tcp}". Change one of them, or close it:'
+            " systemctl disable --now aitbcd-tcp.socket"
+        )
+    if address is None or server.tcp:
         return
     try:
         await server.listen_tcp(address)
@@ -183,6 +206,10 @@ def _say_goodbye(active: int) -> None:
         _say(f"aitbcd stops; {_jobs(active)} {go} on running and will be found at the next start")
     else:
         _say("aitbcd stops")
+
+
+def _status(active: int) -> str:
+    return f"serves; {_jobs(active)} under way"
 
 
 def _jobs(count: int) -> str:

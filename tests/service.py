@@ -79,9 +79,15 @@ class Service:
     """``aitbcd`` with all its folders below ``folder``."""
 
     def __init__(
-        self, folder: Path, config: str = PLAIN_CONFIG, *, before: Sequence[str] = ()
+        self,
+        folder: Path,
+        config: str = PLAIN_CONFIG,
+        *,
+        before: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """Prepare it; ``before`` makes a command another user's (``give_to`` him its folders)."""
+        self._pass_fds = pass_fds
         self.folder = folder
         self._before = before
         self.state = folder / "state"
@@ -124,6 +130,7 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                pass_fds=self._pass_fds,
             )
         wait_for("the daemon answers", self._answers, log=self.log)
 

@@ -7,6 +7,7 @@ for everything that a client may make us wait for or keep, and refusals as probl
 The Unix socket is bound under a umask, so that it never exists with wider permissions, and a stale
 one is probed before it is removed. It is bound again when its path vanishes: XDG_RUNTIME_DIR goes
 at logout, and people clean up folders. TCP is an extra: where its port is taken, the socket serves.
+Sockets that systemd holds (``activation``) are served as they are, and left to it at the end.
 """
 
 from __future__ import annotations
@@ -263,6 +264,12 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+class _HangUp(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
+
+
 class Server:
     """The listeners of one daemon."""
 
@@ -281,16 +288,21 @@ class Server:
         self._candidates = (path, fallback)
         self._mode = 0o666 if is_for_all else 0o600
         self._inode: tuple[int, int] | None = None
+        #: Its path is ours to remove.
+        self._is_own = True
         self._unix: asyncio.Server | None = None
-        self._tcp: asyncio.Server | None = None
+        self._tcp: list[asyncio.Server] = []
 
-    async def listen(self) -> None:
-        """Bind the Unix socket and serve on it.
+    async def listen(self, handed: socket.socket | None = None) -> None:
+        """Serve on the Unix socket that was handed over, else on one that is bound here.
 
         Raises:
             StartupError: another daemon listens there, or it cannot be bound.
         """
-        sock = bind_unix(self.path, self._mode)
+        self._is_own = handed is None
+        if handed is not None:
+            self.path = Path(os.fsdecode(handed.getsockname()))
+        sock = handed or bind_unix(self.path, self._mode)
         self._inode = _inode(self.path)
         loop = asyncio.get_running_loop()
         self._unix = await loop.create_unix_server(self._protocol, sock=sock, backlog=BACKLOG)
@@ -301,11 +313,18 @@ class Server:
         Raises:
             OSError: the port is taken, or not for us.
         """
-        sock = bind_tcp(address)
-        host, port = sock.getsockname()[:2]
+        await self.serve_tcp(bind_tcp(address))
+
+    async def serve_tcp(self, sock: socket.socket) -> None:
+        """Serve on a bound TCP socket."""
         loop = asyncio.get_running_loop()
-        self._tcp = await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG)
-        self.tcp = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._tcp.append(await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG))
+        self.tcp = self.tcp or shown_address(sock)
+
+    async def refuse_tcp(self, sock: socket.socket) -> None:
+        """Hang up on whoever connects there: nobody would ever answer him."""
+        loop = asyncio.get_running_loop()
+        self._tcp.append(await loop.create_server(_HangUp, sock=sock, backlog=BACKLOG))
 
     def _protocol(self) -> HttpProtocol:
         return HttpProtocol(self._clients)
@@ -336,7 +355,7 @@ class Server:
             _log.warning("the socket %s was gone; bound again at %s", self.path, path)
             if self._unix is not None:
                 self._unix.close()
-            self.path, self._inode = path, _inode(path)
+            self.path, self._inode, self._is_own = path, _inode(path), True
             loop = asyncio.get_running_loop()
             self._unix = await loop.create_unix_server(self._protocol, sock=sock, backlog=BACKLOG)
             return
@@ -345,10 +364,10 @@ class Server:
 
     async def stop(self, grace_s: float) -> None:
         """Accept no more, let requests end within ``grace_s`` seconds, hang up."""
-        for server in (self._unix, self._tcp):
+        for server in (self._unix, *self._tcp):
             if server is not None:
                 server.close()
-        if self._is_there():
+        if self._is_own and self._is_there():
             self.path.unlink(missing_ok=True)
         for connection in list(self._clients.state.connections):
             connection.shutdown()
@@ -464,6 +483,12 @@ def bind_tcp(address: tuple[str, int]) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def shown_address(sock: socket.socket) -> str:
+    """Return HOST:PORT of a bound TCP socket."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -30,6 +30,7 @@ LEVELS: tuple[set[str], ...] = (
         "clock",
         "devices",
         "spreadsheet",
+        "notify",
     },
     {"lifecycle", "settings", "wire", "machine", "users"},
     {
