@@ -112,8 +112,16 @@ def _copy(
             from aitbcctl import archive
 
             return listed, archive.fetch(client, job_id, *listed, target, force=force)
-        with Meter(details.get("result_bytes")) as meter:
+        with Meter(_size(details)) as meter:
             return listed, package.copy(files, *listed, target, force=force, tell=meter.tell)
+
+
+def _size(details: Json) -> int | None:
+    """Return how many bytes are copied: result.txt is a file of its own in a copy."""
+    files = details.get("files") or []
+    if len(files) < details.get("files_total", 0) or not files:
+        return details.get("result_bytes")
+    return sum(file["size"] or 0 for file in files)
 
 
 def _check_has_results(details: Json) -> None:

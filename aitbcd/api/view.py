@@ -49,9 +49,10 @@ async def details(api: Api, job: Job) -> dict[str, wire.Json]:
     total = 0
     if job.ending is not None and job.ending.results is ResultsState.KEPT:
         package = api.paths.package(job.job_id)
-        files = await api.in_thread(partial(listing.first, package, _FILES_MAX))
-        # Of what the sealer counts, output.json is none.
-        total = len(files) if len(files) < _FILES_MAX else job.ending.result_files + 1
+        files = await api.in_thread(
+            partial(listing.first, package, _FILES_MAX, job.ending.digest or "")
+        )
+        total = len(files) if len(files) < _FILES_MAX else job.ending.result_files
     return await status(api, job) | wire.details(
         job, spec, attempts, events, files=files, files_total=total, shares=shares
     )

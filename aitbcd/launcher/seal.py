@@ -137,14 +137,18 @@ def _sealed_before(results_fd: int, sealed: str, order: Order) -> dict[str, Any]
         if output["attempt"] != order["attempt"]:
             raise OSError(errno.EEXIST, f"{sealed} is of attempt {output['attempt']}")
         text = _read(top, manifest.FILE_NAME)
+        sizes = [entry["size"] for entry in output["files"]]
+        sizes.append(os.stat(OUTPUT, dir_fd=top).st_size)
+        result, stdout = (os.stat(path, dir_fd=top) for path in (RESULT, f"{LOGS}/{STDOUT}"))
     finally:
         os.close(top)
-    sizes = [entry["size"] for entry in output["files"]]
-    return _report(text, sizes)
+    return _report(text, sizes, result.st_size if os.path.samestat(result, stdout) else 0)
 
 
-def _report(text: bytes, sizes: list[int]) -> dict[str, Any]:
-    return {"digest": small_sha256(text).hexdigest(), "files": len(sizes), "bytes": sum(sizes)}
+def _report(text: bytes, sizes: list[int], shared: int) -> dict[str, Any]:
+    """Count all files, and what they take: once what result.txt shares with stdout.log."""
+    total = sum(sizes) - shared + len(text)
+    return {"digest": small_sha256(text).hexdigest(), "files": len(sizes) + 1, "bytes": total}
 
 
 class _Others(Exception):
@@ -277,7 +281,13 @@ class _Sealer:
         os.fchmod(self._top, 0o550 | self._setgid)
         self._keep_folder(os.dup(self._top))
         self._sync()
-        return _report(text, [size for _, size, _ in self._files])
+        sizes = [size for _, size, _ in self._files]
+        return _report(text, [*sizes, len(output)], self._shared_size())
+
+    def _shared_size(self) -> int:
+        if self._shared is None:
+            return 0
+        return next((size for path, size, _ in self._files if path == RESULT.encode()), 0)
 
     def _drop_artifacts(self, why: str) -> None:
         self._drop(self._top, ARTIFACTS.encode(), ARTIFACTS.encode(), why)

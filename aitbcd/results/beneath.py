@@ -154,6 +154,18 @@ def open_beneath(folder: int, path: bytes) -> int:
             os.close(at)
 
 
+def is_same_file(folder: int, one: bytes, other: bytes) -> bool:
+    """Tell whether two paths below an open folder are names of one regular file."""
+    try:
+        with (
+            OpenFile(open_beneath(folder, one)) as first,
+            OpenFile(open_beneath(folder, other)) as second,
+        ):
+            return first.inode == second.inode
+    except (NotThere, PermissionError):
+        return False
+
+
 def walk(folder: int, depth: int = 0) -> Iterator[tuple[bytes, bool]]:
     """Yield the path of everything below an open folder that is no folder, in order.
 

@@ -1,4 +1,4 @@
-"""The first files of a package, as its manifest has them: what fits on a page."""
+"""The first files of a package, as its manifest has them, and itself: what fits on a page."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _BYTES_MAX = 16 << 20
 StoredFile: TypeAlias = tuple[bytes, int | None, str]
 
 
-def first(package: Path, most: int) -> list[StoredFile]:
-    """Return at most so many files.
+def first(package: Path, most: int, digest: str) -> list[StoredFile]:
+    """Return at most so many files; ``digest`` is that of the manifest, as it was sealed.
 
     What its owner has made unreadable, or no manifest, has none.
     """
@@ -26,9 +26,9 @@ def first(package: Path, most: int) -> list[StoredFile]:
     except (beneath.NotThere, PermissionError):
         return []
     try:
-        return [
-            (path, _size(folder, path), digest) for path, digest in _stated(folder, most).items()
-        ]
+        if stated := _stated(folder, most):
+            stated[manifest.FILE_NAME.encode()] = digest
+        return [(path, _size(folder, path), stated[path]) for path in sorted(stated)[:most]]
     finally:
         os.close(folder)
 

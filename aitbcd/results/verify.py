@@ -23,6 +23,8 @@ _PIECE = 1 << 20
 #: No manifest of ours comes near it: what is larger is none.
 _MANIFEST_MAX = 1 << 30
 _MANIFEST = manifest.FILE_NAME.encode()
+_RESULT = b"result.txt"
+_STDOUT = b"logs/stdout.log"
 
 
 class Abandoned(Exception):
@@ -34,6 +36,7 @@ class Verdict:
     """What ``verify`` found."""
 
     files: int
+    #: Bytes: once what has two names.
     size: int
     #: (``changed`` | ``missing`` | ``extra`` | ``manifest``, path), by path.
     differences: tuple[tuple[str, bytes], ...]
@@ -88,6 +91,8 @@ class _Digests:
         self._folder = folder
         self._left = left
         self._lock = Lock()
+        #: result.txt is then another name of stdout.log, and is neither read nor counted again.
+        self._is_shared = beneath.is_same_file(folder, _RESULT, _STDOUT)
         self._paths = self._to_hash()
         self._found: dict[bytes, str] = {}
         self._total = 0
@@ -100,6 +105,8 @@ class _Digests:
                 worker.result()
         if self._left.is_set():
             raise Abandoned
+        if self._is_shared:
+            self._found[_RESULT] = self._found.get(_STDOUT, "")
         return self._found, self._total
 
     def _work(self) -> None:
@@ -117,7 +124,8 @@ class _Digests:
     def _to_hash(self) -> Iterator[bytes]:
         for path, is_file in beneath.walk(self._folder):
             if is_file and path != _MANIFEST:
-                yield path
+                if not (self._is_shared and path == _RESULT):
+                    yield path
             elif not path.endswith(b"/"):
                 self._found[path] = ""
 

@@ -738,7 +738,11 @@ def test_verify_names_what_differs(box: Box, tmp_path: Path) -> None:
     answer = box.http.post(f"/v1/jobs/{job}/verify").json()
     files = [path for path in package.rglob("*") if path.is_file()]
     assert answer["files"] == len(files)
-    assert answer["bytes"] == sum(path.stat().st_size for path in files)
+    # result.txt is another name of stdout.log.
+    once = [path.stat().st_size for path in files if path.name != "result.txt"]
+    assert answer["bytes"] == sum(once)
+    detail = box.status(job, detail=True)
+    assert (detail["result_files"], detail["result_bytes"]) == (answer["files"], answer["bytes"])
     subprocess.run(["chmod", "-R", "u+w", package], check=True)
     (package / "artifacts/a").write_text("changed")
     (package / "artifacts/b").unlink()
