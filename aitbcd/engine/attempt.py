@@ -79,6 +79,8 @@ class Attempt:
         self.started_at = job.started_at
         #: Set once it is committed as assigned, or given up.
         self.assigned = asyncio.Event()
+        #: Set when it may start: its claim is taken.
+        self.has_room = asyncio.Event()
         #: Too late to cancel: its processes are gone.
         self.is_over = False
         self._parts = parts
@@ -125,9 +127,12 @@ class Attempt:
         self._due_at = time.monotonic() + grace_s + _KILL_S + _ANSWER_S
         if self._handle:
             self._handle.cancel(grace_s)
-        else:
+        elif self.has_room.is_set():
             # Not waited for: the launcher may be busy, and the wish is committed.
             self._parts.spawn(self._bury())
+        else:
+            # It need not wait for room to end.
+            self.has_room.set()
         return replace(self.job, status=self.status, started_at=self.started_at)
 
     @property
@@ -135,6 +140,8 @@ class Attempt:
         """What keeps it from going on, as a sentence; None when nothing does."""
         if self.is_over:
             return "stores its results"
+        if not self.has_room.is_set():
+            return "starts when a job before it has ended"
         if self._due_at is None or time.monotonic() < self._due_at:
             return None
         who = f"launcher (pid {self._parts.runs.launcher_pid})"
@@ -170,7 +177,7 @@ class Attempt:
     # -- its course ---------------------------------------------------------------------------
 
     async def attend(self, *, is_new: bool) -> None:
-        """See the attempt through, from wherever it is to its recorded end.
+        """See the attempt through, from wherever it is to its recorded end, once it ``has_room``.
 
         Args:
             is_new: it was chosen just now, and the store does not know it yet.
@@ -180,6 +187,7 @@ class Attempt:
             if is_new and not await self._assign():
                 return
             self.assigned.set()
+            await self.has_room.wait()
             never_ran = is_new
             while True:
                 try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from aitbcd.engine.attempt import (
 )
 from aitbcd.engine.removals import Removals
 from aitbcd.engine.room import Disk, Quota
+from aitbcd.engine.standby import Standby
 from aitbcd.engine.sweeper import Sweeper
 from aitbcd.engine.terms import Terms
 from aitbcd.errors import Forbidden, NotSatisfiable, WrongState
@@ -33,7 +35,7 @@ from aitbcd.model import Ending, Job, JobSpec, JobState, Machine, Owner, Reason,
 from aitbcd.paths import Paths
 from aitbcd.planner import Claim
 from aitbcd.reserve import Reserve
-from aitbcd.runs import Runs
+from aitbcd.runs import Found, Runs
 from aitbcd.settings import Settings
 from aitbcd.store import Batch, Move, Store
 from aitbcd.units import format_size
@@ -89,6 +91,9 @@ class Engine:
         )
         self._backlog = Backlog()
         self._active: dict[int, Attempt] = {}
+        #: Whose claim is taken, since when (monotonic).
+        self._holders: dict[int, float] = {}
+        self._standby = Standby(self._whole.cpus)
         self._tasks: set[asyncio.Task[None]] = set()
         self._parts = Parts(
             store,
@@ -128,11 +133,22 @@ class Engine:
             attempt = Attempt(self._parts, job, None, boot_id)
             attempt.assigned.set()
             self._attend_to(attempt, is_new=False)
+            if self._may_stand_by(job, boot_id):
+                self._standby.add(attempt)
+            else:
+                self._give_room(attempt)
+                attempt.has_room.set()
         ours = {(each.job.job_id, each.job.attempt) for each in self._active.values()}
         for job_id, number in self._runs.folders():
             if (job_id, number) not in ours:
                 self._spawn(clear(self._runs, job_id, number))
         self._pump()
+
+    def _may_stand_by(self, job: Job, boot_id: str) -> bool:
+        """Tell whether nothing of an assigned job has been started, so that it may wait."""
+        if job.status is not JobState.ASSIGNED:
+            return False
+        return self._runs.find(job.job_id, job.attempt, boot_id).found is Found.NEVER_RAN
 
     async def close(self) -> None:
         """Stop deciding. What runs goes on; the next daemon finds it."""
@@ -378,7 +394,7 @@ class Engine:
 
     def _pump_now(self) -> None:
         self._is_pumping = False
-        if self._is_closed or self._obstacle:
+        if self._is_closed or self._obstacle or not self._call_up():
             return
         chosen = planner.plan(self._backlog.waiting(), self._free)
         if chosen and (lack := self._disk.lack()):
@@ -386,10 +402,28 @@ class Engine:
             return
         for number in chosen:
             if entry := self._backlog.take(number):
-                self._begin(entry)
+                attempt = self._begin(entry)
+                self._give_room(attempt)
+                attempt.has_room.set()
+        self._assign_ahead()
         if self._backlog.is_low and not self._refilling:
             self._refilling = True
             self._spawn(self._refill())
+
+    def _call_up(self) -> bool:
+        """Start who stands by as far as there is room; False when somebody is left."""
+        while attempt := self._standby.first():
+            if not claim_of(attempt.job).fits(self._free):
+                return False
+            self._give_room(attempt)
+            self._standby.call_up()
+        return True
+
+    def _assign_ahead(self) -> None:
+        if vacancies := self._standby.vacancies:
+            for number in planner.plan(self._backlog.waiting(), self._whole)[:vacancies]:
+                if entry := self._backlog.take(number):
+                    self._standby.add(self._begin(entry))
 
     async def _refill(self) -> None:
         try:
@@ -415,13 +449,17 @@ class Engine:
             if not await self._quota.learn(job.owner.uid for job in jobs):
                 return jobs
 
-    def _begin(self, entry: Entry) -> None:
+    def _begin(self, entry: Entry) -> Attempt:
         job = replace(entry.job, attempt=entry.job.attempt + 1)
         attempt = Attempt(self._parts, job, entry.spec, self._machine.boot_id)
         self._attend_to(attempt, is_new=True)
+        return attempt
+
+    def _give_room(self, attempt: Attempt) -> None:
+        self._free = self._free.minus(claim_of(attempt.job))
+        self._holders[attempt.job.number] = time.monotonic()
 
     def _attend_to(self, attempt: Attempt, *, is_new: bool) -> None:
-        self._free = self._free.minus(claim_of(attempt.job))
         self._active[attempt.job.number] = attempt
         self._spawn(self._attend(attempt, is_new=is_new))
 
@@ -440,7 +478,10 @@ class Engine:
         self._pump()
 
     def _on_free(self, attempt: Attempt) -> None:
-        self._free = self._free.plus(claim_of(attempt.job))
+        since = self._holders.pop(attempt.job.number, None)
+        if since is not None:
+            self._free = self._free.plus(claim_of(attempt.job))
+            self._standby.note(time.monotonic() - since)
         self._pump()
 
     def _on_ended(self, job: Job, ending: Ending, expires_at: int) -> None:

@@ -1,0 +1,87 @@
+"""Jobs that are assigned ahead in a stream of short ones: they start in order, and only then."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from aitbcd.model import Job, JobState, Reason
+from tests.integration.engines import Rig, engine_in, scenario
+
+STANDS_BY = "starts when a job before it has ended"
+ONE_SLOT = "[slots]\ncpus = 1\n"
+
+
+async def stream_then_long(rig: Rig, folder: Path, *next_ones: str) -> tuple[Job, list[Job]]:
+    """Let short jobs run, then one that lasts, with others behind it; the first stands by."""
+    gate = folder / "gate"
+    os.mkfifo(gate)
+    first = await rig.submit("sh", "-c", f"read x < {gate}")
+    await rig.reached(first, JobState.RUNNING)
+    for _ in range(20):
+        await rig.submit("true")
+    long = await rig.submit("sleep", "1000")
+    behind = [await rig.submit("touch", str(folder / name)) for name in next_ones]
+    gate.write_text("go\n")
+    await rig.reached(long, JobState.RUNNING)
+    await rig.reached(behind[0], JobState.ASSIGNED)
+    return long, behind
+
+
+@scenario
+async def test_who_stands_by_starts_in_order_when_there_is_room(folder: Path) -> None:
+    async with engine_in(folder, ONE_SLOT) as rig:
+        long, (standing, other) = await stream_then_long(rig, folder, "standing", "other")
+        assert (await rig.job(other)).status is JobState.PENDING
+        assert rig.engine.waiting(await rig.job(standing)) == STANDS_BY
+        assert not (folder / "standing").exists()
+        await rig.engine.cancel(await rig.job(long), force=True)
+        ends = [await rig.ended(job) for job in (standing, other)]
+        assert [job.status for job in ends] == [JobState.COMPLETED] * 2
+        assert ends[0].started_at is not None
+        assert ends[1].started_at is not None
+        assert ends[0].started_at < ends[1].started_at
+
+
+@scenario
+async def test_who_stands_by_is_canceled_at_once_and_never_runs(folder: Path) -> None:
+    async with engine_in(folder, ONE_SLOT) as rig:
+        long, (standing, other) = await stream_then_long(rig, folder, "standing", "other")
+        await rig.engine.cancel(await rig.job(standing), force=False)
+        ended = await rig.ended(standing)
+        assert ended.status is JobState.CANCELED
+        assert ended.ending is not None
+        assert ended.ending.reason is Reason.CANCELED
+        assert (await rig.job(long)).status is JobState.RUNNING
+        await rig.engine.cancel(await rig.job(long), force=True)
+        assert (await rig.ended(other)).status is JobState.COMPLETED
+        assert not (folder / "standing").exists()
+
+
+@scenario
+async def test_who_stood_by_waits_for_room_after_a_restart_too(folder: Path) -> None:
+    async with engine_in(folder, ONE_SLOT) as rig:
+        long, (standing,) = await stream_then_long(rig, folder, "standing")
+    async with engine_in(folder, ONE_SLOT) as rig:
+        assert (await rig.job(long)).status is JobState.RUNNING
+        assert (await rig.job(standing)).status is JobState.ASSIGNED
+        assert rig.engine.waiting(await rig.job(standing)) == STANDS_BY
+        later = await rig.submit("touch", str(folder / "later"))
+        await rig.engine.cancel(await rig.job(long), force=True)
+        assert (await rig.ended(standing)).status is JobState.COMPLETED
+        assert (await rig.ended(later)).status is JobState.COMPLETED
+        assert (folder / "standing").stat().st_mtime_ns <= (folder / "later").stat().st_mtime_ns
+
+
+@scenario
+async def test_nobody_stands_by_behind_jobs_that_last(folder: Path) -> None:
+    async with engine_in(folder, ONE_SLOT) as rig:
+        for _ in range(10):
+            await rig.run("true")
+        await rig.run("sleep", "0.06")
+        long = await rig.submit("sleep", "1000")
+        waiting = await rig.submit("true")
+        await rig.reached(long, JobState.RUNNING)
+        assert (await rig.job(waiting)).status is JobState.PENDING
+        await rig.engine.cancel(await rig.job(long), force=True)
+        assert (await rig.ended(waiting)).status is JobState.COMPLETED
