@@ -41,7 +41,7 @@ def table(
     Args:
         width: of the terminal; None cuts nothing.
         right: the columns that are set to the right.
-        giving: the columns that are cut when the lines are too long, the first one first.
+        giving: the columns that are cut when the lines are too long, the widest one first.
     """
     lines = [list(row) for row in rows]
     kept = [i for i in range(len(header)) if not lines or any(line[i] for line in lines)]
@@ -49,12 +49,19 @@ def table(
     cells = [names, *([line[i] for i in kept] for line in lines)]
     widths = [max(columns(row[i]) for row in cells) for i in range(len(names))]
     if width is not None:
-        for i in [names.index(name) for name in giving if name in names]:
-            excess = sum(widths) + 2 * (len(widths) - 1) - width
-            if excess > 0:
-                widths[i] = max(widths[i] - excess, min(widths[i], _LEAST))
+        may_give = [names.index(name) for name in giving if name in names]
+        _narrow(widths, may_give, sum(widths) + 2 * (len(widths) - 1) - width)
     sides = [name in right for name in names]
     return "\n".join(_line(row, widths, sides, width) for row in cells)
+
+
+def _narrow(widths: list[int], may_give: Sequence[int], excess: int) -> None:
+    while excess > 0 and may_give:
+        widest = max(may_give, key=lambda i: widths[i])
+        if widths[widest] <= _LEAST:
+            return
+        widths[widest] -= 1
+        excess -= 1
 
 
 def _line(
@@ -92,7 +99,7 @@ def job_table(jobs: Sequence[Json], width: int | None, now: datetime) -> str:
     has_users = len({job["user"] for job in jobs}) > 1
     header = ("JOB", "NO", "USER", "STATUS", "NAME", "SUBMITTED", "TIME", "NOTE")
     rows = [_row(job, now, has_users=has_users) for job in jobs]
-    return table(header, rows, width, right=("NO",), giving=("NOTE", "NAME", "USER"))
+    return table(header, rows, width, right=("NO",), giving=("NAME", "NOTE", "USER"))
 
 
 def _row(job: Json, now: datetime, *, has_users: bool) -> list[str]:
@@ -102,7 +109,7 @@ def _row(job: Json, now: datetime, *, has_users: bool) -> list[str]:
         str(job["number"]),
         plain(job["user"]) if has_users else "",
         stands(job),
-        plain(job.get("name") or "-"),
+        plain(job.get("name") or job.get("command_line") or "-"),
         when_short(job["created_at"], now),
         "-" if ran is None else duration(int(ran)),
         _note(job),

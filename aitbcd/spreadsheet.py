@@ -24,6 +24,10 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float):
+        # str() writes what is small as 8e-05, which not everything that reads CSV knows.
+        whole, _, fraction = f"{value:.6f}".partition(".")
+        return f"{whole}.{fraction.rstrip('0') or '0'}"
     if not isinstance(value, str):
         return str(value)
     text = f"'{value}" if _FORMULA.match(value) else value

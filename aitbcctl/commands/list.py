@@ -20,7 +20,7 @@ PAGE_MAX = 200
 _COLUMNS = (
     "job_id", "number", "user", "name", "status", "reason", "cause", "message", "exit_code",
     "signal", "created_at", "started_at", "finished_at", "attempt", "progress", "charge",
-    "currency", "results", "expires_at", "retry_of",
+    "currency", "results", "expires_at", "retry_of", "command_line",
 )  # fmt: skip
 
 

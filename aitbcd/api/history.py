@@ -24,7 +24,7 @@ _COLUMNS = (
     "job_id", "number", "user", "name", "status", "reason", "cause", "message", "exit_code",
     "signal", "created_at", "started_at", "finished_at", "duration_s", "attempt", "progress",
     "cpus", "gpus", "memory", "charge", "currency", "results", "result_bytes", "expires_at",
-    "retry_of",
+    "retry_of", "command_line",
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def operations(api: Api) -> list[Operation]:
     return [
         Operation(
             "GET", "/v1/export", export, "Write the history of one's jobs into a file",
-            (json("All of them", array(ref("Status"))), raw("A line each", "text/csv")),
+            (json("All of them", array(ref("Listed"))), raw("A line each", "text/csv")),
             query=(_FORMAT, *CHOICE),
         )
     ]  # fmt: skip
@@ -50,7 +50,7 @@ async def _json(api: Api, jobs: JobFilter) -> AsyncGenerator[bytes]:
     """Yield one array of statuses."""
     before = b"[\n"
     async for some in api.store.history(jobs):
-        shown = [wire.encode(await view.status(api, job)) for job in some]
+        shown = [wire.encode(status) for status in await view.listed(api, some)]
         yield before + b",\n".join(shown)
         before = b",\n"
     yield b"\n]\n" if before == b",\n" else b"[]\n"
@@ -60,7 +60,8 @@ async def _csv(api: Api, jobs: JobFilter) -> AsyncGenerator[bytes]:
     """Yield a line of names, then a line for each job."""
     yield spreadsheet.row(_COLUMNS)
     async for some in api.store.history(jobs):
-        yield b"".join([_line(job, await view.status(api, job)) for job in some])
+        shown = zip(some, await view.listed(api, some), strict=True)
+        yield b"".join([_line(job, status) for job, status in shown])
 
 
 def _line(job: Job, status: dict[str, wire.Json]) -> bytes:

@@ -35,7 +35,7 @@ def operations(api: Api) -> list[Operation]:
         ),
         Operation(
             "GET", "/v1/jobs", resource.list, "List one's jobs",
-            (json("One page of them", page("jobs", status)),),
+            (json("One page of them", page("jobs", ref("Listed"))),),
             query=(*CHOICE, LIMIT, AFTER), errors=(WrongCursor,),
         ),
         Operation(
@@ -75,7 +75,7 @@ class _Jobs:
         owner = caller(request).owner
         chosen = replace(wanted(owner, asked), after=asked[AFTER], limit=asked[LIMIT])
         page = await self._api.store.list_jobs(chosen)
-        jobs = [await view.status(self._api, job) for job in page.jobs]
+        jobs = await view.listed(self._api, page.jobs)
         return JsonResponse({"jobs": jobs, "next": page.next})
 
     async def get(self, request: Request, asked: Asked) -> Response:

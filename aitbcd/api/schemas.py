@@ -59,6 +59,7 @@ def components() -> dict[str, Any]:
     """Return the schemas that have a name in the document."""
     return {**wire.job_schemas(), "Problem": _PROBLEM, "Text": _TEXT, "Event": _EVENT,
             "Attempt": _ATTEMPT, "Status": _status(), "Details": _details(),
+            "Listed": {"allOf": [ref("Status"), record(command_line=optional(STRING))]},
             "Queued": _QUEUED}  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from aitbcd import wire
@@ -37,6 +38,12 @@ async def status(api: Api, job: Job) -> dict[str, wire.Json]:
         currency=api.settings.pricing.currency,
         contact=api.settings.server.contact,
     )
+
+
+async def listed(api: Api, jobs: Sequence[Job]) -> list[dict[str, wire.Json]]:
+    """Return the status documents of a list, each with what the job runs."""
+    lines = await api.store.command_lines(job.number for job in jobs)
+    return [await status(api, job) | {"command_line": lines.get(job.number)} for job in jobs]
 
 
 async def details(api: Api, job: Job) -> dict[str, wire.Json]:

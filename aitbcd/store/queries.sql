@@ -281,6 +281,11 @@ SELECT
 FROM specs s JOIN jobs j ON j.number = s.number LEFT JOIN environments n ON n.id = s.environment
 WHERE s.number IN (SELECT value FROM json_each(:numbers))
 
+-- commands --
+-- How the commands of some jobs begin: enough to know them by.
+SELECT number, substr(argv, 1, 1024), is_shell FROM specs
+WHERE number IN (SELECT value FROM json_each(:numbers))
+
 -- attempts --
 -- The attempts of a job, the first one first. The package belongs to the one that ended it.
 SELECT

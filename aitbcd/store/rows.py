@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -23,6 +24,9 @@ from aitbcd.model import (
 from aitbcd.store.ids import JobIds
 
 Row = Sequence[Any]
+
+#: Characters of a command in a list.
+_LINE_MAX = 200
 
 # A dictionary look-up costs a third of a call of the Enum class.
 STATES = {state.value: state for state in JobState}
@@ -118,6 +122,14 @@ def spec(row: Row) -> JobSpec:
         umask=umask,
         stdin=stdin,
     )
+
+
+def command_line(argv: bytes, is_shell: bool) -> str:
+    """Return a command, of which there may be the beginning only, as a line for people."""
+    words = [word.decode(errors="replace") for word in argv.removesuffix(b"\0").split(b"\0")]
+    line = " ".join(words[2:]) if is_shell else shlex.join(words)
+    line = " ".join(line.split())
+    return line if len(line) <= _LINE_MAX else f"{line[: _LINE_MAX - 1]}…"
 
 
 def attempt(row: Row) -> Attempt:

@@ -342,6 +342,11 @@ class Store:
         found = await self._lookups.fetch(QUERIES["specs"], numbers=str(list(numbers)))
         return {row[0]: rows.spec(row[1:]) for row in found}
 
+    async def command_lines(self, numbers: Iterable[int]) -> dict[int, str]:
+        """Return by number what jobs run, as a line for people; cut where it is long."""
+        found = await self._lists.fetch(QUERIES["commands"], numbers=str(list(numbers)))
+        return {row[0]: rows.command_line(*row[1:]) for row in found}
+
     async def head(self, limit: int, *, without: Collection[int] = ()) -> list[Job]:
         """Return the next jobs of the queue: by priority, then in the order of their submits.
 

@@ -99,6 +99,16 @@ def test_a_table_fits_the_terminal(names: list[str], width: int) -> None:
         assert tables.columns(line) <= width
 
 
+def test_a_long_name_leaves_room_for_what_is_short() -> None:
+    failed = job(name="x" * 60, status="failed", reason="exit", exit_code=3)
+    shown = tables.job_table([failed], 80, NOW)
+    assert "exit code 3" in shown
+
+
+def test_a_job_without_a_name_is_known_by_its_command() -> None:
+    assert "make all" in tables.job_table([job(name=None, command_line="make all")], 80, NOW)
+
+
 def test_a_table_for_a_pipe_cuts_nothing() -> None:
     name = "x" * 300
     assert name in tables.job_table([job(name=name)], None, NOW)

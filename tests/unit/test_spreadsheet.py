@@ -37,7 +37,8 @@ def test_no_cell_begins_like_a_formula(beginning: str, rest: str) -> None:
 @pytest.mark.parametrize(
     ("value", "cell"),
     [
-        (None, b""), (-5, b"-5"), (0.05, b"0.05"), (True, b"true"), ("plain", b"plain"),
+        (None, b""), (-5, b"-5"), (0.05, b"0.05"), (8.6e-05, b"0.000086"), (3.0, b"3.0"),
+        (True, b"true"), ("plain", b"plain"),
         ("a,b", b'"a,b"'), ('say "hi"', b'"say ""hi"""'), ("two\nlines", b'"two\nlines"'),
         ('=HYPERLINK("http://x","y")', b'"\'=HYPERLINK(""http://x"",""y"")"'),
         (" =1+1", b"' =1+1"), ("a-b", b"a-b"), ("\uff1d1", "'\uff1d1".encode()),
