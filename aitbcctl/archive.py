@@ -17,7 +17,7 @@ from aitbcctl.crew import Crew
 from aitbcctl.following import Patience
 from aitbcctl.meter import Meter
 from aitbcctl.package import claim, other_content, partial_of, placing, put_in_place
-from aitbcctl.sources import LIST, LOOK_CLOSER, Corrupt, put
+from aitbcctl.sources import LIST, Corrupt, put
 from aitbcd import manifest
 from aitbcd.errors import BadRange, ClientFailure, Unavailable, Unreachable
 
@@ -65,9 +65,7 @@ def _fill(client: Client, job_id: str, stated: dict[bytes, str], fd: int, partia
             if not found:
                 return
             if not is_resumed:
-                raise Corrupt(
-                    f"{found[0][1]} is not what was sealed; nothing was kept", hint=LOOK_CLOSER
-                )
+                raise Corrupt(f"{found[0][1]} is not what was sealed; nothing was kept")
             is_resumed = False
             os.ftruncate(fd, 0)
     except (KeyboardInterrupt, Unreachable, Unavailable):

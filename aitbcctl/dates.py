@@ -33,6 +33,11 @@ def days_before(now: datetime, days: int) -> str:
         raise Usage(f"--days {days}: there was no such time") from None
 
 
+def is_before(begin: str, end: str) -> bool:
+    """Tell whether one result of the above is an earlier instant than another."""
+    return datetime.fromisoformat(begin) < datetime.fromisoformat(end)
+
+
 def _rfc3339(option: str, text: str, *, is_end: bool) -> str:
     try:
         return _format(_moment(text.strip(), is_end=is_end))
@@ -48,6 +53,8 @@ def _moment(text: str, *, is_end: bool) -> datetime:
         day = date.fromisoformat(text)
     except ValueError:
         return datetime.fromisoformat(text)
+    if is_end and day == date.max:
+        return datetime.max.replace(tzinfo=UTC)
     if is_end:
         day += timedelta(days=1)
     # Midnight by the wall clock: a day of a change of the clocks has 23 or 25 hours.

@@ -11,7 +11,7 @@ import click
 
 from aitbcctl.client import Client, Json
 from aitbcctl.refusals import Usage
-from aitbcd.errors import AitbcError
+from aitbcd.errors import AitbcError, NoSuchJob
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -102,12 +102,17 @@ def named_job(job: str | None, job_id: str | None) -> str:
 
     Raises:
         Usage: both or none were given.
+        NoSuchJob: it is a path.
     """
     if job is not None and job_id is not None:
         raise Usage(f"name the job once: you gave {job!r} and --job-id {job_id!r}")
     ref = job if job_id is None else job_id
     if not ref:
         raise Usage("name the job: its id, number or unique prefix, or @ for your latest one")
+    if "/" in ref:
+        # In a URL it would stand for what is below a job.
+        hint = "your jobs are listed by: aitbcctl list"
+        raise NoSuchJob(f"there is no job {ref}: a path names none", hint=hint)
     return ref
 
 
@@ -168,11 +173,14 @@ def period(days: int | None, since: str | None, until: str | None) -> dict[str, 
 
     from aitbcctl import dates
 
-    return {
-        "from": dates.days_before(datetime.now(UTC), days) if days is not None
-        else None if since is None else dates.since(since),
-        "to": None if until is None else dates.until(until),
-    }  # fmt: skip
+    begin = (
+        dates.days_before(datetime.now(UTC), days) if days is not None
+        else None if since is None else dates.since(since)
+    )  # fmt: skip
+    end = None if until is None else dates.until(until)
+    if since and begin and end and not dates.is_before(begin, end):
+        raise Usage(f"--from {since!r} is not before --to {until!r}")
+    return {"from": begin, "to": end}
 
 
 def filters(

@@ -192,8 +192,10 @@ def status_block(job: Json, now: datetime) -> str:
         facts.append(("gpus", ", ".join(map(plain, job["gpu_uuids"]))))
     if job.get("result_path"):
         facts.append(("results", plain(job["result_path"])))
-    elif job.get("results") in ("expired", "none"):
-        facts.append(("results", str(job["results"])))
+    elif job.get("results") == "expired":
+        facts.append(("results", f"expired {when(job['expires_at'])}"))
+    elif job.get("results") == "none":
+        facts.append(("results", "none"))
     if job.get("expires_at") and job.get("results") == "kept":
         facts.append(("expires", when(job["expires_at"])))
     if job.get("charge"):

@@ -19,7 +19,6 @@ from aitbcd import manifest
 from aitbcd.errors import BadRange, ClientFailure, NoSuchFile
 
 LIST = manifest.FILE_NAME.encode()
-LOOK_CLOSER = "what exactly differs: aitbcctl verify"
 #: A list of more than a million files.
 _LIST_MAX = 256 * 1024 * 1024
 _PIECE = 1024 * 1024
@@ -205,14 +204,11 @@ def read_list(files: Source, sealed: str | None) -> tuple[bytes, dict[bytes, str
                 if len(text) > _LIST_MAX:
                     raise Corrupt(f"{manifest.FILE_NAME} is larger than any that is sealed")
     if sealed is not None and hashlib.sha256(text).hexdigest() != sealed:
-        raise Corrupt(
-            f"{manifest.FILE_NAME} was changed after the job's end; nothing was copied",
-            hint=LOOK_CLOSER,
-        )
+        raise Corrupt(f"{manifest.FILE_NAME} was changed after the job's end; nothing was copied")
     try:
         digests = manifest.parse(text)
     except manifest.BadManifest as error:
-        raise Corrupt(f"{error}; nothing was copied", hint=LOOK_CLOSER) from None
+        raise Corrupt(f"{error}; nothing was copied") from None
     for name in digests:
         if not is_plain(name) or name == LIST:
             raise Corrupt(f"{manifest.FILE_NAME} names {shown(name)}; nothing was copied")
@@ -228,8 +224,7 @@ def is_plain(name: bytes) -> bool:
 def changed(name: bytes) -> Corrupt:
     """Return the error for a file whose bytes are not those that were sealed."""
     return Corrupt(
-        f"{shown(name)} is not what was sealed: its checksum differs; nothing was copied",
-        hint=LOOK_CLOSER,
+        f"{shown(name)} is not what was sealed: its checksum differs; nothing was copied"
     )
 
 
@@ -240,16 +235,14 @@ def telling(name: bytes) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise Corrupt(
-            f"{shown(name)} is missing in the stored results; nothing was copied",
-            hint=LOOK_CLOSER,
+            f"{shown(name)} is missing in the stored results; nothing was copied"
         ) from None
     except OSError as error:
         if error.errno in _OF_WRITING:
             raise
         raise Corrupt(
             f"{shown(name)} cannot be read in the stored results: {error.strerror}; "
-            "nothing was copied",
-            hint=LOOK_CLOSER,
+            "nothing was copied"
         ) from None
 
 

@@ -61,6 +61,8 @@ def command(
       aitbcctl download @ --format zip
       aitbcctl download @ --checksum && sha256sum -c output.sha256
     """
+    if not output:
+        raise Usage("--output is empty: name a folder, or . for this one")
     if checksum and shape == "zip":
         raise Usage("--checksum is for a folder: a zip is verified while it is written")
     if checksum:
@@ -79,6 +81,9 @@ def command(
         is_kept = os.path.lexists(package.partial_of(os.path.abspath(shown)))
         rest = "the same command goes on from what came" if is_kept else "nothing was left"
         say(f"\ninterrupted; {rest}")
+        raise
+    except sources.Corrupt as error:
+        error.hint = f"what exactly differs: aitbcctl verify {job_id}"
         raise
     count = len(files[1]) + 1
     if as_json:

@@ -15,10 +15,11 @@ from aitbcd.api.context import Api
 from aitbcd.api.following import Following
 from aitbcd.api.messages import range_headers, range_of, stream
 from aitbcd.api.operations import Asked, Operation, flag, number
+from aitbcd.api.results import gone, refuse_without_results
 from aitbcd.api.schemas import raw
 from aitbcd.api.sending import file_pieces
-from aitbcd.errors import BadRange, NoSuchFile
-from aitbcd.model import Job, JobState
+from aitbcd.errors import BadRange, NoResults, NoSuchFile
+from aitbcd.model import Job, JobState, ResultsState
 from aitbcd.results import beneath, logs
 
 #: Bytes, whatever they are: a browser must not guess.
@@ -55,7 +56,7 @@ def operations(api: Api) -> list[Operation]:
         Operation(
             "GET", "/v1/jobs/{job}/logs/{stream}", _Logs(api).get, "What a job wrote",
             answers, query=(_TAIL, _OFFSET, _FOLLOW, _ATTEMPT, _FRAMED),
-            errors=(NoSuchFile, BadRange),
+            errors=(NoSuchFile, NoResults, BadRange),
         )
     ]  # fmt: skip
 
@@ -69,6 +70,8 @@ class _Logs:
         name = _NAMES.get(request.path_params["stream"])
         if name is None:
             raise NoSuchFile("a job has two logs: stdout and stderr")
+        if job.ending is not None and job.ending.results is ResultsState.EXPIRED:
+            refuse_without_results(job)
         offset, tail = asked[_OFFSET], asked[_TAIL]
         if asked[_FOLLOW] or asked[_FRAMED]:
             log = _Followed(self._api, job, name, offset, tail, asked[_ATTEMPT])
@@ -82,9 +85,11 @@ class _Logs:
     ) -> Response:
         file = _open(self._api, job, name)
         if file is None:
-            if job.status.is_final:
-                raise NoSuchFile(f"job {job.job_id} has no log: it never started")
-            return Response(b"", media_type=MEDIA_TYPE)
+            if job.ending is None:
+                return Response(b"", media_type=MEDIA_TYPE)
+            if job.ending.results is ResultsState.KEPT:
+                raise gone(job)
+            raise NoSuchFile(f"job {job.job_id} has no log: it never started")
         try:
             return await self._answer(request, job, file, offset, tail)
         except BaseException:

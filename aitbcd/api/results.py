@@ -162,7 +162,7 @@ async def send_zip(api: Api, request: Request, job: Job) -> Response:
     try:
         archive = await api.in_thread(make)
     except beneath.NotThere:
-        raise _gone(job) from None
+        raise gone(job) from None
     try:
         span = range_of(request, archive.size, archive.tag)
     except BaseException:
@@ -218,7 +218,7 @@ def _open(api: Api, job: Job, path: bytes) -> tuple[Package, beneath.OpenFile]:
     try:
         package = Package(api.paths.package(job.job_id))
     except beneath.NotThere:
-        raise _gone(job) from None
+        raise gone(job) from None
     try:
         return package, package.open(path)
     except beneath.NotThere:
@@ -236,7 +236,8 @@ def _close(*files: beneath.OpenFile) -> None:
         file.close()
 
 
-def _gone(job: Job) -> NoResults:
+def gone(job: Job) -> NoResults:
+    """Return the refusal of a job whose package somebody else took away."""
     return NoResults(
         f"the results of job {job.job_id} are not where they were stored",
         hint=f"what is missing says: aitbcctl verify {job.job_id}",

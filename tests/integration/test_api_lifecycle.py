@@ -170,7 +170,10 @@ def test_what_expired_says_so(tmp_path: Path) -> None:
         wait_for("it expires", expired, log=box.service.log)
         wait_for("it is removed", lambda: not package.exists(), log=box.service.log)
         assert box.status(job["job_id"])["result_path"] is None
-        for path in ("download", "checksums", "result", "files/result.txt"):
+        for path in (
+            *("download", "checksums", "result", "files/result.txt"),
+            *("logs/stdout", "logs/stderr?follow=true"),
+        ):
             answer = box.http.get(f"/v1/jobs/{job['job_id']}/{path}")
             document = problem(answer, 409, "no-results")
             assert f"expired at {job['expires_at']}" in document["detail"]

@@ -98,6 +98,12 @@ class TestExport:
     def test_where_it_cannot_be_written_is_said(self, cli: Cli, output: str) -> None:
         assert f"cannot write {output}" in cli("export", "--output", output, code=1).stderr.decode()
 
+    def test_the_period_is_one(self, cli: Cli) -> None:
+        for verb in ("list", "export", "stats"):
+            done = cli(verb, "--from", "2026-02-01", "--to", "2026-01-31", code=2)
+            assert b"--from '2026-02-01' is not before --to '2026-01-31'" in done.stderr
+            cli(verb, "--from", "2026-02-01", "--to", "9999-12-31")
+
     def test_a_full_disk_is_said(self, cli: Cli) -> None:
         ended(cli, "true")
         done = cli("export", "--output", "/dev/full", code=1)

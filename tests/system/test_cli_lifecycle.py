@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -110,8 +111,9 @@ class TestRetention:
             lambda: quick_cli.status(job)["results"] == "expired",
             log=quick_cli.daemon.log,
         )
-        for verb in ("download", "verify"):
+        for verb in ("download", "verify", "logs"):
             assert b"expired" in quick_cli(verb, job, code=4).stderr
+        assert re.search(rb"results +expired \d{4}-", quick_cli("status", job).stdout)
 
     def test_results_can_be_kept_longer(self, cli: Cli) -> None:
         job = ended(cli, "true")

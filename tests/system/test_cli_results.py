@@ -212,6 +212,19 @@ def test_the_list_of_checksums_replaces_another_jobs_and_nothing_else(cli: Cli, 
     assert "job_" not in (cli.folder / "output.sha256").read_text(errors="replace")
 
 
+def test_a_path_is_no_name_of_a_job(cli: Cli, job: str) -> None:
+    cli("share", job, "--with", "nobody", "--expires", "1h")
+    for verb in ("delete", "status", "verify"):
+        done = cli(verb, f"{job}/shares", code=3)
+        assert f"there is no job {job}/shares" in done.stderr.decode()
+    assert len(cli.json("share", "--list", job)["shares"]) == 1
+
+
+def test_no_folder_is_not_the_one_that_one_is_in(cli: Cli, job: str) -> None:
+    assert b"--output is empty" in cli("download", job, "--output", "", code=2).stderr
+    assert not (cli.folder / job).exists()
+
+
 class TestVerifyCopy:
     def test_each_difference_of_a_copy_is_named(self, cli: Cli, job: str) -> None:
         cli("download", job)

@@ -78,10 +78,16 @@ def test_whatever_is_written_is_an_instant_or_refused(text: str) -> None:
             assert parsed(read(text)).tzinfo is not None
 
 
-@pytest.mark.parametrize("text", ["2026-02-30", "yesterday", "", "9999-12-31", "12:00"])
+@pytest.mark.parametrize("text", ["2026-02-30", "yesterday", "", "9999-12-32", "12:00"])
 def test_no_such_day_is_refused(text: str) -> None:
     with pytest.raises(Usage, match="--to"):
         dates.until(text)
+
+
+@pytest.mark.parametrize("name", ZONES)
+def test_the_last_day_there_is_ends_with_time_itself(name: str) -> None:
+    with zone(name):
+        assert dates.until("9999-12-31") == "9999-12-31T23:59:59.999999Z"
 
 
 def test_days_before_any_time_are_refused() -> None:
