@@ -8,13 +8,15 @@ GPUs are known by UUID: an index is only where one is at present.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aitbcd.devices import LINKS, Gpu, GpuState
 from aitbcd.units import format_size
 
 _DISTANCE = {link: place for place, link in enumerate(LINKS)}
 _FARTHEST = len(LINKS)
+#: A GPU that is sold with 24 GiB reports a little less: the driver keeps some.
+_AS_SOLD = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Stock:
     gpus: Sequence[Gpu] = ()
     held: Mapping[str, Held] = field(default_factory=dict)
     collected: frozenset[str] = frozenset()
+    #: Given only where no other will do.
+    avoided: frozenset[str] = frozenset()
     #: Jobs that may share one GPU.
     shares_max: int = 8
 
@@ -61,12 +65,25 @@ class Stock:
             before = held.get(uuid, NOTHING_HELD)
             shares = before.shares if share is None else (*before.shares, share)
             held[uuid] = Held((*before.jobs, job), shares, share is None)
-        return Stock(self.gpus, held, self.collected, self.shares_max)
+        return replace(self, held=held)
 
     def collecting(self, wish: Wish) -> Stock:
         """Return the stock without what is kept free for a job that waits for more."""
-        kept = [gpu.uuid for gpu in self._free(wish)][: max(wish.count, 1)]
-        return Stock(self.gpus, self.held, self.collected | frozenset(kept), self.shares_max)
+        if wish.share is None:
+            kept = [gpu.uuid for gpu in self._free(wish)][: wish.count]
+        else:
+            # The one with most room will have enough first.
+            fitting = [gpu for gpu in self.gpus if fits(gpu, wish) and self._has_room(gpu)]
+            kept = [gpu.uuid for gpu in sorted(fitting, key=self._room)[-1:]]
+        return replace(self, collected=self.collected | frozenset(kept))
+
+    @property
+    def has_room(self) -> bool:
+        """Tell whether any GPU is left to give."""
+        return any(self._has_room(gpu) for gpu in self.gpus)
+
+    def _has_room(self, gpu: Gpu) -> bool:
+        return gpu.uuid not in self.collected and self._room(gpu) > 0
 
     def allot(self, wish: Wish) -> tuple[str, ...] | None:
         """Return the UUIDs that a job gets, None while they are not free."""
@@ -77,6 +94,9 @@ class Stock:
         free = self._free(wish)
         if len(free) < wish.count:
             return None
+        if self.avoided:
+            liked = [gpu for gpu in free if gpu.uuid not in self.avoided]
+            free = liked if len(liked) >= wish.count else free
         return tuple(gpu.uuid for gpu in _closest(free, wish.count))
 
     def _free(self, wish: Wish) -> list[Gpu]:
@@ -90,15 +110,15 @@ class Stock:
         ]
 
     def _allot_share(self, wish: Wish, share: int) -> tuple[str, ...] | None:
-        best: tuple[int, int, str] | None = None
+        best: tuple[bool, bool, int, str] | None = None
         for gpu in self.gpus:
             room = self._room(gpu)
             if room < share or gpu.uuid in self.collected or not fits(gpu, wish):
                 continue
             is_new = not self.held.get(gpu.uuid, NOTHING_HELD).shares
-            candidate = (int(is_new), room, gpu.uuid)
+            candidate = (gpu.uuid in self.avoided, is_new, room, gpu.uuid)
             best = candidate if best is None else min(best, candidate)
-        return best and (best[2],)
+        return best and (best[3],)
 
     def _room(self, gpu: Gpu) -> int:
         """Return the bytes that another share of this GPU may have; -1 for none at all."""
@@ -116,7 +136,8 @@ def fits(gpu: Gpu, wish: Wish) -> bool:
         return False
     if wish.model is not None and not is_model(gpu.name, wish.model):
         return False
-    return gpu.memory_total >= max(wish.min_memory or 0, wish.share or 0)
+    least = round((wish.min_memory or 0) * _AS_SOLD)
+    return gpu.memory_total >= max(least, wish.share or 0)
 
 
 def is_model(name: str, part: str) -> bool:

@@ -18,12 +18,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 
 from aitbcd import __version__, machine, paths, settings
+from aitbcd.allotment import inventory
 from aitbcd.api import activation, app
 from aitbcd.api.activation import Handed
 from aitbcd.api.context import Api
@@ -121,9 +121,8 @@ async def _serve(where: Paths, chosen: Settings, handed: Handed, notifier: Notif
         stack.push_async_callback(runs.close)
         await runs.open()
         found = await gpus.look()
-        this_machine = replace(this_machine, gpu_problem=_no_gpus(found))
         feed = Feed()
-        engine = Engine(store, runs, feed, chosen, this_machine, where, uid=os.getuid())
+        engine = Engine(store, runs, feed, chosen, this_machine, where, gpus, uid=os.getuid())
         stack.push_async_callback(engine.close)
         await engine.recover()
         watches = Watches()
@@ -179,12 +178,6 @@ async def _listen_tcp(server: Server, chosen: Settings, handed: list[socket.sock
         )
 
 
-def _no_gpus(found: Inventory) -> str:
-    """Return why jobs get no GPU."""
-    are = "is 1 GPU" if len(found.gpus) == 1 else f"are {len(found.gpus)} GPUs"
-    return found.problem or f"there {are}, and this release does not hand GPUs out yet"
-
-
 def _greet(server: Server, where: Paths, engine: Engine, found: Inventory) -> None:
     whole = engine.whole
     cores = f"{whole.cpus} CPU core{'' if whole.cpus == 1 else 's'}"
@@ -193,9 +186,9 @@ def _greet(server: Server, where: Paths, engine: Engine, found: Inventory) -> No
     if server.tcp:
         _say(f"  http     http://{server.tcp}")
     _say(f"  state    {where.state}")
-    gpus = f"{len(found.gpus)} GPU{'' if len(found.gpus) == 1 else 's'}"
-    _say(f"  devices  {cores}, {format_size(whole.memory)} of memory, {gpus}")
-    _say(f"           ({_no_gpus(found)})")
+    _say(f"  devices  {cores}, {format_size(whole.memory)} of memory, {inventory(found.gpus)}")
+    if found.problem:
+        _say(f"           ({found.problem})")
     if engine.active_count:
         _say(f"  found    {_jobs(engine.active_count)} that had been started before")
 

@@ -26,6 +26,11 @@ class GpuState(str, Enum):
     #: The driver cannot reach it.
     LOST = "lost"
 
+    @property
+    def is_usable(self) -> bool:
+        """Tell whether jobs can have it, now or when those that do have ended."""
+        return self in (GpuState.FREE, GpuState.BUSY)
+
 
 #: How two GPUs are connected, the nearest first.
 LINKS = ("nvlink", "board", "switch", "switches", "host-bridge", "node", "system")

@@ -15,6 +15,7 @@
     |- WrongState               wrong-state       409   exit 4   the job's state forbids it
     |- NoResults                no-results        409   exit 4   nothing kept to download or verify
     |- NotSatisfiable           not-satisfiable   409   exit 4   this machine can never do it
+    |- OverLimit                over-limit        409   exit 4   more than this user may have
     |- TooLarge                 too-large         413   exit 4
     |- BadRange                 bad-range         416   exit 2
     |- RateLimited              rate-limited      429   exit 4   asked too often
@@ -103,6 +104,10 @@ class NoResults(AitbcError):
 
 class NotSatisfiable(AitbcError):
     code, title, status, exit_code = "not-satisfiable", "Not possible on this machine", 409, 4
+
+
+class OverLimit(AitbcError):
+    code, title, status, exit_code = "over-limit", "Over your limit", 409, 4
 
 
 class TooLarge(AitbcError):

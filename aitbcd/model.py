@@ -6,8 +6,9 @@ from a user's shell (argv, paths, environment) is bytes, because it need not be 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, IntEnum
+from typing import NamedTuple
 
 #: Letters of a job id: lowercase, without i, l, o and u (Crockford's base 32).
 ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -99,6 +100,14 @@ class JobSpec:
     #: Bytes; None claims nothing.
     memory: int | None = None
     gpus: int = 0
+    #: Any part of a model's name.
+    gpu_type: str | None = None
+    #: Bytes that each GPU has to have.
+    min_vram: int | None = None
+    #: UUIDs of the GPUs that it has to be, as many as ``gpus``.
+    gpu: tuple[str, ...] = ()
+    #: Bytes of one GPU that other jobs may share; None is all of it.
+    vram: int | None = None
     #: Seconds of running time; None is no limit.
     timeout_s: float | None = None
     priority: Priority = Priority.NORMAL
@@ -168,6 +177,24 @@ class Job:
     charge_micro: int = 0
     #: When its results go; there in final states only.
     expires_at: int | None = None
+    #: What it asks of GPUs, as in ``JobSpec``.
+    gpu_type: str | None = None
+    min_vram: int | None = None
+    gpu: tuple[str, ...] = ()
+    vram: int | None = None
+    #: What the attempt in progress, or the one that ended it, was given.
+    gpu_uuids: tuple[str, ...] = ()
+
+
+class Lane(NamedTuple):
+    """The jobs of the queue that run in the order of their submits: of one user, of one priority.
+
+    Those for GPUs are apart from the others, which can run while all GPUs are taken.
+    """
+
+    priority: int
+    uid: int
+    has_gpus: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,14 +262,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this machine has to share."""
+    """What this machine has to share; its GPUs come and go."""
 
     cpus: int
     #: Bytes of memory.
     memory: int
-    gpus: int = 0
     #: ``miner_`` and eight characters that name this machine.
     miner_id: str = ""
     boot_id: str = ""
-    #: What stands in the way of using its GPUs, as a sentence; None when nothing does.
-    gpu_problem: str | None = field(default=None)

@@ -1,47 +1,170 @@
-"""Decides which waiting jobs start now. Pure: no clock, no I/O; what it is told is all it knows.
+"""Decides which waiting jobs start now, and on which GPUs. Pure: no clock, no I/O.
 
-The queue is first come, first served within a priority, strictly: a large job at its head waits
-until enough is free and is not overtaken, so that small ones cannot starve it.
+First comes the higher priority, then whoever has fewest GPUs in use, then fewest cores, then first
+come. A job that lacks cores or memory is overtaken by nobody, so that small ones cannot starve it.
+A job that lacks GPUs is overtaken by those that do without: free GPUs of its kind are kept for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
+
+from aitbcd.allotment import Stock, Wish
+from aitbcd.model import Lane
 
 
 class Claim(NamedTuple):
-    """What a job takes of the machine while it runs."""
+    """What a job takes of the machine while it runs, beside GPUs."""
 
     cpus: int
     #: Bytes; 0 claims none.
     memory: int = 0
-    gpus: int = 0
 
     def plus(self, other: Claim) -> Claim:
-        return Claim(*(a + b for a, b in zip(self, other, strict=True)))
+        return Claim(self.cpus + other.cpus, self.memory + other.memory)
 
     def minus(self, other: Claim) -> Claim:
-        return Claim(*(a - b for a, b in zip(self, other, strict=True)))
+        return Claim(self.cpus - other.cpus, self.memory - other.memory)
 
     def fits(self, free: Claim) -> bool:
-        return self.cpus <= free.cpus and self.memory <= free.memory and self.gpus <= free.gpus
+        return self.cpus <= free.cpus and self.memory <= free.memory
 
 
 class Waiting(NamedTuple):
     number: int
     claim: Claim
+    wish: Wish = Wish()
 
 
-def plan(queue: Iterable[Waiting], free: Claim) -> list[int]:
-    """Return the numbers of the jobs to start, in order. ``queue`` is in order of precedence."""
-    chosen: list[int] = []
-    for waiting in queue:
+class Line(NamedTuple):
+    """The jobs of a lane, which start in their order."""
+
+    lane: Lane
+    jobs: Iterable[Waiting]
+
+
+class Use(NamedTuple):
+    """What a user has in use."""
+
+    running: int = 0
+    gpus: int = 0
+    cpus: int = 0
+
+    def plus(self, cpus: int, gpus: int) -> Use:
+        return Use(self.running + 1, self.gpus + gpus, self.cpus + cpus)
+
+    def minus(self, cpus: int, gpus: int) -> Use:
+        return Use(self.running - 1, self.gpus - gpus, self.cpus - cpus)
+
+
+class Cap(NamedTuple):
+    """What a user may have in use; None is no limit."""
+
+    running: int | None = None
+    gpus: int | None = None
+
+    def reached_by(self, use: Use, wish: Wish) -> str | None:
+        """Return which limit keeps a job from running now."""
+        if self.running is not None and use.running >= self.running:
+            return "running"
+        if self.gpus is not None and wish.count and use.gpus + wish.count > self.gpus:
+            return "gpus"
+        return None
+
+
+class Placement(NamedTuple):
+    number: int
+    lane: Lane
+    gpu_uuids: tuple[str, ...]
+
+
+_NOTHING, _NO_CAP = Use(), Cap()
+_Turn = tuple[int, int, int, int, int]
+
+
+def plan(
+    lines: Iterable[Line],
+    free: Claim,
+    stock: Stock | None = None,
+    uses: Mapping[int, Use] | None = None,
+    caps: Mapping[int, Cap] | None = None,
+) -> list[Placement]:
+    """Return the jobs to start, in order.
+
+    Args:
+        free: what is left of cores and memory.
+        uses: by uid, who has what.
+        caps: by uid, who may have no more.
+    """
+    stock = stock or Stock()
+    uses = dict(uses or {})
+    caps = caps or {}
+    queues = _Queues(lines, uses)
+    chosen: list[Placement] = []
+    while (found := queues.first()) is not None:
+        waiting, lane = found
+        use = uses.get(lane.uid, _NOTHING)
+        if caps.get(lane.uid, _NO_CAP).reached_by(use, waiting.wish):
+            queues.leave()
+            continue
+        uuids = stock.allot(waiting.wish)
+        if uuids is None:
+            stock = stock.collecting(waiting.wish)
+            queues.skip() if stock.has_room else queues.leave()
+            continue
         if not waiting.claim.fits(free):
             break
         free = free.minus(waiting.claim)
-        chosen.append(waiting.number)
+        uses[lane.uid] = use.plus(waiting.claim.cpus, waiting.wish.count)
+        if uuids:
+            stock = stock.with_held(str(waiting.number), uuids, waiting.wish.share)
+        chosen.append(Placement(waiting.number, lane, uuids))
+        queues.skip()
     return chosen
+
+
+class _Queues:
+    """The lines, by whose turn it is. Turns only come later, so a stale one is found when due."""
+
+    def __init__(self, lines: Iterable[Line], uses: Mapping[int, Use]) -> None:
+        self._uses = uses
+        self._lines: list[tuple[Lane, Iterator[Waiting]]] = []
+        self._turns: list[tuple[_Turn, Waiting]] = []
+        for line in lines:
+            jobs = iter(line.jobs)
+            self._lines.append((line.lane, jobs))
+            if (waiting := next(jobs, None)) is not None:
+                self._turns.append((self._turn(len(self._lines) - 1, waiting), waiting))
+        heapify(self._turns)
+
+    def _turn(self, at: int, waiting: Waiting) -> _Turn:
+        lane = self._lines[at][0]
+        use = self._uses.get(lane.uid, _NOTHING)
+        return -lane.priority, use.gpus, use.cpus, waiting.number, at
+
+    def first(self) -> tuple[Waiting, Lane] | None:
+        """Return the job whose turn it is, and its lane."""
+        while self._turns:
+            turn, waiting = self._turns[0]
+            current = self._turn(turn[-1], waiting)
+            if current == turn:
+                return waiting, self._lines[turn[-1]][0]
+            heappop(self._turns)
+            heappush(self._turns, (current, waiting))
+        return None
+
+    def leave(self) -> None:
+        """Leave the first line out."""
+        heappop(self._turns)
+
+    def skip(self) -> None:
+        """Go on to the next job of the first line."""
+        turn, _ = heappop(self._turns)
+        at = turn[-1]
+        if (waiting := next(self._lines[at][1], None)) is not None:
+            heappush(self._turns, (self._turn(at, waiting), waiting))
 
 
 def lacking(claim: Claim, free: Claim, whole: Claim) -> str:
@@ -52,8 +175,6 @@ def lacking(claim: Claim, free: Claim, whole: Claim) -> str:
     if claim.memory > free.memory:
         left = f"{_gib(max(free.memory, 0))} of {_gib(whole.memory)} free"
         lacks.append(f"{_gib(claim.memory)} of memory ({left})")
-    if claim.gpus > free.gpus:
-        lacks.append(f"{_count(claim.gpus, 'GPU')} ({max(free.gpus, 0)} of {whole.gpus} free)")
     return "waits for " + " and ".join(lacks) if lacks else ""
 
 

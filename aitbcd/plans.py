@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from aitbcd.settings import PLANS, Plan, Settings
+from aitbcd.settings import PLANS, Limits, Plan, Settings
 
 DEFAULT = "free"
 
@@ -22,10 +22,34 @@ def name_of(settings: Settings, user: str, groups: Iterable[str], chosen: str | 
     """
     if chosen is not None and chosen in settings.plans:
         return chosen
-    if user in settings.users:
-        return settings.users[user].plan
-    named = [settings.groups[group].plan for group in groups if group in settings.groups]
+    if user in settings.users and (own := settings.users[user].plan) is not None:
+        return own
+    members = [settings.groups[group] for group in groups if group in settings.groups]
+    named = [member.plan for member in members if member.plan is not None]
     return max(named, key=lambda name: settings.plans[name].retention_s, default=DEFAULT)
+
+
+def limits_of(settings: Settings, user: str, groups: Iterable[str]) -> Limits:
+    """Return what a user may have at a time.
+
+    Each limit is the user's own, else the most of his groups', else his plan's, else everybody's.
+    """
+    groups = tuple(groups)
+    own = settings.users.get(user)
+    members = [settings.groups[group] for group in groups if group in settings.groups]
+    plan = get(settings, name_of(settings, user, groups))
+
+    def first(key: str) -> int | None:
+        of_groups = [most for member in members if (most := getattr(member, key)) is not None]
+        found = (
+            getattr(own, key, None),
+            max(of_groups, default=None),
+            getattr(plan, key),
+            getattr(settings.limits, key),
+        )
+        return next((most for most in found if most is not None), None)
+
+    return Limits(first("running"), first("gpus"), first("pending"))
 
 
 def get(settings: Settings, name: str) -> Plan:

@@ -24,6 +24,8 @@ LOG_LIMIT_MIN = 64 * 1024
 DAY_S = 86400.0
 #: Of an hour: more is a mistake, and its millionths still fit 64 bits for years.
 PRICE_MAX = 1_000_000
+#: More is a mistake.
+LIMIT_MAX = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,18 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one user may have at a time; None is no limit."""
+
+    #: Jobs that run.
+    running: int | None = None
+    #: GPUs in use; a job on a share of one counts as one.
+    gpus: int | None = None
+    #: Jobs that wait.
+    pending: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """How long results are kept; ``[plans.NAME]``."""
 
@@ -77,13 +91,21 @@ class Plan:
     retention_s: float = 7 * DAY_S
     #: How far ahead, in seconds, ``keep`` may put it off; None is the retention, 0 not at all.
     keep_s: float | None = None
+    #: As in ``Limits``.
+    running: int | None = None
+    gpus: int | None = None
+    pending: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """What is settled for a user or a group; ``[users.NAME]``, ``[groups.NAME]``."""
 
-    plan: str
+    plan: str | None = None
+    #: As in ``Limits``.
+    running: int | None = None
+    gpus: int | None = None
+    pending: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +137,18 @@ class Gpus:
     foreign_grace_s: float = 5.0
     #: Bytes that a process may hold that only draws, before it counts as a foreign one.
     display_memory: int = 1 << 29
+    #: What becomes of a GPU that somebody uses past the queue: "wait" until it is left alone,
+    #: "avoid" it while another one is free, or "ignore" that.
+    foreign: str = "wait"
+    #: How many jobs may share one GPU.
+    shares: int = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     server: Server = field(default_factory=Server)
     slots: Slots = field(default_factory=Slots)
+    limits: Limits = field(default_factory=Limits)
     jobs: Jobs = field(default_factory=Jobs)
     gpus: Gpus = field(default_factory=Gpus)
     storage: Storage = field(default_factory=Storage)
@@ -220,6 +248,27 @@ def _plan_name(value: Any) -> str:
     return value
 
 
+def _limit(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LIMIT_MAX:
+        raise ValueError
+    return value
+
+
+def _foreign(value: Any) -> str:
+    if value not in ("wait", "avoid", "ignore"):
+        raise ValueError
+    return str(value)
+
+
+_COUNT = "a whole number from 0, for example 4"
+_LIMITS: Mapping[str, _Key] = {
+    "running": _Key("running", _limit, _COUNT),
+    "gpus": _Key("gpus", _limit, _COUNT),
+    "pending": _Key("pending", _limit, _COUNT),
+}
+_MEMBER = Table(
+    Member, {"plan": _Key("plan", _plan_name, "the name of a plan"), **_LIMITS}, is_named=True
+)
 _DURATION = 'a duration, for example "30d"'
 #: Everything that the file may hold.
 TABLES: Mapping[str, Table] = {
@@ -278,13 +327,13 @@ TABLES: Mapping[str, Table] = {
         {
             "retention": _Key("retention_s", parse_duration, _DURATION),
             "keep": _Key("keep_s", parse_duration, _DURATION),
+            **_LIMITS,
         },
         is_named=True,
     ),
-    "users": Table(Member, {"plan": _Key("plan", _plan_name, "the name of a plan")}, is_named=True),
-    "groups": Table(
-        Member, {"plan": _Key("plan", _plan_name, "the name of a plan")}, is_named=True
-    ),
+    "limits": Table(Limits, _LIMITS),
+    "users": _MEMBER,
+    "groups": _MEMBER,
     "gpus": Table(
         Gpus,
         {
@@ -296,6 +345,8 @@ TABLES: Mapping[str, Table] = {
             "display_memory": _Key(
                 "display_memory", parse_size, 'bytes or a size, for example "512M"'
             ),
+            "foreign": _Key("foreign", _foreign, '"wait", "avoid" or "ignore"'),
+            "shares": _Key("shares", _whole_number, "a whole number from 1, for example 8"),
         },
     ),
 }
@@ -372,17 +423,13 @@ def _fields(
         except ValueError:
             found = f"{key} in [{shown}] is {_as_written(raw)}"
             raise _refusal(text, path, (*where, key), found, table.keys[key].allowed) from None
-    try:
-        return table.made(**arguments)
-    except TypeError:
-        found = f"[{shown}] does not say everything"
-        raise _refusal(text, path, where, found, ", ".join(table.keys)) from None
+    return table.made(**arguments)
 
 
 def _check_plans(settings: Settings, text: str, path: Path) -> None:
     for table, members in (("users", settings.users), ("groups", settings.groups)):
         for name, member in members.items():
-            if member.plan not in settings.plans:
+            if member.plan is not None and member.plan not in settings.plans:
                 found = f'plan in [{table}.{name}] is "{member.plan}", which is no plan'
                 key = (table, name, "plan")
                 raise _refusal(text, path, key, found, ", ".join(settings.plans))

@@ -19,7 +19,7 @@ from aitbcd.api.jobs import JOB_BYTES_MAX
 from aitbcd.api.messages import spooled_body_of, stream
 from aitbcd.api.operations import Asked, Operation
 from aitbcd.api.schemas import INTEGER, STRING, array, json, record, ref
-from aitbcd.errors import AitbcError, BadRequest, InvalidJob, NotSatisfiable, TooLarge
+from aitbcd.errors import AitbcError, BadRequest, InvalidJob, NotSatisfiable, OverLimit, TooLarge
 from aitbcd.model import JobSpec
 
 LINES_BYTES_MAX = 64 << 20
@@ -49,7 +49,7 @@ def operations(api: Api) -> list[Operation]:
         Operation(
             "POST", "/v1/jobs:batch", _Batch(api).submit, "Submit many jobs, all or none",
             (answer,), body={"application/json": ref("Batch"), "application/x-ndjson": STRING},
-            errors=(InvalidJob, NotSatisfiable),
+            errors=(InvalidJob, NotSatisfiable, OverLimit),
         )
     ]  # fmt: skip
 
@@ -65,12 +65,8 @@ class _Batch:
         with await spooled_body_of(request, limit, self._api.paths.state) as body:
             is_object = kind == "application/json" or (kind not in _LINES and _is_object(body))
             read = _jobs_of_object if is_object else _jobs_of_lines
-
-            def check(spec: JobSpec) -> JobSpec:
-                # The engine checks too, but cannot say where in the batch it was.
-                self._api.engine.check(who.owner, spec)
-                return spec
-
+            # The engine checks too, but cannot say where in the batch it was.
+            check = await self._api.engine.admission(who.owner)
             batch = await self._api.engine.submit_batch(
                 who.owner, lambda: _pieces(read(body, check)), plan=who.plan
             )

@@ -35,7 +35,7 @@ from aitbcd.store import Move, Store
 _log = logging.getLogger(__name__)
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
-#: Pause before a failed commit, sealing or start is tried again: first, and at most.
+#: Pause before a failed commit or sealing is tried again: first, and at most.
 AGAIN_FIRST_S, AGAIN_MOST_S = 0.5, 30.0
 #: Seconds after which it is told that a launcher or supervisor is silent, and those that it may
 #: take to see that something cannot be killed.
@@ -73,7 +73,14 @@ class Parts:
 class Attempt:
     """``job`` has the number of this attempt; ``status`` is as last committed."""
 
-    def __init__(self, parts: Parts, job: Job, spec: JobSpec | None, boot_id: str) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        job: Job,
+        spec: JobSpec | None,
+        boot_id: str,
+        gpu_models: tuple[str, ...],
+    ) -> None:
         self.job = job
         self.status = job.status
         self.started_at = job.started_at
@@ -86,6 +93,7 @@ class Attempt:
         self._parts = parts
         self._spec = spec
         self._boot_id = boot_id
+        self._gpu_models = gpu_models
         self._handle: Supervised | None = None
         #: The last change of its status that was asked for.
         self._moving: asyncio.Future[list[Event]] | None = None
@@ -216,6 +224,8 @@ class Attempt:
             Trigger.ASSIGN,
             now_us(),
             boot_id=self._boot_id,
+            gpu_uuids=self.job.gpu_uuids,
+            gpu_models=self._gpu_models,
         )
         try:
             await self._move(move)
@@ -270,6 +280,7 @@ class Attempt:
             results=self._parts.results,
             grace_s=self._parts.settings.jobs.cancel_grace_s,
             log_limit=self._parts.settings.jobs.log_limit,
+            gpu_uuids=self.job.gpu_uuids,
         )
         self._due_at = time.monotonic() + _ANSWER_S
         try:
@@ -376,10 +387,13 @@ class Attempt:
         # Whatever became of the clock meanwhile: it took no longer than the machine has run.
         return min(max(0, until - started_at), self._parts.clock.steady())
 
+    def _charge_micro(self, used_us: int) -> int:
+        return self._parts.terms.charge_micro(self.job, self._gpu_models, used_us)
+
     async def _end(
         self, decided: Outcome, handle: Supervised | None, kept_whole: list[str], used_us: int
     ) -> None:
-        charge_micro = self._parts.terms.charge_micro(self.job, used_us)
+        charge_micro = self._charge_micro(used_us)
         decided = decided._replace(ending=replace(decided.ending, charge_micro=charge_micro))
         if decided.trigger is Trigger.REQUEUE:
             await self._requeue(decided.ending, handle)
@@ -475,7 +489,7 @@ class Attempt:
             environment_names=launch.environment_names(spec, user),
             cwd=launch.cwd_of(spec, user),
             miner_id=self._parts.machine.miner_id,
-            gpu_uuids=(),
+            gpu_uuids=job.gpu_uuids,
             kept_whole=kept_whole,
         )
         return launch.seal_order(
@@ -490,7 +504,9 @@ class Attempt:
         until = at = min(ending.finished_at, now_us())
         if ending.reason is Reason.LOST:
             until = reported.last_sign(self._folder(is_sealed=True)) or at
-        charge_micro = self._parts.terms.charge_micro(self.job, self._used_us(until))
+        charge_micro = self._parts.terms.charge_micro(
+            self.job, self._gpu_models, self._used_us(until)
+        )
         ending = replace(ending, finished_at=at, charge_micro=charge_micro)
         await self._record(status, ending, None)
 

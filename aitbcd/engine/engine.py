@@ -7,46 +7,39 @@ around the pure parts.
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
+import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from aitbcd import planner, plans
-from aitbcd.backlog import WINDOW, Backlog, Entry, claim_of
+from aitbcd import launch, plans, users
+from aitbcd.backlog import Entry
 from aitbcd.clock import Clock
-from aitbcd.engine.attempt import (
-    AGAIN_FIRST_S,
-    AGAIN_MOST_S,
-    Attempt,
-    Parts,
-    clear,
-)
+from aitbcd.engine import admission
+from aitbcd.engine.attempt import Attempt, Parts, clear
+from aitbcd.engine.pool import Pool
+from aitbcd.engine.queue import Queue
 from aitbcd.engine.removals import Removals
 from aitbcd.engine.room import Disk, Quota
-from aitbcd.engine.standby import Standby
 from aitbcd.engine.sweeper import Sweeper
 from aitbcd.engine.terms import Terms
-from aitbcd.errors import Forbidden, NotSatisfiable, WrongState
+from aitbcd.errors import Forbidden, WrongState
 from aitbcd.feed import Feed
+from aitbcd.gpus import Gpus
 from aitbcd.lifecycle import Trigger
 from aitbcd.model import Ending, Job, JobSpec, JobState, Machine, Owner, Reason, ResultsState
 from aitbcd.paths import Paths
 from aitbcd.planner import Claim
 from aitbcd.reserve import Reserve
-from aitbcd.runs import Found, Runs
+from aitbcd.runs import Found, LauncherGone, Runs
 from aitbcd.settings import Settings
 from aitbcd.store import Batch, Move, Store
-from aitbcd.units import format_size
 from aitbcd.wire import rfc3339
-
-_log = logging.getLogger(__name__)
 
 #: How long a delete waits for the disk space to be free.
 _DELETE_S = 2.0
-#: How often it is looked whether there is enough of it again, while jobs wait for that.
-_SPACE_S = 2.0
+#: That no GPU is known may be that old when a job is refused for want of them.
+_KNOWN_S = 10.0
 
 Pieces = Callable[[], Iterable[Sequence[JobSpec]]]
 
@@ -62,6 +55,7 @@ class Engine:
         settings: Settings,
         machine: Machine,
         paths: Paths,
+        gpus: Gpus,
         *,
         uid: int,
         clock: Clock | None = None,
@@ -75,26 +69,41 @@ class Engine:
         self._whole = Claim(
             settings.slots.cpus or machine.cpus,
             settings.slots.memory or machine.memory,
-            machine.gpus,
         )
-        self._free = self._whole
         self._clock = clock or Clock()
         self._terms = Terms(settings)
         self._disk = Disk(settings.storage, str(paths.state))
         self._quota = Quota(
             settings.storage.quota, store, spawn=self._spawn, on_change=self._on_quota
         )
-        self._removals = Removals(store, runs, spawn=self._spawn, on_space=self._on_space)
+        self._removals = Removals(
+            store, runs, spawn=self._spawn, on_space=lambda: self._queue.has_space()
+        )
         #: Gives up what has expired; says what will.
         self.retention = Sweeper(
             store, self._removals, self._terms, self._quota, self._clock, boot_id=machine.boot_id
         )
-        self._backlog = Backlog()
+        self._pool = Pool(
+            gpus,
+            settings.gpus,
+            sweep=self._sweep,
+            spawn=self._spawn,
+            on_change=lambda: self._queue.pump(),
+        )
         self._active: dict[int, Attempt] = {}
-        #: Whose claim is taken, since when (monotonic).
-        self._holders: dict[int, float] = {}
-        self._standby = Standby(self._whole.cpus)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._queue = Queue(
+            store,
+            self._pool,
+            self._terms,
+            self._disk,
+            self._quota,
+            self._whole,
+            active=self._active,
+            begin=self._begin,
+            spawn=self._spawn,
+            until=self._until,
+        )
         self._parts = Parts(
             store,
             runs,
@@ -106,19 +115,11 @@ class Engine:
             self._terms,
             self._clock,
             on_free=self._on_free,
-            on_obstacle=self._hold,
+            on_obstacle=self._queue.hold,
             on_ended=self._on_ended,
             spawn=self._spawn,
         )
-        self._is_pumping = False
-        self._refilling = False
         self._is_closed = False
-        #: Why nothing starts at present; None when nothing is in the way.
-        self._obstacle: str | None = None
-        self._obstacle_pause_s = AGAIN_FIRST_S
-        #: The obstacle is that too little is free on the disk.
-        self._is_short = False
-        self._timer: asyncio.TimerHandle | None = None
 
     # -- life -------------------------------------------------------------------------------
 
@@ -129,30 +130,31 @@ class Engine:
         self._removals.look()
         self._spawn(self.retention.run())
         for job in await self._store.active():
-            boot_id = await self._store.boot_id_of(job.number, job.attempt)
-            attempt = Attempt(self._parts, job, None, boot_id)
+            boot_id, models = await self._store.placement(job.number, job.attempt)
+            attempt = Attempt(self._parts, job, None, boot_id, models)
+            self._pool.take_again(job)
             attempt.assigned.set()
             self._attend_to(attempt, is_new=False)
             if self._may_stand_by(job, boot_id):
-                self._standby.add(attempt)
+                self._queue.stand_by(attempt)
             else:
-                self._give_room(attempt)
-                attempt.has_room.set()
+                self._queue.let_go(attempt)
         ours = {(each.job.job_id, each.job.attempt) for each in self._active.values()}
         for job_id, number in self._runs.folders():
             if (job_id, number) not in ours:
                 self._spawn(clear(self._runs, job_id, number))
-        self._pump()
+        self._queue.pump()
 
     def _may_stand_by(self, job: Job, boot_id: str) -> bool:
         """Tell whether nothing of an assigned job has been started, so that it may wait."""
-        if job.status is not JobState.ASSIGNED:
+        if job.status is not JobState.ASSIGNED or job.gpu_uuids:
             return False
         return self._runs.find(job.job_id, job.attempt, boot_id).found is Found.NEVER_RAN
 
     async def close(self) -> None:
         """Stop deciding. What runs goes on; the next daemon finds it."""
         self._is_closed = True
+        self._queue.close()
         self._removals.close()
         for task in list(self._tasks):
             task.cancel()
@@ -176,39 +178,20 @@ class Engine:
 
     # -- what users ask -----------------------------------------------------------------------
 
-    def check(self, owner: Owner, spec: JobSpec) -> None:
-        """Refuse what this machine can never run.
+    async def admission(self, owner: Owner) -> Callable[[JobSpec], JobSpec]:
+        """Return what refuses the jobs of a user that can never run; it may run in any thread.
 
-        Raises:
-            NotSatisfiable: more than it has.
-            Forbidden: this daemon cannot run jobs of this user.
+        It returns the job with the GPUs that it names by UUID, and raises
+
+        NotSatisfiable: more than this machine has, or than this user may have.
+        Forbidden: this daemon cannot run jobs of this user.
         """
-        if owner.uid != self._uid and self._uid != 0:
-            raise Forbidden(
-                f"this daemon runs as uid {self._uid} and cannot run jobs of {owner.name}",
-                hint="start aitbcd as yourself, or ask the administrator for a system-wide one",
-            )
-        if spec.gpus > self._whole.gpus:
-            why = self._machine.gpu_problem or "no more were detected"
-            asked = f"{spec.gpus} GPU{'' if spec.gpus == 1 else 's'}"
-            raise NotSatisfiable(
-                f"the job asks for {asked} and this machine has {self._whole.gpus}: {why}",
-                hint="ask for --gpus 0",
-                field="gpus",
-            )
-        if spec.cpus > self._whole.cpus:
-            raise NotSatisfiable(
-                f"the job asks for {spec.cpus} CPU cores and jobs share {self._whole.cpus} here",
-                hint="ask for fewer, or raise [slots] cpus in the configuration",
-                field="cpus",
-            )
-        if (spec.memory or 0) > self._whole.memory:
-            raise NotSatisfiable(
-                f"the job asks for {format_size(spec.memory or 0)} of memory and jobs share"
-                f" {format_size(self._whole.memory)} here",
-                hint="ask for less, or raise [slots] memory in the configuration",
-                field="memory",
-            )
+        if not self._pool.inventory.gpus:
+            await self._pool.look(max_age_s=_KNOWN_S)
+        limits = await self._terms.learn(owner)
+        return lambda spec: admission.check(
+            spec, owner, limits, self._whole, self._pool.inventory, runs_as=self._uid
+        )
 
     async def submit(
         self, owner: Owner, spec: JobSpec, *, plan: str | None = None, retry_of: int | None = None
@@ -220,33 +203,44 @@ class Engine:
             retry_of: the number of the job that it repeats.
 
         Raises:
-            NotSatisfiable, Forbidden: see ``check``.
+            NotSatisfiable, Forbidden: see ``admission``.
+            OverLimit: too many jobs of this user wait already.
             StorageFull: nothing was changed.
         """
-        self.check(owner, spec)
+        spec = (await self.admission(owner))(spec)
+        limits = self._terms.limits(owner.uid)
         await self._quota.learn([owner.uid])
         job, event = await self._store.submit(
-            owner, spec, at=self._clock.now(), plan=plan, retry_of=retry_of
+            owner,
+            spec,
+            at=self._clock.now(),
+            plan=plan,
+            retry_of=retry_of,
+            pending_max=limits.pending if limits else None,
         )
         self._feed.publish([event])
-        if job.number not in self._active and not self._quota.lack(owner.uid):
-            self._backlog.offer(job, spec)
-        self._pump()
+        self._queue.offer(job, spec)
         return job
 
     async def submit_batch(self, owner: Owner, pieces: Pieces, *, plan: str | None = None) -> Batch:
         """Put many jobs into the queue, all or none. ``pieces`` as in ``Store.submit_many``."""
 
+        check = await self.admission(owner)
+        limits = self._terms.limits(owner.uid)
+
         def checked() -> Iterable[Sequence[JobSpec]]:
             for piece in pieces():
-                for spec in piece:
-                    self.check(owner, spec)
-                yield piece
+                yield [check(spec) for spec in piece]
 
-        batch = await self._store.submit_many(owner, checked, at=self._clock.now(), plan=plan)
+        batch = await self._store.submit_many(
+            owner,
+            checked,
+            at=self._clock.now(),
+            plan=plan,
+            pending_max=limits.pending if limits else None,
+        )
         self._feed.publish(())
-        self._backlog.arrived()
-        self._pump()
+        self._queue.arrived(owner.uid)
         return batch
 
     async def cancel(self, job: Job, *, force: bool) -> Job:
@@ -288,12 +282,11 @@ class Engine:
             expires_at=await self._terms.expires_at(job, at),
         )
         events = await self._store.move(move)
-        self._backlog.take(job.number)
+        self._queue.take(job)
         self._feed.publish(events)
         if job.attempt:
             # An earlier attempt has left a package.
             self._removals.look()
-        self._pump()
         return replace(job, status=JobState.CANCELED, ending=ending, expires_at=move.expires_at)
 
     async def retry(self, job: Job, owner: Owner, *, plan: str | None = None) -> Job:
@@ -374,92 +367,20 @@ class Engine:
         if job.status is not JobState.PENDING:
             attempt = self._active.get(job.number)
             return attempt.waiting if attempt and not job.status.is_final else None
-        if lack := self._obstacle or self._quota.lack(job.owner.uid):
-            return lack
-        place = self._backlog.place(job.number)
-        if place == 0:
-            return planner.lacking(claim_of(job), self._free, self._whole) or "is about to start"
-        if place is None:
-            known = len(self._backlog)
-            return f"waits behind more than {known} earlier jobs" if known else "is about to start"
-        return f"waits behind {place} earlier job{'s' if place > 1 else ''}"
+        return self._queue.waiting(job)
 
-    # -- the queue ----------------------------------------------------------------------------
+    # -- attempts -----------------------------------------------------------------------------
 
-    def _pump(self) -> None:
-        """Start what can start, soon: once for all that happens in this turn of the loop."""
-        if not self._is_pumping:
-            self._is_pumping = True
-            asyncio.get_running_loop().call_soon(self._pump_now)
-
-    def _pump_now(self) -> None:
-        self._is_pumping = False
-        if self._is_closed or self._obstacle or not self._call_up():
-            return
-        chosen = planner.plan(self._backlog.waiting(), self._free)
-        if chosen and (lack := self._disk.lack()):
-            self._hold_for_space(lack)
-            return
-        for number in chosen:
-            if entry := self._backlog.take(number):
-                attempt = self._begin(entry)
-                self._give_room(attempt)
-                attempt.has_room.set()
-        self._assign_ahead()
-        if self._backlog.is_low and not self._refilling:
-            self._refilling = True
-            self._spawn(self._refill())
-
-    def _call_up(self) -> bool:
-        """Start who stands by as far as there is room; False when somebody is left."""
-        while attempt := self._standby.first():
-            if not claim_of(attempt.job).fits(self._free):
-                return False
-            self._give_room(attempt)
-            self._standby.call_up()
-        return True
-
-    def _assign_ahead(self) -> None:
-        if vacancies := self._standby.vacancies:
-            for number in planner.plan(self._backlog.waiting(), self._whole)[:vacancies]:
-                if entry := self._backlog.take(number):
-                    self._standby.add(self._begin(entry))
-
-    async def _refill(self) -> None:
-        try:
-            arrivals = self._backlog.arrivals
-            limit = WINDOW + len(self._active)
-            jobs = await self._head(limit)
-            specs = await self._store.specs(self._backlog.without_spec(jobs))
-            self._backlog.refill(
-                [job for job in jobs if not self._quota.lack(job.owner.uid)],
-                specs,
-                but=self._active,
-                is_all=len(jobs) < limit,
-                arrivals=arrivals,
-            )
-        finally:
-            self._refilling = False
-        self._pump()
-
-    async def _head(self, limit: int) -> list[Job]:
-        """Return the front of the queue without those who keep more than they may."""
-        while True:
-            jobs = await self._store.head(limit, without=self._quota.blocked())
-            if not await self._quota.learn(job.owner.uid for job in jobs):
-                return jobs
-
-    def _begin(self, entry: Entry) -> Attempt:
-        job = replace(entry.job, attempt=entry.job.attempt + 1)
-        attempt = Attempt(self._parts, job, entry.spec, self._machine.boot_id)
+    def _begin(self, entry: Entry, gpu_uuids: tuple[str, ...]) -> Attempt:
+        job = replace(entry.job, attempt=entry.job.attempt + 1, gpu_uuids=gpu_uuids)
+        models = self._pool.models(gpu_uuids)
+        attempt = Attempt(self._parts, job, entry.spec, self._machine.boot_id, models)
+        self._pool.take(job)
         self._attend_to(attempt, is_new=True)
         return attempt
 
-    def _give_room(self, attempt: Attempt) -> None:
-        self._free = self._free.minus(claim_of(attempt.job))
-        self._holders[attempt.job.number] = time.monotonic()
-
     def _attend_to(self, attempt: Attempt, *, is_new: bool) -> None:
+        self._queue.occupy(attempt.job)
         self._active[attempt.job.number] = attempt
         self._spawn(self._attend(attempt, is_new=is_new))
 
@@ -471,18 +392,14 @@ class Engine:
             if not self._is_closed:
                 attempt.free()
         if attempt.status is not JobState.PENDING:
-            self._obstacle_pause_s = AGAIN_FIRST_S
+            self._queue.succeeded()
             return
         # Back in the queue, or never out of it: the window may lack it.
-        self._backlog.arrived()
-        self._pump()
+        self._queue.returned(attempt.job)
 
     def _on_free(self, attempt: Attempt) -> None:
-        since = self._holders.pop(attempt.job.number, None)
-        if since is not None:
-            self._free = self._free.plus(claim_of(attempt.job))
-            self._standby.note(time.monotonic() - since)
-        self._pump()
+        self._pool.give_back(attempt.job)
+        self._queue.vacate(attempt)
 
     def _on_ended(self, job: Job, ending: Ending, expires_at: int) -> None:
         if ending.results is ResultsState.KEPT:
@@ -493,41 +410,22 @@ class Engine:
 
     def _on_quota(self, uid: int, has_to_wait: bool) -> None:
         if has_to_wait:
-            self._backlog.drop(uid)
+            self._queue.drop(uid)
         else:
-            self._backlog.arrived()
-        self._pump()
+            self._queue.arrived(uid)
 
-    def _on_space(self) -> None:
-        if self._is_short:
-            self._try_again()
+    async def _sweep(self, job: Job) -> None:
+        """End what a job has left running that is over."""
+        who = launch.identity(users.stranger(job.owner.uid))
+        with contextlib.suppress(LauncherGone):
+            await self._runs.sweep(job.job_id, job.attempt, who)
 
-    def _hold_for_space(self, lack: str) -> None:
-        """Start nothing while too little is free. Others free it: nobody tells us when."""
-        if not self._is_short:
-            self._is_short = True
-            _log.warning("no job starts for now: %s", lack)
-        self._obstacle = lack
-        self._set_timer(_SPACE_S)
-
-    def _hold(self, obstacle: str) -> None:
-        """Start nothing for a while: what is in the way is in the way of every job."""
-        if self._obstacle is None:
-            _log.warning("no job starts for now: %s", obstacle)
-        self._obstacle = obstacle
-        self._set_timer(self._obstacle_pause_s)
-        self._obstacle_pause_s = min(2 * self._obstacle_pause_s, AGAIN_MOST_S)
-
-    def _set_timer(self, pause_s: float) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(pause_s, self._try_again)
-
-    def _try_again(self) -> None:
-        self._obstacle = None
-        # At once, so that nobody who asks in between is told that nothing is in the way.
-        self._pump_now()
-        self._is_short = self._is_short and self._obstacle is not None
+    def _until(self, job: Job) -> str | None:
+        """Return when a job's time is over at the latest."""
+        attempt = self._active.get(job.number)
+        if attempt is None or attempt.started_at is None or job.timeout_s is None:
+            return None
+        return rfc3339(attempt.started_at + round(job.timeout_s * 1e6))
 
 
 def _nothing_to_keep(job: Job) -> WrongState:

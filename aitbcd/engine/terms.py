@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from aitbcd import plans, pricing, users
-from aitbcd.model import Job
+from aitbcd.model import Job, Owner
 from aitbcd.retention import JUMP_MAX_US
-from aitbcd.settings import Plan, Settings
+from aitbcd.settings import Limits, Plan, Settings
 
 
 class Terms:
@@ -13,12 +13,25 @@ class Terms:
         self._settings = settings
         #: The latest that the clock was known to be right.
         self.known_at = 0
+        #: By uid, what was last found.
+        self._limits: dict[int, Limits] = {}
 
     async def plan_of(self, job: Job) -> tuple[str, Plan]:
         """Return the plan that a job's results are kept under, and its name."""
         groups = await self._groups(job.owner.uid)
         name = plans.name_of(self._settings, job.owner.name, groups, job.plan)
         return name, plans.get(self._settings, name)
+
+    async def learn(self, owner: Owner) -> Limits:
+        """Return what a user may have at a time, and keep it in mind for ``limits``."""
+        groups = await self._groups(owner.uid)
+        found = plans.limits_of(self._settings, owner.name, groups)
+        self._limits[owner.uid] = found
+        return found
+
+    def limits(self, uid: int) -> Limits | None:
+        """Return what a user may have, None where that was not asked for yet."""
+        return self._limits.get(uid)
 
     async def _groups(self, uid: int) -> tuple[str, ...]:
         if not self._settings.groups:
@@ -36,8 +49,8 @@ class Terms:
         self.known_at = max(self.known_at, finished_at)
         return plans.expires_at(plan, finished_at)
 
-    def charge_micro(self, job: Job, used_us: int) -> int:
-        """Return what an attempt costs that took so long."""
+    def charge_micro(self, job: Job, gpu_models: tuple[str, ...], used_us: int) -> int:
+        """Return what an attempt costs that took so long on these GPUs."""
         return pricing.charge_micro(
-            self._settings.pricing, cpus=job.cpus, gpu_models=(), used_us=used_us
+            self._settings.pricing, cpus=job.cpus, gpu_models=gpu_models, used_us=used_us
         )

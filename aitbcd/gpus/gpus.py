@@ -54,6 +54,8 @@ class Gpus:
         policy = Policy(int(settings.foreign_grace_s * 1e6), settings.display_memory)
         self._judge = Judge(policy, drains, self._identify)
         self._names: dict[int, str] = {}
+        #: What the last look saw; None while there is nothing to be asked.
+        self._seen: Report | None = None
         self._listeners: list[Callable[[Inventory], None]] = []
         self._child: Child | None = None
         #: One that did not answer and cannot be ended; no other is started beside it.
@@ -99,6 +101,18 @@ class Gpus:
     def listen(self, listener: Callable[[Inventory], None]) -> None:
         """Be told of every change that decides what may run, from the event loop."""
         self._listeners.append(listener)
+
+    def oversee(
+        self, jobs_on: Callable[[str], tuple[str, ...]], quarantine: Callable[[str], str | None]
+    ) -> None:
+        """Ask from now on, by UUID, which jobs have a GPU, and why it is not to be given."""
+        self._judge.jobs_on = jobs_on
+        self._judge.quarantine = quarantine
+
+    def review(self) -> None:
+        """Judge anew what the last look saw: a GPU was given, or taken back."""
+        if self._seen is not None:
+            self._publish(self._judged(self._seen, self.inventory.at))
 
     # -- what others ask --------------------------------------------------------------------------
 
@@ -210,14 +224,17 @@ class Gpus:
         async with asyncio.timeout(self._deadline_s):
             return await self._child.ask()
 
-    def _succeed(self, report: Report) -> None:
+    def _judged(self, report: Report, at: int) -> Inventory:
         gpus = self._judge.gpus(report.devices, now_us())
         problem = _problem_of(report, gpus)
-        is_lost = any(gpu.state is GpuState.LOST for gpu in gpus)
-        self._publish(
-            Inventory(now_us(), problem, report.driver_version, report.cuda_version, gpus)
-        )
-        if problem is not None or is_lost or self._is_deaf:
+        return Inventory(at, problem, report.driver_version, report.cuda_version, gpus)
+
+    def _succeed(self, report: Report) -> None:
+        self._seen = report
+        inventory = self._judged(report, now_us())
+        self._publish(inventory)
+        is_lost = any(gpu.state is GpuState.LOST for gpu in inventory.gpus)
+        if inventory.problem is not None or is_lost or self._is_deaf:
             self._retry()
         else:
             self._retry_factor = 1
@@ -227,6 +244,7 @@ class Gpus:
             self._settling = loop.call_later(self._settings.foreign_grace_s, self._settle)
 
     def _fail(self, problem: str, *, is_tried_again: bool = True) -> None:
+        self._seen = None
         gpus = self._judge.unreachable(problem)
         self._publish(Inventory(now_us(), problem, gpus=gpus))
         if is_tried_again:

@@ -45,6 +45,9 @@ class Judge:
         self._policy = policy
         self._drains = drains
         self._identify = identify
+        #: By UUID: the jobs that were given it; why it is not to be given.
+        self.jobs_on: Callable[[str], tuple[str, ...]] = lambda uuid: ()
+        self.quarantine: Callable[[str], str | None] = lambda uuid: None
         self._known: dict[str, Gpu] = {}
         self._traces: dict[str, _Trace] = {}
 
@@ -76,6 +79,7 @@ class Judge:
 
     def _gpu(self, facts: DeviceFacts, now: int) -> Gpu:
         processes = tuple(self._process(one) for one in facts.processes)
+        seen = (one.job_id for one in processes if one.job_id)
         gpu = Gpu(
             index=facts.index,
             uuid=facts.uuid,
@@ -96,7 +100,7 @@ class Judge:
             links=facts.links,
             mig=facts.mig,
             faults=self._faults(facts),
-            jobs=tuple(dict.fromkeys(one.job_id for one in processes if one.job_id)),
+            jobs=tuple(dict.fromkeys((*self.jobs_on(facts.uuid), *seen))),
             processes=processes,
         )
         state, reason = self._state(gpu, facts, self._foreign_use(gpu, now))
@@ -127,6 +131,8 @@ class Judge:
             return GpuState.DRAINED, drain
         if facts.is_divided:
             return GpuState.DRAINED, advice.divided()
+        if (quarantine := self.quarantine(gpu.uuid)) is not None:
+            return GpuState.QUARANTINED, quarantine
         if gpu.jobs:
             return GpuState.BUSY, foreign
         return (GpuState.FOREIGN, foreign) if foreign else (GpuState.FREE, None)

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from aitbcd import lifecycle
-from aitbcd.errors import IllegalTransition, NoSuchJob, WrongState
+from aitbcd.errors import IllegalTransition, NoSuchJob, OverLimit, WrongState
 from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Owner, ResultsState
 from aitbcd.store import lanes, totals
 from aitbcd.store.ids import JobIds, Named
@@ -42,6 +42,7 @@ _ADVANCE_JOB = QUERIES["advance_job"]
 _REQUEUE_JOB = QUERIES["requeue_job"]
 _FINISH_JOB = QUERIES["finish_job"]
 _INSERT_REMOVAL = QUERIES["insert_removal"]
+_COUNT_PENDING = QUERIES["count_pending_of_owner"]
 _FIRST_START = QUERIES["first_start"]
 _ADD_USAGE = QUERIES["add_usage"]
 _ENVIRONMENTS_KEPT_IN_MIND = 256
@@ -66,6 +67,9 @@ class Move:
     ending: Ending | None = None
     #: COMPLETE, FAIL, CANCELED: when its results go.
     expires_at: int | None = None
+    #: ASSIGN: the GPUs that it is given, and what they are.
+    gpu_uuids: tuple[str, ...] = ()
+    gpu_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ class Submission:
     plan: str | None = None
     #: The number of the job that is tried again.
     retry_of: int | None = None
+    #: How many of his jobs may wait, these included.
+    pending_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +125,7 @@ class Changes:
         submission, spec = work
         owner, at, retry_of = submission.owner, submission.at, submission.retry_of
         _name(transaction, owner)
+        _check_pending(transaction, submission, 1)
         environment = self._environment(transaction, spec.environment)
         transaction.number = number = transaction.number + 1
         job_id = self._job_id(number)
@@ -128,6 +135,7 @@ class Changes:
             number, job_id, owner, JobState.PENDING, spec.name, spec.cpus, spec.memory, spec.gpus,
             spec.timeout_s, spec.priority, spec.retries, 0, at, plan=submission.plan,
             retry_of=None if retry_of is None else self._job_id(retry_of),
+            gpu_type=spec.gpu_type, min_vram=spec.min_vram, gpu=spec.gpu, vram=spec.vram,
         )  # fmt: skip
         transaction.pending += 1
         counted = totals.Submitted(owner.uid, at)
@@ -145,6 +153,7 @@ class Changes:
             self._submit_piece(transaction, submission, piece, counted)
         counted.note(transaction)
         numbers = range(first, transaction.number + 1)
+        _check_pending(transaction, submission, 0)
         transaction.execute(_INSERT_FIRST_EVENTS, (seq - first, first, transaction.number))
         transaction.seq += len(numbers)
         transaction.pending += len(numbers)
@@ -247,7 +256,8 @@ class Changes:
         if changed.rowcount != 1:
             raise WrongState(f"job {move.number} changed while it was moved", job=move.number)
         if target is JobState.ASSIGNED:
-            execute(_INSERT_ATTEMPT, (*key, move.boot_id, move.at))
+            gpus = (" ".join(move.gpu_uuids), "\n".join(move.gpu_models))
+            execute(_INSERT_ATTEMPT, (*key, move.boot_id, move.at, *gpus))
         elif target is JobState.RUNNING:
             execute(_START_ATTEMPT, (move.at, move.handle, *key))
         elif ending is not None and move.expected is not JobState.PENDING:
@@ -355,12 +365,27 @@ def _name(transaction: Transaction, owner: Owner) -> None:
         transaction.owners[owner.uid] = owner.name
 
 
+def _check_pending(transaction: Transaction, submission: Submission, more: int) -> None:
+    """Refuse what makes more jobs wait than this user may have waiting."""
+    most = submission.pending_max
+    if most is None:
+        return
+    values = (submission.owner.uid, most + 1)
+    if transaction.execute(_COUNT_PENDING, values).fetchone()[0] + more > most:
+        raise OverLimit(
+            f"{submission.owner.name} may have {most} jobs waiting at a time",
+            hint="wait until some have started, or cancel some; the limit is [limits] pending",
+            limit="pending",
+            most=most,
+        )
+
+
 def _job_row(number: int, submission: Submission, spec: JobSpec) -> tuple[Any, ...]:
     owner = submission.owner
     return (
         number, owner.uid, owner.name, spec.name, spec.cpus, spec.memory, spec.gpus,
         spec.timeout_s, int(spec.priority), spec.retries, submission.at, submission.plan,
-        submission.retry_of,
+        submission.retry_of, spec.gpu_type, spec.min_vram, " ".join(spec.gpu) or None, spec.vram,
     )  # fmt: skip
 
 

@@ -28,8 +28,8 @@ INSERT INTO environments (digest, entries) VALUES (?, ?)
 -- A new job; the numbers are the writer's.
 INSERT INTO jobs (
     number, uid, user, status, name, cpus, memory, gpus, timeout_s, priority, retries,
-    created_at, plan, retry_of
-) VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    created_at, plan, retry_of, gpu_type, min_vram, gpu, vram
+) VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- insert_spec --
 -- What runs when the job does.
@@ -77,7 +77,8 @@ WHERE number = ? AND status = ? AND attempt = ?
 
 -- insert_attempt --
 -- Where an attempt is going to run.
-INSERT INTO attempts (number, attempt, boot_id, assigned_at) VALUES (?, ?, ?, ?)
+INSERT INTO attempts (number, attempt, boot_id, assigned_at, gpu_uuids, gpu_models)
+VALUES (?, ?, ?, ?, ?, ?)
 
 -- start_attempt --
 -- Its program was started.
@@ -113,7 +114,8 @@ SELECT
     j.priority, j.retries, j.attempt, j.created_at, a.assigned_at, a.started_at, j.finished_at,
     j.reason, j.cause, j.message, a.exit_code, a.signal, a.user_us, a.system_us, a.max_rss,
     j.results, j.digest, j.result_bytes, j.result_files, j.progress, a.charge_micro,
-    j.plan, j.retry_of, j.charge_micro, j.expires_at
+    j.plan, j.retry_of, j.charge_micro, j.expires_at,
+    j.gpu_type, j.min_vram, j.gpu, j.vram, a.gpu_uuids
 FROM jobs j LEFT JOIN attempts a ON a.number = j.number AND a.attempt = j.current
 
 -- where_number --
@@ -133,16 +135,24 @@ WHERE j.uid = :uid AND j.deleted_at IS NULL ORDER BY j.number DESC LIMIT 1
 -- Fragment: the job that anybody submitted last.
 WHERE :uid IS NULL AND j.deleted_at IS NULL ORDER BY j.number DESC LIMIT 1
 
--- where_queue --
--- Fragment: the next jobs in the order in which they run.
-WHERE j.finished_at IS NULL AND j.current IS NULL
-ORDER BY j.priority DESC, j.number LIMIT :limit
+-- next_user_of_queue --
+-- Who has jobs of a priority in the queue: the first one behind a user.
+SELECT uid FROM jobs INDEXED BY jobs_lanes
+WHERE finished_at IS NULL AND current IS NULL AND priority = :priority AND uid > :uid
+ORDER BY uid LIMIT 1
 
--- where_queue_without --
--- Fragment: the same, without the jobs of some users.
+-- where_lane --
+-- Fragment: the next jobs of a user in one lane of the queue.
 WHERE j.finished_at IS NULL AND j.current IS NULL
-AND j.uid NOT IN (SELECT value FROM json_each(:uids))
-ORDER BY j.priority DESC, j.number LIMIT :limit
+AND j.priority = :priority AND j.uid = :uid AND (j.gpus > 0) = :has_gpus
+ORDER BY j.number LIMIT :limit
+
+-- count_pending_of_owner --
+-- How many jobs of a user wait, counted no further than it matters.
+SELECT count(*) FROM (
+    SELECT 1 FROM jobs INDEXED BY jobs_waiting
+    WHERE uid = ? AND finished_at IS NULL AND current IS NULL LIMIT ?
+)
 
 -- where_active --
 -- Fragment: every job of which something may run. The + keeps SQLite from walking all jobs in
@@ -277,7 +287,8 @@ ORDER BY j.number LIMIT :limit
 -- What was submitted, of some jobs.
 SELECT
     s.number, s.argv, s.is_shell, j.name, s.cwd, s.environment IS NOT NULL, n.entries, s.env, j.cpus,
-    j.memory, j.gpus, j.timeout_s, j.priority, s.artifacts, j.retries, s.umask, s.stdin
+    j.memory, j.gpus, j.timeout_s, j.priority, s.artifacts, j.retries, s.umask, s.stdin,
+    j.gpu_type, j.min_vram, j.gpu, j.vram
 FROM specs s JOIN jobs j ON j.number = s.number LEFT JOIN environments n ON n.id = s.environment
 WHERE s.number IN (SELECT value FROM json_each(:numbers))
 
@@ -296,9 +307,9 @@ FROM attempts a LEFT JOIN jobs j
     ON j.number = a.number AND j.current = a.attempt AND j.finished_at IS NOT NULL
 WHERE a.number = :number ORDER BY a.attempt
 
--- boot_id --
--- The boot in which an attempt was assigned.
-SELECT boot_id FROM attempts WHERE number = :number AND attempt = :attempt
+-- placement --
+-- The boot in which an attempt was assigned, and the models of its GPUs.
+SELECT boot_id, gpu_models FROM attempts WHERE number = :number AND attempt = :attempt
 
 -- select_event --
 -- Fragment: the columns of an Event, in the order in which ``rows.event`` takes them.

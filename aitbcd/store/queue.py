@@ -1,18 +1,19 @@
-"""The queue as everyone sees it, page by page: what may run, then what waits."""
+"""The queue: as everyone sees it, page by page, and the jobs that are next in each lane of it."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from aitbcd.model import Job, Priority
+from aitbcd.model import Job, Lane, Priority
 from aitbcd.store import cursors, rows
 from aitbcd.store.ids import JobIds
 from aitbcd.store.sql import QUERIES
 
 _ACTIVE, _WAITING = "qa", "qw"
+_NEXT_USER = QUERIES["next_user_of_queue"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,35 @@ def page(connection: sqlite3.Connection, after: str | None, limit: int, ids: Job
             jobs += [rows.job(row, ids) for row in connection.execute(statement, values)]
     shown = jobs[:limit]
     return QueuePage(shown, _cursor(shown[-1]) if shown and len(jobs) > limit else None)
+
+
+def heads(
+    connection: sqlite3.Connection,
+    limit: int,
+    without: Collection[int],
+    but: Collection[Lane],
+    ids: JobIds,
+) -> dict[Lane, list[Job]]:
+    """Return the first jobs of each lane: one look-up a user, not one a job."""
+    found: dict[Lane, list[Job]] = {}
+    statement = f"{QUERIES['select_job']} {QUERIES['where_lane']}"
+    for lane in _lanes(connection):
+        if lane.uid in without or lane in but:
+            continue
+        values = {**lane._asdict(), "limit": limit}
+        if jobs := [rows.job(row, ids) for row in connection.execute(statement, values)]:
+            found[lane] = jobs
+    return found
+
+
+def _lanes(connection: sqlite3.Connection) -> Iterator[Lane]:
+    """Yield where jobs may wait."""
+    for priority in sorted(Priority, reverse=True):
+        uid = -1
+        while row := connection.execute(_NEXT_USER, {"priority": priority, "uid": uid}).fetchone():
+            uid = row[0]
+            yield Lane(int(priority), uid, False)
+            yield Lane(int(priority), uid, True)
 
 
 def _parts(after: str | None) -> Iterator[tuple[str, Any, int]]:

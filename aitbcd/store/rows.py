@@ -36,6 +36,10 @@ _REASONS: dict[str | None, Reason | None] = {None: None, **{r.value: r for r in 
 _PRIORITIES = {int(priority): priority for priority in Priority}
 
 
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split()) if text else ()
+
+
 def pack(items: Iterable[bytes]) -> bytes:
     """Return byte strings without NUL as one, each ended by NUL."""
     return b"".join([item + b"\0" for item in items])
@@ -70,6 +74,11 @@ def job(row: Row, ids: JobIds) -> Job:
         None if row[31] is None else ids.of(row[31]),
         row[32],
         row[33],
+        row[34],
+        row[35],
+        _words(row[36]),
+        row[37],
+        _words(row[38]),
     )
 
 
@@ -104,7 +113,8 @@ def _environment(entries: bytes) -> tuple[bytes, ...]:
 def spec(row: Row) -> JobSpec:
     """Return the JobSpec of a row of ``spec``."""
     (argv, is_shell, name, cwd, has_base, base, env, cpus) = row[:8]
-    (memory, gpus, timeout_s, priority, artifacts, retries, umask, stdin) = row[8:]
+    (memory, gpus, timeout_s, priority, artifacts, retries, umask, stdin) = row[8:16]
+    (gpu_type, min_vram, gpu, vram) = row[16:]
     return JobSpec(
         argv=unpack(argv),
         is_shell=bool(is_shell),
@@ -115,6 +125,10 @@ def spec(row: Row) -> JobSpec:
         cpus=cpus,
         memory=memory,
         gpus=gpus,
+        gpu_type=gpu_type,
+        min_vram=min_vram,
+        gpu=_words(gpu),
+        vram=vram,
         timeout_s=timeout_s,
         priority=_PRIORITIES[priority],
         artifacts=unpack(artifacts),
@@ -141,7 +155,7 @@ def attempt(row: Row) -> Attempt:
         assigned_at,
         started_at,
         handle,
-        tuple(gpu_uuids.split()),
+        _words(gpu_uuids),
         None if finished_at is None else _ending(row[6:15], row[15:21]),
     )
 

@@ -26,6 +26,7 @@ from aitbcd.model import (
     Job,
     JobSpec,
     Key,
+    Lane,
     Owner,
     Share,
 )
@@ -122,26 +123,38 @@ class Store:
         at: int,
         plan: str | None = None,
         retry_of: int | None = None,
+        pending_max: int | None = None,
     ) -> asyncio.Future[tuple[Job, Event]]:
         """Put a job into the queue.
 
         Args:
             plan: of the API key that it was submitted with.
             retry_of: the number of the job that is tried again.
+            pending_max: how many jobs of this user may wait.
+
+        Raises:
+            OverLimit: more would wait.
         """
-        submission = Submission(owner, at, plan, retry_of)
+        submission = Submission(owner, at, plan, retry_of, pending_max)
         return self._writer.submit(self._changes.submit, (submission, spec))
 
     def submit_many(
-        self, owner: Owner, pieces: Pieces, *, at: int, plan: str | None = None
+        self,
+        owner: Owner,
+        pieces: Pieces,
+        *,
+        at: int,
+        plan: str | None = None,
+        pending_max: int | None = None,
     ) -> asyncio.Future[Batch]:
         """Put jobs into the queue, all or none.
 
         Args:
             pieces: called once, in the writer's thread; what it raises is raised here, and then
                 nothing is stored.
+            pending_max: how many jobs of this user may wait.
         """
-        work = Submission(owner, at, plan), pieces
+        work = Submission(owner, at, plan, pending_max=pending_max), pieces
         return self._writer.submit(self._changes.submit_many, work, is_alone=True)
 
     def move(self, *moves: Move) -> asyncio.Future[list[Event]]:
@@ -347,16 +360,19 @@ class Store:
         found = await self._lists.fetch(QUERIES["commands"], numbers=str(list(numbers)))
         return {row[0]: rows.command_line(*row[1:]) for row in found}
 
-    async def head(self, limit: int, *, without: Collection[int] = ()) -> list[Job]:
-        """Return the next jobs of the queue: by priority, then in the order of their submits.
+    async def heads(
+        self, limit: int, *, without: Collection[int] = (), but: Collection[Lane] = ()
+    ) -> dict[Lane, list[Job]]:
+        """Return the next jobs of each lane of the queue, in the order of their submits.
+
+        However many jobs a user has waiting, the other users' are found.
 
         Args:
+            limit: of each lane.
             without: uids whose jobs are passed over.
+            but: lanes that are passed over.
         """
-        if not without:
-            return await self._jobs(self._lookups, "where_queue", limit=limit)
-        uids = str(list(without))
-        return await self._jobs(self._lookups, "where_queue_without", limit=limit, uids=uids)
+        return await self._lookups.run(queue.heads, limit, set(without), set(but), self._ids)
 
     async def active(self) -> list[Job]:
         """Return every job that is assigned, running or canceling, by number."""
@@ -367,17 +383,17 @@ class Store:
         found = await self._lookups.fetch(QUERIES["attempts"], number=number)
         return [rows.attempt(row) for row in found]
 
-    async def boot_id_of(self, number: int, attempt: int) -> str:
-        """Return the boot in which an attempt was assigned.
+    async def placement(self, number: int, attempt: int) -> tuple[str, tuple[str, ...]]:
+        """Return the boot in which an attempt was assigned, and the models of its GPUs.
 
         Raises:
             NoSuchJob: there is no such attempt.
         """
-        found = await self._lookups.fetch(QUERIES["boot_id"], number=number, attempt=attempt)
+        found = await self._lookups.fetch(QUERIES["placement"], number=number, attempt=attempt)
         if not found:
             raise _no_such_job(f"{number}, attempt {attempt}")
-        boot_id: str = found[0][0]
-        return boot_id
+        boot_id, models = found[0]
+        return boot_id, tuple(models.splitlines())
 
     async def typical_us(self, uid: int, name: str | None, command_digest: bytes) -> int | None:
         """Return how long completed runs of the same name, or the same command, took of late.

@@ -15,6 +15,7 @@ from aitbcd import machine, settings
 from aitbcd.clock import Clock, now_us, steady_us
 from aitbcd.engine import Engine
 from aitbcd.feed import Feed
+from aitbcd.gpus import Claims, Drains, Gpus
 from aitbcd.model import Job, JobSpec, JobState, Machine, Owner, ResultsState
 from aitbcd.paths import Paths
 from aitbcd.runs import Runs
@@ -55,6 +56,7 @@ class Rig:
     store: Store
     runs: Runs
     results: Path
+    gpus: Gpus
     gates: int = 0
     owner: Owner = field(default_factory=lambda: ME)
 
@@ -128,21 +130,30 @@ async def engine_in(
         store = await Store.open(where.db, now=now_us())
         runs = Runs(where, boot_id=this_machine.boot_id)
         await runs.open()
+        chosen = settings.load(where.config)
+        gpus = Gpus(
+            chosen.gpus,
+            Drains(where.state / "gpus.json", this_machine.boot_id),
+            Claims(where).job_of,
+        )
+        await gpus.look()
         engine = Engine(
             store,
             runs,
             Feed(),
-            settings.load(where.config),
+            chosen,
             this_machine,
             where,
+            gpus,
             uid=os.getuid(),
             clock=clock,
         )
         try:
             await engine.recover()
-            yield Rig(engine, store, runs, where.results)
+            yield Rig(engine, store, runs, where.results, gpus)
         finally:
             await engine.close()
+            await gpus.close()
             await runs.close()
             await store.close()
             # As a power cut does: what still ran is gone.

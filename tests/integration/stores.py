@@ -106,6 +106,13 @@ def in_pieces(specs: Sequence[JobSpec], size: int = 100) -> Callable[[], Iterabl
     return lambda: (list(specs[at : at + size]) for at in range(0, len(specs), size))
 
 
+async def heads(store: Store, limit: int) -> list[Job]:
+    """Return the first jobs of each lane, by priority, then in the order of their submits."""
+    found = await store.heads(limit)
+    jobs = [job for lane in found.values() for job in lane]
+    return sorted(jobs, key=lambda job: (-job.priority, job.number))
+
+
 async def every_event(store: Store) -> list[Event]:
     events: list[Event] = []
     while page := await store.events(since=len(events), limit=5000):

@@ -281,7 +281,10 @@ def test_a_wrong_description_is_refused_with_the_field(box: Box, job: Json, fiel
 def test_what_this_machine_can_never_do_is_refused(box: Box, wish: Json) -> None:
     answer = box.http.post("/v1/jobs", json={"argv": ["true"], **wish})
     document = problem(answer, 409, "not-satisfiable")
-    assert "this machine has 0" in document["detail"] or "jobs share 4 here" in document["detail"]
+    assert (
+        "this machine has no GPUs" in document["detail"]
+        or "jobs share 4 here" in document["detail"]
+    )
 
 
 # -- batches ------------------------------------------------------------------------------------

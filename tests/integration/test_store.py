@@ -40,6 +40,7 @@ from tests.integration.stores import (
     dump,
     ending,
     every_event,
+    heads,
     in_pieces,
     job_in,
     on_store,
@@ -63,6 +64,10 @@ specs = st.builds(
     cpus=st.integers(0, 1000),
     memory=st.none() | sizes,
     gpus=st.integers(0, 16),
+    gpu_type=st.none() | st.sampled_from(["h100", "RTX 4090"]),
+    min_vram=st.none() | sizes,
+    gpu=st.lists(st.sampled_from(["GPU-1", "MIG-2"]), max_size=2).map(tuple),
+    vram=st.none() | sizes,
     timeout_s=st.none() | st.floats(0, 1e9),
     priority=st.sampled_from(Priority),
     artifacts=lists,
@@ -152,7 +157,7 @@ async def test_a_batch_that_fails_half_way_leaves_nothing(store: Store) -> None:
         await store.submit_many(ANN, pieces, at=NOW)
     assert await store.job(2) is None
     assert await store.count_pending() == 1
-    assert await store.head(10) == [kept]
+    assert await heads(store, 10) == [kept]
     batch = await store.submit_many(ANN, in_pieces([TRUE]), at=NOW)
     assert batch.ids[0][0] == 2
     await assert_gapless(store)
@@ -163,7 +168,7 @@ async def test_a_batch_with_a_row_that_the_schema_refuses_leaves_nothing(store: 
     wrong = replace(TRUE, cpus=None)  # type: ignore[arg-type]
     with pytest.raises(AitbcError, match="cpus"):
         await store.submit_many(ANN, in_pieces([TRUE] * 130 + [wrong]), at=NOW)
-    assert await store.head(10) == []
+    assert await heads(store, 10) == []
     assert await store.count_pending() == 0
 
 
@@ -218,7 +223,7 @@ async def test_a_job_goes_its_whole_way_and_each_step_is_an_event(store: Store) 
     [attempt] = await store.attempts(1)
     assert (attempt.attempt, attempt.boot_id, attempt.handle) == (1, BOOT, "4711")
     assert (attempt.assigned_at, attempt.started_at, attempt.ending) == (NOW + 1, NOW + 2, end)
-    assert await store.boot_id_of(1, 1) == BOOT
+    assert await store.placement(1, 1) == (BOOT, ())
     assert await store.events(number=1) == await assert_gapless(store)
 
 
@@ -247,7 +252,7 @@ async def test_a_repeated_job_inherits_nothing_of_its_last_attempt(store: Store)
     assert (event.status, event.reason, event.attempt) == (S.PENDING, Reason.LOST, 1)
     waiting = await store.job(1)
     assert waiting == replace(first, attempt=1)
-    assert await store.head(5) == [waiting]
+    assert await heads(store, 5) == [waiting]
     assert await store.count_pending() == 1
 
     await store.move(assign(1, 2, at=NOW + 8))
@@ -391,7 +396,7 @@ async def test_whatever_is_asked_the_rows_agree_with_the_events(store: Store) ->
     active = [job.number for job in await store.active()]
     assert active == sorted(n for n, event in latest.items() if event.status.is_active)
     waiting = [n for n, event in latest.items() if event.status is S.PENDING]
-    assert [job.number for job in await store.head(100)] == sorted(waiting)
+    assert [job.number for job in await heads(store, 100)] == sorted(waiting)
     assert await store.count_pending() == len(waiting)
 
 
@@ -501,7 +506,7 @@ async def test_what_a_caller_gave_up_waiting_for_is_stored_all_the_same(store: S
 
     outcomes = await _at_once(store, give_up, lambda: store.submit(BEN, TRUE, at=NOW))
     assert isinstance(outcomes[0], asyncio.CancelledError)
-    assert [job.owner for job in await store.head(10)] == [BEN, ANN, BEN]
+    assert [job.owner for job in await heads(store, 10)] == [BEN, ANN, BEN]
 
 
 def test_what_was_asked_for_before_the_close_is_stored(tmp_path: Path) -> None:
@@ -601,7 +606,7 @@ async def _all_of(store: Store) -> list[object]:
         [await store.spec(number) for number in numbers],
         [await store.attempts(number) for number in numbers],
         await every_event(store),
-        await store.head(10),
+        await heads(store, 10),
         await store.active(),
         await store.count_pending(),
     ]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from aitbcd.errors import AmbiguousJob, InvalidValue, NoSuchJob
-from aitbcd.model import FINAL, ID_ALPHABET, Job, JobState, Priority
+from aitbcd.model import FINAL, ID_ALPHABET, Job, JobState, Lane, Priority
 from aitbcd.store import JobFilter, Sort, Store
 from aitbcd.store.listing import listing, ranges
 from aitbcd.store.sql import QUERIES
@@ -30,6 +30,7 @@ from tests.integration.stores import (
     S,
     assert_gapless,
     assign,
+    heads,
     in_pieces,
     job_in,
     on_store,
@@ -158,10 +159,30 @@ async def test_parts_of_a_job_that_is_not_there(store: Store) -> None:
     with pytest.raises(NoSuchJob):
         await store.spec(1)
     with pytest.raises(NoSuchJob):
-        await store.boot_id_of(1, 1)
+        await store.placement(1, 1)
 
 
 # The queue
+
+
+@on_store
+async def test_nobodys_jobs_hide_anothers(store: Store) -> None:
+    gpus = replace(TRUE, gpus=2)
+    await store.submit_many(ANN, in_pieces([gpus] * 300), at=NOW)
+    await store.submit(ANN, TRUE, at=NOW)
+    await store.submit(BEN, gpus, at=NOW)
+    await store.submit(BEN, replace(TRUE, priority=Priority.LOW), at=NOW)
+    found = await store.heads(2)
+    numbers = {lane: [job.number for job in jobs] for lane, jobs in found.items()}
+    ann, ben = ANN.uid, BEN.uid
+    assert numbers == {
+        (0, ann, True): [1, 2],
+        (0, ann, False): [301],
+        (0, ben, True): [302],
+        (-1, ben, False): [303],
+    }
+    found = await store.heads(2, without=[BEN.uid], but=[Lane(0, ann, True)])
+    assert [lane.has_gpus for lane in found] == [False]
 
 
 @on_store
@@ -175,9 +196,10 @@ async def test_the_queue_is_by_priority_then_by_number(store: Store) -> None:
     jobs = [await store.resolve(str(number), None) for number in range(1, 61)]
     waiting = [job for job in jobs if job.status is S.PENDING]
     waiting.sort(key=lambda job: (-job.priority, job.number))
-    assert await store.head(100) == waiting
-    assert await store.head(7) == waiting[:7]
-    assert await store.head(0) == []
+    assert await heads(store, 100) == waiting
+    for priority in Priority:
+        lane = [job for job in waiting if job.priority is priority]
+        assert [job for job in await heads(store, 7) if job.priority is priority] == lane[:7]
     assert await store.count_pending() == len(waiting) == 56
     assert [job.number for job in await store.active()] == [
         job.number for job in jobs if job.status.is_active
@@ -380,12 +402,15 @@ def test_a_page_is_read_in_the_order_of_an_index(
         assert "TEMP B-TREE" not in plan
 
 
-@pytest.mark.parametrize(
-    ("where", "index"), [("where_queue", "jobs_queue"), ("where_active", "jobs_active")]
-)
-def test_what_a_start_reads_is_found_by_an_index(where: str, index: str, tmp_path: Path) -> None:
-    statement = f"{QUERIES['select_job']} {QUERIES[where]}"
-    assert f"SCAN j USING INDEX {index}" in _plan(tmp_path, statement, {"limit": 5})
+def test_what_a_start_reads_is_found_by_an_index(tmp_path: Path) -> None:
+    statement = f"{QUERIES['select_job']} {QUERIES['where_active']}"
+    assert "SCAN j USING INDEX jobs_active" in _plan(tmp_path, statement, {})
+    lane = {"priority": 0, "uid": 1, "has_gpus": 0, "limit": 5}
+    plan = _plan(tmp_path, f"{QUERIES['select_job']} {QUERIES['where_lane']}", lane)
+    assert "SEARCH j USING INDEX jobs_lanes (priority=? AND uid=? AND <expr>=?)" in plan
+    assert "TEMP B-TREE" not in plan
+    plan = _plan(tmp_path, QUERIES["next_user_of_queue"], {"priority": 0, "uid": 1})
+    assert "jobs_lanes (priority=? AND uid>?)" in plan
 
 
 def _plan(folder: Path, statement: str, values: dict[str, Any]) -> str:

@@ -142,7 +142,10 @@ def test_an_attempt_is_there_once(rows: sqlite3.Connection) -> None:
 
 #: Parts of the list, of which test_store_reads tries each.
 FRAGMENTS = ("and_", "keys_of_final", "first_keys", "keys_of_waiting", "keys_of_active", "upwards")
-SHARES = ["shares_of_owner", "shares_of_job", "shares", "share_by_id", "share_by_digest"]
+SHARES = [
+    "shares_of_owner", "shares_of_job", "shares", "share_by_id", "share_by_digest",
+    "share_of_reader",
+]  # fmt: skip
 
 
 def test_every_statement_is_valid(rows: sqlite3.Connection) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -115,7 +116,7 @@ def test_what_is_collected_is_no_more_than_asked_for() -> None:
     [
         (Wish(3), "3 GPUs and this machine has 2 x NVIDIA H100"),
         (Wish(1, model="h200"), "no GPU here is a 'h200'"),
-        (Wish(1, min_memory=81 * GIB), "1 GPU with 81 GiB"),
+        (Wish(1, min_memory=90 * GIB), "1 GPU with 90 GiB"),
         (Wish(1, named=("7",)), "there is no GPU 7"),
         (Wish(share=100 * GIB), "100 GiB of a GPU's memory"),
     ],
@@ -190,3 +191,16 @@ def test_a_set_is_about_as_close_as_any(data: st.DataObject, count: int) -> None
     if count == 2:
         best = min(spread(each) for each in combinations([g.uuid for g in gpus], 2))
         assert spread(got) == best
+
+
+def test_a_gpu_has_the_memory_that_it_is_sold_with() -> None:
+    gpus = [gpu(0, memory=24 * GIB - (12 << 20))]
+    assert impossible(gpus, Wish(1, min_memory=24 * GIB)) is None
+    assert impossible(gpus, Wish(share=24 * GIB)) is not None
+
+
+def test_what_others_use_is_given_last() -> None:
+    stock = replace(Stock(machine(3)), avoided=frozenset(["GPU-0"]))
+    assert "GPU-0" not in (stock.allot(Wish(2)) or ())
+    assert "GPU-0" in (stock.allot(Wish(3)) or ())
+    assert stock.allot(Wish(1, share=GIB)) == ("GPU-1",)

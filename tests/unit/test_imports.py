@@ -32,7 +32,7 @@ LEVELS: tuple[set[str], ...] = (
         "spreadsheet",
         "notify",
     },
-    {"lifecycle", "settings", "wire", "machine", "users"},
+    {"lifecycle", "settings", "wire", "machine", "users", "allotment"},
     {
         "planner",
         "outcome",
@@ -42,7 +42,6 @@ LEVELS: tuple[set[str], ...] = (
         "pricing",
         "retention",
         "space",
-        "allotment",
     },
     {"store", "results", "runs", "feed", "backlog", "reserve", "state", "gpus"},
     {"engine"},

@@ -1,54 +1,170 @@
-"""Who starts next: strictly in order, never more than there is."""
+"""Who starts next, and on which GPUs: by turns, never more than there is."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aitbcd.planner import Claim, Waiting, lacking, plan
+from aitbcd.allotment import Stock, Wish
+from aitbcd.devices import Gpu, GpuState
+from aitbcd.model import Lane
+from aitbcd.planner import Cap, Claim, Line, Use, Waiting, lacking, plan
 
-claims = st.builds(Claim, st.integers(1, 8), st.integers(0, 64), st.integers(0, 4))
+WHOLE = Claim(8, 64 << 30)
+GIB = 1 << 30
+ANN, BEN = 1, 2
+
+
+def gpu(index: int, memory: int = 80 * GIB) -> Gpu:
+    return Gpu(index, f"GPU-{index}", "NVIDIA H100", None, memory, 0, GpuState.FREE)
+
+
+def stock(number: int) -> Stock:
+    return Stock([gpu(index) for index in range(number)])
+
+
+def line(uid: int, *jobs: Waiting, priority: int = 0) -> Line:
+    return Line(Lane(priority, uid, bool(jobs[0].wish.count)), jobs)
+
+
+def one(number: int, gpus: int = 0, cpus: int = 1) -> Waiting:
+    return Waiting(number, Claim(cpus), Wish(gpus))
+
+
+claims = st.builds(Claim, st.integers(1, 8), st.integers(0, 64))
 queues = st.lists(claims, max_size=20).map(
     lambda found: [Waiting(number, claim) for number, claim in enumerate(found, 1)]
 )
-WHOLE = Claim(8, 64 << 30, 2)
 
 
 @given(queues, claims)
 def test_what_starts_fits_together(queue: list[Waiting], free: Claim) -> None:
-    chosen = plan(queue, free)
+    chosen = plan([Line(Lane(0, ANN, False), queue)], free)
     taken = Claim(0)
-    for number in chosen:
-        taken = taken.plus(queue[number - 1].claim)
+    for placed in chosen:
+        taken = taken.plus(queue[placed.number - 1].claim)
     assert taken.fits(free)
 
 
 @given(queues, claims)
-def test_nobody_is_overtaken(queue: list[Waiting], free: Claim) -> None:
-    chosen = plan(queue, free)
-    assert chosen == list(range(1, len(chosen) + 1))
+def test_nobody_is_overtaken_by_his_own_jobs(queue: list[Waiting], free: Claim) -> None:
+    chosen = plan([Line(Lane(0, ANN, False), queue)], free)
+    assert [placed.number for placed in chosen] == list(range(1, len(chosen) + 1))
 
 
 @given(queues, claims)
 def test_nobody_waits_who_could_start(queue: list[Waiting], free: Claim) -> None:
-    chosen = plan(queue, free)
+    chosen = plan([Line(Lane(0, ANN, False), queue)], free)
     left = free
-    for number in chosen:
-        left = left.minus(queue[number - 1].claim)
+    for placed in chosen:
+        left = left.minus(queue[placed.number - 1].claim)
     if len(chosen) < len(queue):
         assert not queue[len(chosen)].claim.fits(left)
 
 
+wishes = st.builds(
+    Wish, st.integers(1, 3), share=st.none() | st.integers(1, 90).map(lambda size: size * GIB)
+).map(lambda wish: replace(wish, count=1) if wish.share else wish)
+crowds = st.lists(
+    st.tuples(
+        st.sampled_from([ANN, BEN, 3]), st.sampled_from([-1, 0, 1]), wishes | st.just(Wish())
+    ),
+    max_size=30,
+)
+
+
+def lines_of(crowd: list[tuple[int, int, Wish]]) -> list[Line]:
+    found: dict[Lane, list[Waiting]] = {}
+    for number, (uid, priority, wish) in enumerate(crowd, 1):
+        lane = Lane(priority, uid, bool(wish.count))
+        found.setdefault(lane, []).append(Waiting(number, Claim(1), wish))
+    return [Line(lane, jobs) for lane, jobs in found.items()]
+
+
+@given(crowds)
+def test_no_gpu_is_given_twice_and_no_share_exceeds_it(crowd: list[tuple[int, int, Wish]]) -> None:
+    whole: list[str] = []
+    shared: dict[str, int] = {}
+    for placed in plan(lines_of(crowd), Claim(100), stock(4)):
+        wish = crowd[placed.number - 1][2]
+        if wish.share is None:
+            assert len(placed.gpu_uuids) == wish.count
+            whole += placed.gpu_uuids
+        else:
+            (uuid,) = placed.gpu_uuids
+            shared[uuid] = shared.get(uuid, 0) + wish.share
+    assert len(set(whole)) == len(whole)
+    assert not set(whole) & set(shared)
+    assert all(size <= 80 * GIB for size in shared.values())
+
+
 def test_only_as_much_of_the_queue_is_read_as_starts() -> None:
-    read = []
+    numbers = count(1)
+    jobs = (one(next(numbers)) for _ in range(100))
+    assert len(plan([Line(Lane(0, ANN, False), jobs)], Claim(2))) == 2
+    assert next(numbers) == 4
 
-    def queue() -> object:
-        for number in range(1, 100):
-            read.append(number)
-            yield Waiting(number, Claim(1))
 
-    assert plan(queue(), Claim(2)) == [1, 2]  # type: ignore[arg-type]
-    assert read == [1, 2, 3]
+def test_the_higher_priority_comes_first_whoever_has_more() -> None:
+    lines = [line(BEN, one(1)), line(ANN, one(2), priority=1)]
+    chosen = plan(lines, Claim(1), uses={ANN: Use(3, 3, 3)})
+    assert [placed.number for placed in chosen] == [2]
+
+
+def test_who_has_fewest_gpus_comes_next_so_that_a_sweep_blocks_nobody() -> None:
+    sweep = line(ANN, *[one(number, 1) for number in range(1, 65)])
+    chosen = plan([sweep, line(BEN, one(99, 1))], Claim(16), stock(4))
+    assert [placed.number for placed in chosen] == [1, 99, 2, 3]
+
+
+def test_then_who_has_fewest_cores() -> None:
+    lines = [line(ANN, one(1), one(2)), line(BEN, one(3), one(4))]
+    chosen = plan(lines, Claim(3), uses={ANN: Use(1, 0, 1)})
+    assert [placed.number for placed in chosen] == [3, 1, 4]
+
+
+def test_jobs_without_gpus_run_while_all_gpus_are_taken() -> None:
+    lines = [line(ANN, one(1, 1)), line(ANN, one(2))]
+    taken = stock(1).with_held("job_x", ["GPU-0"], None)
+    assert [placed.number for placed in plan(lines, Claim(4), taken)] == [2]
+
+
+def test_a_job_for_many_gpus_is_not_starved_by_small_ones() -> None:
+    held = stock(2).with_held("job_x", ["GPU-0"], None)
+    lines = [line(ANN, one(1, 2)), line(BEN, one(2, 1))]
+    assert plan(lines, Claim(8), held) == []
+    [placed] = plan(lines, Claim(8), stock(2))
+    assert (placed.number, sorted(placed.gpu_uuids)) == (1, ["GPU-0", "GPU-1"])
+
+
+def test_a_large_share_is_not_starved_by_small_ones() -> None:
+    def share(number: int, size: int) -> Waiting:
+        return Waiting(number, Claim(1), Wish(1, share=size * GIB))
+
+    held = stock(1).with_held("job_x", ["GPU-0"], 40 * GIB)
+    lines = [line(ANN, share(1, 60)), line(BEN, share(2, 10))]
+    assert plan(lines, Claim(8), held) == []
+    assert [placed.number for placed in plan(lines[1:], Claim(8), held)] == [2]
+
+
+def test_what_is_kept_for_one_kind_does_not_keep_another_kind_waiting() -> None:
+    gpus = Stock([gpu(0), gpu(1), replace(gpu(2), name="RTX 4090")])
+    held = gpus.with_held("job_x", ["GPU-1"], None)
+    wanted = [Waiting(1, Claim(1), Wish(2, "h100")), Waiting(2, Claim(1), Wish(1, "4090"))]
+    [placed] = plan([line(ANN, *wanted)], Claim(8), held)
+    assert (placed.number, placed.gpu_uuids) == (2, ("GPU-2",))
+
+
+def test_nobody_gets_more_than_he_may_have() -> None:
+    sweep = line(ANN, *[one(number, 1) for number in range(1, 9)])
+    chosen = plan([sweep], Claim(16), stock(8), caps={ANN: Cap(gpus=2)})
+    assert [placed.number for placed in chosen] == [1, 2]
+    plain = line(ANN, *[one(number) for number in range(1, 9)])
+    chosen = plan([plain], Claim(16), uses={ANN: Use(1, 0, 1)}, caps={ANN: Cap(running=3)})
+    assert [placed.number for placed in chosen] == [1, 2]
 
 
 @given(claims, claims)
@@ -59,9 +175,8 @@ def test_a_claim_given_back_leaves_what_was_there(one: Claim, other: Claim) -> N
 def test_what_is_lacking_is_said_with_numbers() -> None:
     said = lacking(Claim(4), Claim(1, 8 << 30), WHOLE)
     assert said == "waits for 4 CPU cores (1 of 8 free)"
-    said = lacking(Claim(1, 16 << 30, 1), Claim(0, 8 << 30, 0), WHOLE)
+    said = lacking(Claim(1, 16 << 30), Claim(0, 8 << 30), WHOLE)
     assert said == (
         "waits for 1 CPU core (0 of 8 free) and 16.0 GiB of memory (8.0 GiB of 64.0 GiB free)"
-        " and 1 GPU (0 of 2 free)"
     )
     assert lacking(Claim(1), Claim(1), WHOLE) == ""

@@ -1,0 +1,86 @@
+"""What a job asks for, against what this machine has and its user may have. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from aitbcd import allotment
+from aitbcd.backlog import wish_of
+from aitbcd.devices import Inventory
+from aitbcd.errors import Forbidden, NotSatisfiable
+from aitbcd.model import JobSpec, Owner
+from aitbcd.planner import Claim
+from aitbcd.settings import Limits
+from aitbcd.units import format_size
+
+
+def check(
+    spec: JobSpec,
+    owner: Owner,
+    limits: Limits,
+    whole: Claim,
+    inventory: Inventory,
+    *,
+    runs_as: int,
+) -> JobSpec:
+    """Return the job with the GPUs that it names by UUID.
+
+    Args:
+        whole: what jobs share.
+        runs_as: the daemon's uid.
+
+    Raises:
+        NotSatisfiable: this machine can never run it, or its user may never have so much.
+        Forbidden: this daemon cannot run jobs of this user.
+    """
+    if owner.uid != runs_as and runs_as != 0:
+        raise Forbidden(
+            f"this daemon runs as uid {runs_as} and cannot run jobs of {owner.name}",
+            hint="start aitbcd as yourself, or ask the administrator for a system-wide one",
+        )
+    if spec.cpus > whole.cpus:
+        raise NotSatisfiable(
+            f"the job asks for {spec.cpus} CPU cores and jobs share {whole.cpus} here",
+            hint="ask for fewer, or raise [slots] cpus in the configuration",
+            field="cpus",
+        )
+    if (spec.memory or 0) > whole.memory:
+        raise NotSatisfiable(
+            f"the job asks for {format_size(spec.memory or 0)} of memory and jobs share"
+            f" {format_size(whole.memory)} here",
+            hint="ask for less, or raise [slots] memory in the configuration",
+            field="memory",
+        )
+    return _with_gpus(spec, inventory, limits) if spec.gpus else spec
+
+
+def _with_gpus(spec: JobSpec, inventory: Inventory, limits: Limits) -> JobSpec:
+    if limits.gpus is not None and spec.gpus > limits.gpus:
+        raise NotSatisfiable(
+            f"the job asks for {_count(spec.gpus)} and you may have {limits.gpus} at a time",
+            hint="ask for fewer; the limit is [limits] gpus in the configuration",
+            field="gpus",
+        )
+    found = inventory.gpus
+    if never := allotment.impossible(found, wish_of(spec)):
+        why = f": {inventory.problem}" if inventory.problem else ""
+        raise NotSatisfiable(
+            f"{never}{why}", hint="see aitbcctl gpus, or ask for --gpus 0", field=_field(spec)
+        )
+    if not spec.gpu:
+        return spec
+    uuids = {str(gpu.index): gpu.uuid for gpu in reversed(found)} | {
+        gpu.uuid: gpu.uuid for gpu in found
+    }
+    return replace(spec, gpu=tuple(dict.fromkeys(uuids[name] for name in spec.gpu)))
+
+
+def _field(spec: JobSpec) -> str:
+    """Return what a refusal is most likely about."""
+    given = {"gpu": spec.gpu, "gpu_type": spec.gpu_type, "min_vram": spec.min_vram,
+             "vram": spec.vram}  # fmt: skip
+    return next((name for name, value in given.items() if value), "gpus")
+
+
+def _count(number: int) -> str:
+    return f"{number} GPU{'' if number == 1 else 's'}"

@@ -1,0 +1,179 @@
+"""The GPUs that jobs have been given, and when they are free again.
+
+A job's GPU is free only when the driver says that its memory is, as it was before the job: what a
+process that escaped still holds would fail the next job. Until then it is quarantined.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from aitbcd.allotment import Stock, Wish, fits
+from aitbcd.devices import Gpu, GpuState, Inventory
+from aitbcd.gpus import Gpus
+from aitbcd.model import Job
+from aitbcd.settings import Gpus as Settings
+from aitbcd.units import format_size
+
+_log = logging.getLogger(__name__)
+
+#: The driver's own bookkeeping of a GPU that programs have used.
+_SLACK = 256 << 20
+#: Pauses between looks at a GPU that is not free yet: first, and at most.
+_LOOK_FIRST_S, _LOOK_MOST_S = 0.1, 10.0
+#: How many looks may find something before what is left is ended, and before it is told.
+_SWEEP_AFTER, _TELL_AFTER = 2, 4
+
+
+@dataclass(slots=True)
+class _Hold:
+    job: Job
+    uuids: list[str]
+    #: Bytes in use when it was given, by UUID; nothing where nobody looked.
+    before: dict[str, int] = field(default_factory=dict)
+
+
+class Pool:
+    def __init__(
+        self,
+        gpus: Gpus,
+        settings: Settings,
+        *,
+        sweep: Callable[[Job], Awaitable[None]],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._gpus = gpus
+        self._settings = settings
+        #: Ends what a job has left running.
+        self._sweep = sweep
+        self._spawn = spawn
+        #: Told that more, or less, can be given.
+        self._on_change = on_change
+        self._holds: dict[int, _Hold] = {}
+        self._quarantined: dict[str, str] = {}
+        gpus.oversee(self.jobs_on, self._quarantined.get)
+        gpus.listen(lambda _: on_change())
+
+    @property
+    def inventory(self) -> Inventory:
+        return self._gpus.inventory
+
+    async def look(self, *, max_age_s: float) -> Inventory:
+        return await self._gpus.look(max_age_s=max_age_s)
+
+    def jobs_on(self, uuid: str) -> tuple[str, ...]:
+        return tuple(hold.job.job_id for hold in self._holders(uuid))
+
+    def holders(self, uuids: Iterable[str]) -> list[Job]:
+        """Return the jobs that have one of these GPUs."""
+        wanted = set(uuids)
+        return [hold.job for hold in self._holds.values() if wanted & set(hold.uuids)]
+
+    def _holders(self, uuid: str) -> list[_Hold]:
+        return [hold for hold in self._holds.values() if uuid in hold.uuids]
+
+    def stock(self) -> Stock:
+        """Return what there is to give."""
+        gpus, policy = self.inventory.gpus, self._settings.foreign
+        avoided: frozenset[str] = frozenset()
+        if policy != "wait":
+            foreign = {gpu.uuid for gpu in gpus if gpu.state is GpuState.FOREIGN}
+            gpus = tuple(
+                replace(gpu, state=GpuState.FREE) if gpu.uuid in foreign else gpu for gpu in gpus
+            )
+            avoided = frozenset(foreign if policy == "avoid" else ())
+        stock = Stock(gpus, avoided=avoided, shares_max=self._settings.shares)
+        for hold in self._holds.values():
+            stock = stock.with_held(hold.job.job_id, hold.uuids, hold.job.vram)
+        return stock
+
+    def models(self, uuids: Iterable[str]) -> tuple[str, ...]:
+        found = (self.inventory.find(uuid) for uuid in uuids)
+        return tuple(gpu.name for gpu in found if gpu)
+
+    def take(self, job: Job) -> None:
+        """Give a job the GPUs that were chosen for it."""
+        if job.gpu_uuids:
+            found = [self.inventory.find(uuid) for uuid in job.gpu_uuids]
+            before = {gpu.uuid: gpu.memory_used for gpu in found if gpu}
+            self._holds[job.number] = _Hold(job, list(job.gpu_uuids), before)
+            self._gpus.review()
+
+    def take_again(self, job: Job) -> None:
+        """Note what a job has had since before this daemon."""
+        if job.gpu_uuids:
+            self._holds[job.number] = _Hold(job, list(job.gpu_uuids))
+
+    def give_back(self, job: Job) -> None:
+        """Take back what a job had, as soon as nothing is left of it there."""
+        if hold := self._holds.get(job.number):
+            self._spawn(self._release(hold))
+
+    async def _release(self, hold: _Hold) -> None:
+        pause_s, looks = _LOOK_FIRST_S, 0
+        while True:
+            await self._gpus.look(max_age_s=-1)
+            left = self._left_on(hold)
+            self._let_go(hold, left)
+            if not hold.uuids:
+                return
+            looks += 1
+            if looks == _SWEEP_AFTER:
+                await self._sweep(hold.job)
+            if looks >= _TELL_AFTER:
+                self._quarantine(hold, left)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOOK_MOST_S)
+
+    def _left_on(self, hold: _Hold) -> dict[str, str]:
+        """Return by UUID what keeps a GPU from being free."""
+        found = {uuid: self._left(hold, self.inventory.find(uuid)) for uuid in hold.uuids}
+        return {uuid: left for uuid, left in found.items() if left}
+
+    def _left(self, hold: _Hold, gpu: Gpu | None) -> str | None:
+        if gpu is None or gpu.state is GpuState.LOST:
+            return None
+        for process in gpu.processes:
+            if process.job_id == hold.job.job_id:
+                held = format_size(process.memory) if process.memory else "a part of it"
+                return f"process {process.pid} ({process.command or '?'}) still holds {held}"
+        before = hold.before.get(gpu.uuid)
+        if gpu.processes or before is None or len(self._holders(gpu.uuid)) > 1:
+            # Whoever is there has it: another job, or somebody past the queue, which is seen.
+            return None
+        if gpu.memory_used > before + _SLACK:
+            more = format_size(gpu.memory_used - before)
+            return f"{more} of its memory are still held, by no process that can be seen"
+        return None
+
+    def _let_go(self, hold: _Hold, left: dict[str, str]) -> None:
+        gone = [uuid for uuid in hold.uuids if uuid not in left]
+        if not gone:
+            return
+        hold.uuids = [uuid for uuid in hold.uuids if uuid in left]
+        if not hold.uuids and self._holds.get(hold.job.number) is hold:
+            del self._holds[hold.job.number]
+        told = [uuid for uuid in gone if self._quarantined.pop(uuid, None)]
+        for uuid in told:
+            _log.warning("gpu=%s is free again", uuid)
+        # As it is now, without the job on it.
+        self._gpus.review()
+        self._on_change()
+
+    def _quarantine(self, hold: _Hold, left: dict[str, str]) -> None:
+        for uuid, what in left.items():
+            reason = f"{hold.job.job_id} of {hold.job.owner.name} has ended, but {what}"
+            if uuid not in self._quarantined:
+                _log.warning("gpu=%s is quarantined: %s", uuid, reason)
+            self._quarantined[uuid] = reason
+        self._gpus.review()
+
+    def needs_watching(self, wishes: Iterable[Wish]) -> bool:
+        """Tell whether a job waits for a GPU of whose being left alone nobody tells us."""
+        foreign = [gpu for gpu in self.inventory.gpus if gpu.state is GpuState.FOREIGN]
+        return bool(foreign) and any(fits(gpu, wish) for wish in wishes for gpu in foreign)

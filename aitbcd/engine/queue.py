@@ -1,0 +1,369 @@
+"""What waits: its front in memory, what is free for it, and what stands in its way.
+
+It decides with the planner when and on which GPUs a job starts; ``Engine`` starts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Container, Coroutine, Iterable
+from typing import Any
+
+from aitbcd import allotment, planner
+from aitbcd.backlog import WINDOW, Backlog, Entry, claim_of, lane_of, wish_of
+from aitbcd.engine.attempt import AGAIN_FIRST_S, AGAIN_MOST_S, Attempt
+from aitbcd.engine.pool import Pool
+from aitbcd.engine.room import Disk, Quota
+from aitbcd.engine.standby import Standby
+from aitbcd.engine.terms import Terms
+from aitbcd.model import Job, JobSpec, Lane
+from aitbcd.planner import Cap, Claim, Line, Placement, Use
+from aitbcd.store import Store
+
+_log = logging.getLogger(__name__)
+
+#: How often it is looked whether there is enough room on the disk, while jobs wait for that.
+_SPACE_S = 2.0
+#: How often it is looked whether somebody has left a GPU, while jobs wait for that.
+_FOREIGN_S = 3.0
+#: What is known of GPUs is that old at most when one is given.
+_FRESH_S = 0.2
+#: How many jobs or GPUs a sentence names.
+_NAMED = 3
+
+
+class Queue:
+    def __init__(
+        self,
+        store: Store,
+        pool: Pool,
+        terms: Terms,
+        disk: Disk,
+        quota: Quota,
+        whole: Claim,
+        *,
+        active: Container[int],
+        begin: Callable[[Entry, tuple[str, ...]], Attempt],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        until: Callable[[Job], str | None],
+    ) -> None:
+        self.whole = whole
+        self._store = store
+        self._pool = pool
+        self._terms = terms
+        self._disk = disk
+        self._quota = quota
+        #: Numbers of the jobs that were chosen and are not over.
+        self._active = active
+        self._begin = begin
+        self._spawn = spawn
+        #: When a job is expected to end, in words.
+        self._until = until
+        self._free = whole
+        #: By uid, what is taken or assigned ahead.
+        self._uses: dict[int, Use] = {}
+        #: Whose claim is taken, since when (monotonic).
+        self._holders: dict[int, float] = {}
+        self._standby = Standby(whole.cpus)
+        self._backlog = Backlog()
+        self._is_pumping = self._is_refilling = self._is_looking = False
+        self._is_closed = False
+        self._looked_at = 0.0
+        #: Why nothing starts at present; None when nothing is in the way.
+        self._obstacle: str | None = None
+        self._obstacle_pause_s = AGAIN_FIRST_S
+        #: The obstacle is that too little is free on the disk.
+        self._is_short = False
+        self._timer: asyncio.TimerHandle | None = None
+        #: When GPUs are looked at that somebody else uses.
+        self._watch: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        self._is_closed = True
+        for timer in (self._timer, self._watch):
+            if timer:
+                timer.cancel()
+
+    # -- what comes and goes ------------------------------------------------------------------
+
+    def offer(self, job: Job, spec: JobSpec) -> None:
+        """Take in a job that was just committed."""
+        if job.number not in self._active and not self._quota.lack(job.owner.uid):
+            self._backlog.offer(job, spec)
+        self.pump()
+
+    def arrived(self, uid: int) -> None:
+        """Note that jobs of a user came, or may start again."""
+        self._backlog.arrived(uid)
+        self.pump()
+
+    def returned(self, job: Job) -> None:
+        """Note that a job is in the queue again."""
+        self._backlog.returned(job)
+        self.pump()
+
+    def take(self, job: Job) -> None:
+        """Leave out a job that waits no more."""
+        self._backlog.take(lane_of(job), job.number)
+        self.pump()
+
+    def drop(self, uid: int) -> None:
+        """Leave out a user whose jobs have to wait."""
+        self._backlog.drop(uid)
+        self.pump()
+
+    def occupy(self, job: Job) -> None:
+        """Count what a user has with a job that was chosen."""
+        use = self._uses.get(job.owner.uid, Use())
+        self._uses[job.owner.uid] = use.plus(job.cpus, job.gpus)
+
+    def let_go(self, attempt: Attempt) -> None:
+        """Let a job start, on what it takes."""
+        self._give_room(attempt)
+        attempt.has_room.set()
+
+    def stand_by(self, attempt: Attempt) -> None:
+        """Let an assigned job start when there is room, before anything that waits."""
+        self._standby.add(attempt)
+
+    def _give_room(self, attempt: Attempt) -> None:
+        self._free = self._free.minus(claim_of(attempt.job))
+        self._holders[attempt.job.number] = time.monotonic()
+
+    def vacate(self, attempt: Attempt) -> None:
+        """Have back what a job took."""
+        job = attempt.job
+        since = self._holders.pop(job.number, None)
+        if since is not None:
+            self._free = self._free.plus(claim_of(job))
+            self._standby.note(time.monotonic() - since)
+        use = self._uses[job.owner.uid].minus(job.cpus, job.gpus)
+        if use.running:
+            self._uses[job.owner.uid] = use
+        else:
+            del self._uses[job.owner.uid]
+        self.pump()
+
+    # -- starting -----------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Start what can start, soon: once for all that happens in this turn of the loop."""
+        if not self._is_pumping:
+            self._is_pumping = True
+            asyncio.get_running_loop().call_soon(self._pump_now)
+
+    def _pump_now(self) -> None:
+        self._is_pumping = False
+        if self._is_closed or self._obstacle or not self._call_up():
+            return
+        chosen = self._plan(self._backlog.lines(), self._free)
+        if chosen and (lack := self._disk.lack()):
+            self._hold_for_space(lack)
+            return
+        is_fresh = time.monotonic() - self._looked_at <= _FRESH_S
+        for placement in chosen:
+            if placement.gpu_uuids and not is_fresh:
+                self._look()
+            elif entry := self._backlog.take(placement.lane, placement.number):
+                self.let_go(self._begin(entry, placement.gpu_uuids))
+        self._assign_ahead()
+        if self._backlog.is_low and not self._is_refilling:
+            self._is_refilling = True
+            self._spawn(self._refill())
+        self._watch_gpus()
+
+    def _call_up(self) -> bool:
+        """Start who stands by as far as there is room; False when somebody is left."""
+        while attempt := self._standby.first():
+            if not claim_of(attempt.job).fits(self._free):
+                return False
+            self._give_room(attempt)
+            self._standby.call_up()
+        return True
+
+    def _assign_ahead(self) -> None:
+        if vacancies := self._standby.vacancies:
+            # Not for GPUs: what is free of them shows when it is.
+            lines = [line for line in self._backlog.lines() if not line.lane.has_gpus]
+            for placement in self._plan(lines, self.whole)[:vacancies]:
+                if entry := self._backlog.take(placement.lane, placement.number):
+                    self.stand_by(self._begin(entry, ()))
+
+    def _plan(self, lines: list[Line], free: Claim) -> list[Placement]:
+        caps = {}
+        for uid in {line.lane.uid for line in lines}:
+            if limits := self._terms.limits(uid):
+                caps[uid] = Cap(limits.running, limits.gpus)
+        return planner.plan(lines, free, self._pool.stock(), self._uses, caps)
+
+    def _look(self) -> None:
+        """Look at the GPUs before some are given, beside: other jobs need not wait for that."""
+        if not self._is_looking:
+            self._is_looking = True
+            self._spawn(self._look_and_pump())
+
+    async def _look_and_pump(self) -> None:
+        try:
+            await self._pool.look(max_age_s=_FRESH_S / 2)
+            # Also where the driver did not answer: then no GPU is free.
+            self._looked_at = time.monotonic()
+        finally:
+            self._is_looking = False
+        self._pump_now()
+
+    def _watch_gpus(self) -> None:
+        """Look again by the clock while a job waits for what somebody has past the queue."""
+        if self._watch is None and self._pool.needs_watching(map(wish_of, self._backlog.heads())):
+            self._watch = asyncio.get_running_loop().call_later(_FOREIGN_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._watch = None
+        self._look()
+
+    async def _refill(self) -> None:
+        try:
+            arrivals = self._backlog.arrivals
+            limit = WINDOW + self._starting()
+            unread = self._backlog.full()
+            heads = await self._heads(limit, unread)
+            jobs = [job for found in heads.values() for job in found]
+            specs = await self._store.specs(self._backlog.without_spec(jobs))
+            for owner in {job.owner for job in jobs}:
+                if self._terms.limits(owner.uid) is None:
+                    await self._terms.learn(owner)
+            self._backlog.refill(
+                {lane: jobs for lane, jobs in heads.items() if not self._quota.lack(lane.uid)},
+                specs,
+                but=self._active,
+                limit=limit,
+                unread=unread,
+                arrivals=arrivals,
+            )
+        finally:
+            self._is_refilling = False
+        self.pump()
+
+    def _starting(self) -> int:
+        """Return how many jobs the store may not know yet as chosen, at most."""
+        return sum(use.running for use in self._uses.values())
+
+    async def _heads(self, limit: int, unread: Iterable[Lane]) -> dict[Lane, list[Job]]:
+        """Return the front of the queue without those who keep more than they may."""
+        while True:
+            heads = await self._store.heads(
+                limit, without=self._quota.blocked(), but=frozenset(unread)
+            )
+            if not await self._quota.learn(lane.uid for lane in heads):
+                return heads
+
+    # -- what is in the way -------------------------------------------------------------------
+
+    def hold(self, obstacle: str) -> None:
+        """Start nothing for a while: what is in the way is in the way of every job."""
+        if self._obstacle is None:
+            _log.warning("no job starts for now: %s", obstacle)
+        self._obstacle = obstacle
+        self._set_timer(self._obstacle_pause_s)
+        self._obstacle_pause_s = min(2 * self._obstacle_pause_s, AGAIN_MOST_S)
+
+    def succeeded(self) -> None:
+        """Note that nothing was in a job's way."""
+        self._obstacle_pause_s = AGAIN_FIRST_S
+
+    def has_space(self) -> None:
+        """Note that something was removed from the disk."""
+        if self._is_short:
+            self._try_again()
+
+    def _hold_for_space(self, lack: str) -> None:
+        """Start nothing while too little is free. Others free it: nobody tells us when."""
+        if not self._is_short:
+            self._is_short = True
+            _log.warning("no job starts for now: %s", lack)
+        self._obstacle = lack
+        self._set_timer(_SPACE_S)
+
+    def _set_timer(self, pause_s: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(pause_s, self._try_again)
+
+    def _try_again(self) -> None:
+        self._obstacle = None
+        # At once, so that nobody who asks in between is told that nothing is in the way.
+        self._pump_now()
+        self._is_short = self._is_short and self._obstacle is not None
+
+    # -- what a job waits for -----------------------------------------------------------------
+
+    def waiting(self, job: Job) -> str:
+        """Return what a job of the queue waits for, as a sentence."""
+        if lack := self._obstacle or self._quota.lack(job.owner.uid):
+            return lack
+        if lack := self._over_limit(job):
+            return lack
+        place = self._backlog.place(lane_of(job), job.number)
+        if place is None:
+            known = len(self._backlog)
+            return f"waits behind more than {known} earlier jobs" if known else "is about to start"
+        if place == 0 and (lack := self._lacking(job)):
+            return lack
+        ahead = max(place, self._backlog.ahead(job))
+        return (
+            f"waits behind {ahead} earlier job{'s' if ahead > 1 else ''}"
+            if ahead
+            else ("is about to start")
+        )
+
+    def _over_limit(self, job: Job) -> str | None:
+        limits = self._terms.limits(job.owner.uid)
+        if limits is None:
+            return None
+        use = self._uses.get(job.owner.uid, Use())
+        match Cap(limits.running, limits.gpus).reached_by(use, wish_of(job)):
+            case "running":
+                return (
+                    f"waits for one of {job.owner.name}'s jobs to end: {use.running} run, of"
+                    f" {limits.running} that may run at a time"
+                )
+            case "gpus":
+                return (
+                    f"waits for one of {job.owner.name}'s jobs to end: they have {use.gpus} of the"
+                    f" {limits.gpus} GPUs that they may have at a time"
+                )
+            case _:
+                return None
+
+    def _lacking(self, job: Job) -> str:
+        wish, stock = wish_of(job), self._pool.stock()
+        if wish.count and stock.allot(wish) is None:
+            return self._lacking_gpus(job, wish, stock)
+        return planner.lacking(claim_of(job), self._free, self.whole)
+
+    def _lacking_gpus(self, job: Job, wish: allotment.Wish, stock: allotment.Stock) -> str:
+        inventory = self._pool.inventory
+        if inventory.problem and not any(gpu.state.is_usable for gpu in inventory.gpus):
+            return f"waits for the GPUs: {inventory.problem}"
+        if never := allotment.impossible(inventory.gpus, wish):
+            return f"waits for a GPU that is not there at present: {never}"
+        fitting = [gpu for gpu in inventory.gpus if allotment.fits(gpu, wish)]
+        said = f"waits for {allotment.lacking(stock, wish)}"
+        holders = self._pool.holders(gpu.uuid for gpu in fitting)
+        if holders:
+            said += "; " + "; ".join(self._holding(each) for each in holders[:_NAMED])
+            if len(holders) > _NAMED:
+                said += f"; {len(holders) - _NAMED} more jobs hold others"
+        reasons = [
+            f"GPU {gpu.index} is {gpu.state.value}: {gpu.reason}"
+            for gpu in fitting
+            if not gpu.state.is_usable and gpu.reason
+        ]
+        return "; ".join([said, *reasons[:_NAMED]])
+
+    def _holding(self, job: Job) -> str:
+        count = len(job.gpu_uuids)
+        what = "one" if count == 1 else str(count)
+        until = self._until(job)
+        return f"{job.job_id} holds {what}" + (f" and is to end at {until}" if until else "")
