@@ -59,10 +59,13 @@ def parse(text: bytes) -> dict[bytes, str]:
         BadManifest: a line is not of the form, or the last one has no newline.
     """
     digests: dict[bytes, str] = {}
-    lines = text.split(b"\n")
-    if lines.pop():
-        raise BadManifest(len(lines) + 1)
-    for number, line in enumerate(lines, 1):
+    number = at = 0
+    while at < len(text):
+        # Not split at once: a forged one may be nothing but newlines.
+        end, number = text.find(b"\n", at), number + 1
+        if end < 0:
+            raise BadManifest(number)
+        line, at = text[at:end], end + 1
         is_escaped = line.startswith(b"\\")
         body = line[1:] if is_escaped else line
         digest, path = body[:64], body[66:]

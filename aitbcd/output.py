@@ -11,6 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -99,13 +100,21 @@ def read_sealed(package: Path, attempt: int) -> tuple[JobState, Ending, int | No
         return None
     try:
         sealed_at = int(os.fstat(top).st_mtime * 1e6)
-        output = json.loads(_read(top, FILE_NAME))
+        described = _read(top, FILE_NAME)
+        output = json.loads(described)
         if output["attempt"] != attempt:
             return None
-        digest = sha256(_read(top, manifest.FILE_NAME)).hexdigest()
+        lines = _read(top, manifest.FILE_NAME)
         started = output["started_at"]
         started_at = _microseconds(started) if started is not None else None
-        status, ending = _end(output, digest)
+        status, ending = _end(output)
+        ending = replace(
+            ending,
+            digest=sha256(lines).hexdigest(),
+            # As the sealer counts: all files, and once what result.txt shares with stdout.log.
+            result_bytes=ending.result_bytes + len(described) + len(lines) - _shared(top),
+            result_files=ending.result_files + 2,
+        )
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         message = "its results were changed before its end was recorded"
         lost = Ending(sealed_at, Reason.LOST, message=message, results=ResultsState.KEPT)
@@ -125,7 +134,20 @@ def _read(folder: int, name: str) -> bytes:
         return file.read()
 
 
-def _end(output: dict[str, Any], digest: str) -> tuple[JobState, Ending]:
+def _shared(folder: int) -> int:
+    """Return the size of result.txt where it is another name of stdout.log."""
+    try:
+        result, stdout = (
+            os.stat(path, dir_fd=folder, follow_symlinks=False)
+            for path in ("result.txt", "logs/stdout.log")
+        )
+    except FileNotFoundError:
+        # Its user took it away; that is for verify to tell.
+        return 0
+    return result.st_size if os.path.samestat(result, stdout) else 0
+
+
+def _end(output: dict[str, Any]) -> tuple[JobState, Ending]:
     status = JobState(output["status"])
     reason = Reason(output["reason"]) if output["reason"] is not None else None
     if not status.is_final or (reason is None) != (status is JobState.COMPLETED):
@@ -143,7 +165,6 @@ def _end(output: dict[str, Any], digest: str) -> tuple[JobState, Ending]:
         system_us=_whole(round(used["system_s"] * 1e6)),
         max_rss=_whole(used["max_rss"] or 0),
         results=ResultsState.KEPT,
-        digest=digest,
         result_bytes=_whole(sum(sizes)),
         result_files=len(sizes),
         progress=_maybe(output["progress"], 100),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -54,6 +55,11 @@ class Api:
     #: Set when the daemon is about to stop.
     is_stopping: asyncio.Event = field(default_factory=asyncio.Event)
     followings: set[Following] = field(default_factory=set)
+    #: Who looks through a package, by its owner: one at a time, so that however many files one user
+    #: puts into his, readers are left for those of all others.
+    looking_through: defaultdict[int, asyncio.Lock] = field(
+        default_factory=lambda: defaultdict(asyncio.Lock)
+    )
     _readers: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
     )

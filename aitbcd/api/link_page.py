@@ -66,7 +66,8 @@ async def show(api: Api, request: Request, job: Job, share: Share) -> Response:
             return _files(package)
 
     try:
-        files, total = await api.in_thread(read)
+        async with api.looking_through[job.owner.uid]:
+            files, total = await api.in_thread(read)
     except (beneath.NotThere, PermissionError, manifest.BadManifest):
         raise NoResults(
             f"the results of job {job.job_id} cannot be listed: they were changed or removed"

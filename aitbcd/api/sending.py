@@ -27,15 +27,16 @@ async def file_pieces(
 
 
 async def iterated(api: Api, pieces: Generator[bytes]) -> AsyncGenerator[bytes]:
-    """Yield what a generator reads; its pieces are not empty. It is closed at the end."""
-    reading: asyncio.Future[bytes] | None = None
+    """Yield what a generator reads, and close it; where a piece is empty, others have a turn."""
+    reading: asyncio.Future[bytes | None] | None = None
     try:
         while True:
-            reading = asyncio.ensure_future(api.in_thread(lambda: next(pieces, b"")))
+            reading = asyncio.ensure_future(api.in_thread(lambda: next(pieces, None)))
             piece = await asyncio.shield(reading)
-            if not piece:
+            if piece is None:
                 return
-            yield piece
+            if piece:
+                yield piece
     except (Changed, OSError, beneath.NotThere) as problem:
         raise StreamBroken(f"the package changed while it was sent: {problem}") from None
     finally:

@@ -25,6 +25,8 @@ from aitbcd.results.package import Package
 from aitbcd.results.zip64 import Entry
 
 _PIECE = 256 * 1024
+#: Pieces that are passed over in one go.
+_PAUSE_EVERY = 16
 #: Of the central directory, until it goes to an unlinked file.
 _IN_MEMORY_MAX = 1 << 20
 #: A zip's names have 16 bits for their length.
@@ -114,7 +116,7 @@ class Archive:
         self.tag = seen.hexdigest()[:32]
 
     def pieces(self, start: int = 0, end: int | None = None) -> Generator[bytes]:
-        """Yield the bytes from ``start`` to ``end``.
+        """Yield the bytes from ``start`` to ``end``; nothing, now and then, on the way to them.
 
         Raises:
             Changed, beneath.NotThere, OSError: the zip cannot be finished.
@@ -123,7 +125,10 @@ class Archive:
         at = 0
         # Withheld until what comes after it is known to be right: who has all bytes has the zip.
         held = b""
-        for piece in self._from(start):
+        for number, piece in enumerate(self._from(start)):
+            if at < start and number % _PAUSE_EVERY == 0:
+                # Whoever asks for the end of what takes hours to read must not keep a thread.
+                yield b""
             if isinstance(piece, int):
                 at += piece
                 continue

@@ -22,6 +22,8 @@ from aitbcd.results.package import Package
 _PIECE = 1 << 20
 #: No manifest of ours comes near it: what is larger is none.
 _MANIFEST_MAX = 1 << 30
+#: More than any file has.
+ANY_SIZE = 1 << 62
 _MANIFEST = manifest.FILE_NAME.encode()
 _RESULT = b"result.txt"
 _STDOUT = b"logs/stdout.log"
@@ -46,11 +48,14 @@ class Verdict:
         return not self.differences
 
 
-def verify(package: Path, digest: str | None, left: Event | None = None) -> Verdict:
+def verify(
+    package: Path, digest: str | None, left: Event | None = None, sealed_bytes: int = ANY_SIZE
+) -> Verdict:
     """Return how a package differs from what was sealed.
 
     Args:
         digest: sha256 of its manifest as kept in the store; None when none is.
+        sealed_bytes: of the whole package; a larger file is another one, and is not read.
         left: set when nobody waits for the verdict any more.
 
     Raises:
@@ -61,13 +66,13 @@ def verify(package: Path, digest: str | None, left: Event | None = None) -> Verd
     except beneath.NotThere:
         return Verdict(0, 0, (("missing", _MANIFEST),))
     with opened, opened.held() as folder:
-        return _verify(folder, digest, left or Event())
+        return _verify(folder, digest, left or Event(), sealed_bytes)
 
 
-def _verify(folder: int, digest: str | None, left: Event) -> Verdict:
-    text = _read_manifest(folder)
+def _verify(folder: int, digest: str | None, left: Event, most: int) -> Verdict:
+    text = _read_manifest(folder, most)
     stated = text.count(b"\n") if text else 1
-    found, total = _Digests(folder, left).of_all(stated)
+    found, total = _Digests(folder, left, most).of_all(stated)
     if text is None:
         kind = "manifest" if _MANIFEST in found else "missing"
         return Verdict(len(found), total, ((kind, _MANIFEST),))
@@ -87,8 +92,9 @@ def _verify(folder: int, digest: str | None, left: Event) -> Verdict:
 class _Digests:
     """The digests of all files below a folder, made by as many threads as there are cores."""
 
-    def __init__(self, folder: int, left: Event) -> None:
+    def __init__(self, folder: int, left: Event, most: int) -> None:
         self._folder = folder
+        self._most = most
         self._left = left
         self._lock = Lock()
         #: result.txt is then another name of stdout.log, and is neither read nor counted again.
@@ -134,6 +140,9 @@ class _Digests:
         try:
             fd = beneath.open_beneath(self._folder, path)
             with open(fd, "rb", buffering=0) as file:
+                if os.fstat(fd).st_size > self._most:
+                    # Its owner has put a hole there, say, that takes days to read.
+                    return "", 0
                 while (count := file.readinto(buffer)) and not self._left.is_set():
                     hashed.update(buffer[:count])
                     size += count
@@ -143,11 +152,12 @@ class _Digests:
         return hashed.hexdigest(), size
 
 
-def _read_manifest(folder: int) -> bytes | None:
+def _read_manifest(folder: int, most: int) -> bytes | None:
     try:
         fd = beneath.open_beneath(folder, _MANIFEST)
     except (beneath.NotThere, PermissionError):
         return None
+    limit = min(most, _MANIFEST_MAX)
     with open(fd, "rb") as file:
-        text = file.read(_MANIFEST_MAX + 1)
-    return text if len(text) <= _MANIFEST_MAX else None
+        text = file.read(limit + 1) if os.fstat(fd).st_size <= limit else None
+    return text if text is not None and len(text) <= limit else None

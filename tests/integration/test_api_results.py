@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import subprocess
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Box, problem, proc_numbers
+from tests.integration.conftest import Box, User, problem, proc_numbers
 from tests.service import wait_for
 
 MIB = 1 << 20
+only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 
 
 @pytest.fixture(scope="module")
@@ -147,16 +150,18 @@ def test_results_that_were_taken_away_are_missed_in_words(box: Box) -> None:
 
 
 def test_a_verify_whose_client_left_is_given_up(box: Box, tmp_path: Path) -> None:
-    job = box.shell("truncate -s 400G large", cwd=str(tmp_path))["job_id"]
+    job = box.shell("truncate -s 1G large", cwd=str(tmp_path), artifacts=["large"])["job_id"]
     package = box.package(job)
     package.chmod(0o700)
     # It would take minutes to read.
-    os.rename(tmp_path / "large", package / "large")
+    for number in range(400):
+        (package / f"{number}.large").touch()
+        os.truncate(package / f"{number}.large", 1 << 30)
 
     def is_reading() -> bool:
         for link in Path(f"/proc/{box.service.pid}/fd").iterdir():
             with suppress(FileNotFoundError):
-                if os.readlink(link).endswith("/large"):
+                if os.readlink(link).endswith("large"):
                     return True
         return False
 
@@ -165,7 +170,12 @@ def test_a_verify_whose_client_left_is_given_up(box: Box, tmp_path: Path) -> Non
             f"POST /v1/jobs/{job}/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()
         )
         wait_for("it is verified", is_reading, log=box.service.log)
-    wait_for("it is left alone", lambda: not is_reading(), log=box.service.log)
+    # Not between two files only.
+    wait_for(
+        "it is left alone",
+        lambda: not any(is_reading() for _ in range(50)),
+        log=box.service.log,
+    )
     assert box.run("true")["status"] == "completed"
 
 
@@ -175,3 +185,67 @@ def test_memory_is_flat_while_a_large_package_is_sent(box: Box, tmp_path: Path) 
     with box.http.stream("GET", f"/v1/jobs/{job}/download") as answer:
         assert sum(len(piece) for piece in answer.iter_raw()) > 400 * MIB
     assert proc_numbers(box.service.pid, "smaps_rollup")["Pss"] - before < 20 * MIB
+
+
+HOLE = 8 << 40
+#: More than there are threads for any one kind of question.
+MANY = 6
+
+
+@only_root
+def test_an_owner_who_makes_his_results_endless_holds_up_nobody_else(
+    shared: Box, ada: User, bob: User
+) -> None:
+    job, victim = (owned(shared, user, "echo x >$AITBC_ARTIFACTS_DIR/large") for user in (ada, bob))
+    package = shared.package(job)
+    for path in ("artifacts/large", "output.sha256"):
+        (package / path).chmod(0o640)
+        os.truncate(package / path, HOLE)
+    heads = [
+        f"POST /v1/jobs/{job}/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        f"GET /v1/jobs/{job}/checksums HTTP/1.1\r\nHost: x\r\n\r\n",
+        f"GET /v1/jobs/{job}/download HTTP/1.1\r\nHost: x\r\nRange: bytes=-1\r\n\r\n",
+    ]
+    with ExitStack() as open_ones:
+        for head in heads * MANY:
+            sock = open_ones.enter_context(connected_as(ada, shared))
+            sock.sendall(head.encode())
+        for method, path in (("GET", "download"), ("GET", "checksums"), ("POST", "verify")):
+            answer = bob.ask(shared.service.socket, method, f"/v1/jobs/{victim}/{path}")
+            assert answer.status == 200, answer.body
+        # What need not be read is not: the answers are there.
+        verdict = ada.ask(shared.service.socket, "POST", f"/v1/jobs/{job}/verify")
+        assert {"kind": "manifest", "path": "output.sha256"} in verdict.json["differences"]
+        refused = ada.ask(shared.service.socket, "GET", f"/v1/jobs/{job}/checksums")
+        assert refused.json["code"] == "no-results"
+
+
+@only_root
+def test_a_manifest_of_newlines_costs_no_memory(shared: Box, ada: User) -> None:
+    job = owned(shared, ada, "head -c 64M /dev/zero >$AITBC_ARTIFACTS_DIR/large")
+    forged = shared.package(job) / "output.sha256"
+    forged.chmod(0o640)
+    forged.write_bytes(b"\n" * (60 * MIB))
+    before = proc_numbers(shared.service.pid, "status")["VmRSS"]
+    verdict = ada.ask(shared.service.socket, "POST", f"/v1/jobs/{job}/verify")
+    assert verdict.json["differences"] == [{"kind": "manifest", "path": "output.sha256"}]
+    assert proc_numbers(shared.service.pid, "status")["VmHWM"] - before < 160 * MIB
+
+
+def owned(box: Box, user: User, line: str) -> str:
+    """Return a job of this user that is over."""
+    body = {"command": line, "cwd": "/"}
+    job: str = user.ask(box.service.socket, "POST", "/v1/jobs", body).json["job_id"]
+    assert box.ended(job)["status"] == "completed"
+    return job
+
+
+@contextmanager
+def connected_as(user: User, box: Box) -> Iterator[socket.socket]:
+    os.seteuid(user.uid)
+    try:
+        sock = box.connect()
+    finally:
+        os.seteuid(0)
+    with sock:
+        yield sock
