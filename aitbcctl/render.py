@@ -239,7 +239,7 @@ def detail_block(
     parts = [
         status_block(job, now),
         aligned(_asked(job, width)),
-        _attempts(job),
+        _attempts(job, now),
         _files(job),
         _not_kept(left_out),
         _events(job),
@@ -320,19 +320,21 @@ def _resources(asked: Json) -> str:
     return ", ".join(parts)
 
 
-def _attempts(job: Json) -> str:
+def _attempts(job: Json, now: datetime) -> str:
     lines = []
     for attempt in job.get("attempts") or []:
         facts = [f"attempt {attempt['attempt']}", f"started {when(attempt.get('started_at'))}"]
         if attempt.get("finished_at"):
-            facts.append(f"finished {when(attempt['finished_at'])}")
-        facts += [fact for fact in (how(attempt), plain(attempt.get("reason") or "")) if fact]
+            ran = elapsed(attempt, now)
+            facts.append("never ran" if ran is None else f"ran {duration(int(ran))}")
+        why = attempt.get("reason")
+        facts += [how(attempt), "" if why in ("exit", "signal") else plain(why or "")]
         usage = attempt.get("rusage") or attempt
         if usage.get("max_rss"):
             facts.append(f"peak {size(usage['max_rss'])}")
         if attempt.get("charge"):
             facts.append(f"charged {money(attempt['charge'], job.get('currency'))}")
-        lines.append("  ".join(facts))
+        lines.append("  ".join(fact for fact in facts if fact))
     return "\n".join(lines)
 
 

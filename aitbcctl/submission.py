@@ -175,7 +175,10 @@ def _given(file: str, argv: Sequence[str], line: str | None) -> Json:
     if jobfile.has_command(job) and is_said_here:
         raise Usage(f"{file} says what to run already: leave out the command here, or there")
     if not (jobfile.has_command(job) or is_said_here):
-        raise Usage(f"{file} says not what to run: it needs argv, command or model")
+        has = ", ".join(job) or "nothing"
+        raise Usage(
+            f"{file} does not say what to run: it needs argv, command or model, and has {has}"
+        )
     return job
 
 
@@ -328,9 +331,18 @@ def _wait_for_batch(client: Client, file: str, defaults: Json, as_json: bool) ->
 def _post_batch(client: Client, file: str, defaults: Json) -> Json:
     lines = _read_batch(file)
     # Each line is parsed here, so that one that is no JSON is named by its line in the file.
-    jobs = [_batch_line(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
+    jobs = [_batch_line(file, number, lines[number - 1]) for number in numbers]
     body = json.dumps({"defaults": defaults, "jobs": jobs}).encode()
-    return client.post("/v1/jobs:batch", body)
+    try:
+        return client.post("/v1/jobs:batch", body)
+    except AitbcError as error:
+        index = error.fields.get("index")
+        if not isinstance(index, int):
+            raise
+        about = error.detail.removeprefix(f"jobs[{index}]: ")
+        detail = f"{file}, line {numbers[index]}: {about}; nothing was submitted"
+        raise type(error)(detail, hint=error.hint, **error.fields) from None
 
 
 def _batch_line(file: str, number: int, line: bytes) -> Json:

@@ -127,7 +127,16 @@ def ctl() -> None:
     """
 
 
-@click.group("aitbc", context_settings=_CONTEXT)
+class _Suite(click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in VERBS:
+            raise click.UsageError(f"There is aitbc client {args[0]}, and aitbcctl {args[0]}.", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group("aitbc", cls=_Suite, context_settings=_CONTEXT)
 @_VERSION
 def suite() -> None:
     """The commands of aitbc; the ones for jobs are below "client"."""

@@ -134,7 +134,7 @@ async def _serve(where: Paths, chosen: Settings, handed: Handed, notifier: Notif
             clients, where.socket, where.state / "runtime" / "aitbcd.sock", is_for_all=_is_root()
         )
         await server.listen(handed.unix)
-        await _listen_tcp(server, chosen, handed.tcp)
+        await _listen_tcp(server, chosen, handed.tcp, where.config)
         api.tcp = server.tcp
         guard = asyncio.create_task(server.guard(watches))
         _greet(server, where, engine, found)
@@ -153,7 +153,9 @@ def _is_root() -> bool:
     return os.getuid() == 0
 
 
-async def _listen_tcp(server: Server, chosen: Settings, handed: list[socket.socket]) -> None:
+async def _listen_tcp(
+    server: Server, chosen: Settings, handed: list[socket.socket], config: Path
+) -> None:
     """Serve TCP if it is wanted; a taken port is said and costs only TCP."""
     address = chosen.server.address
     for sock in handed:
@@ -174,7 +176,7 @@ async def _listen_tcp(server: Server, chosen: Settings, handed: list[socket.sock
     except OSError as problem:
         _say(
             f"no TCP: cannot listen on {chosen.server.tcp}: {problem.strerror};"
-            " the socket serves. Choose another port with [server] tcp in the configuration"
+            f" the socket serves. Choose another port with [server] tcp in {config}"
         )
 
 

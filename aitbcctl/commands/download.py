@@ -133,7 +133,7 @@ def _check_has_results(details: Json) -> None:
     job_id = details["job_id"]
     if not render.is_final(details):
         raise WrongState(
-            f"{job_id} is {details['status']}: it has results when it ended",
+            f"{job_id} is {details['status']}: it has results when it is over",
             hint=f"wait for it: aitbcctl watch {job_id}",
             state=details["status"],
         )

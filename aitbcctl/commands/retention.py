@@ -50,7 +50,7 @@ def command(ctx: click.Context, dry_run: bool, is_all: bool, as_json: bool) -> i
 @command.command("resume")
 @options.json_option("Print what goes on.")
 def resume(as_json: bool) -> int:
-    """Go on deleting what expired, after it was stopped because the clock jumped.
+    """Go on deleting what expired, after the clock jumped.
 
     For root, or the user of the daemon. Look at the clock first.
 

@@ -86,5 +86,5 @@ def _revoke(client: Client, ref: str, as_json: bool) -> int:
     if as_json:
         put_json(answer)
     else:
-        put(f"{count} share{'s' * (count != 1)} revoked")
+        put(f"{count} share{'s' * (count != 1)} revoked" if count else "it was not shared")
     return 0

@@ -151,7 +151,7 @@ def _jobs_of_object(body: BinaryIO, check: _Check) -> Iterator[JobSpec]:
         try:
             yield check(wire.job_spec(wire.decode(memoryview(raw)), defaults))
         except AitbcError as error:
-            raise _located(error, f"job {index} of the batch", "index", index) from None
+            raise _located(error, f"jobs[{index}]", "index", index) from None
 
 
 def _located(error: AitbcError, where: str, name: str, place: int | None) -> AitbcError:

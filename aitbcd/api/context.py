@@ -173,4 +173,6 @@ def _on_counted(used: asyncio.Future[None]) -> None:
 def sees_all(owner: Owner) -> None:
     """Refuse anybody but root."""
     if owner.uid != 0:
-        raise Forbidden("only root sees everybody's jobs", hint="leave out all=true")
+        raise Forbidden(
+            "only root sees everybody's jobs", hint="leave out --all (over HTTP: all=true)"
+        )

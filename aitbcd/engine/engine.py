@@ -264,7 +264,7 @@ class Engine:
                 if current is None or current.status.is_final:
                     status = current.status.value if current else "deleted"
                     raise WrongState(
-                        f"job {job.job_id} is over ({status}): there is nothing to cancel",
+                        f"{job.job_id} is over ({status}): there is nothing to cancel",
                         state=status,
                     ) from None
                 await asyncio.sleep(0)

@@ -143,7 +143,11 @@ class TestJobFile:
             ("argv = [", [], "is no TOML"),
             ("{", [], "is no JSON"),
             ("\0\xff", [], "is no TOML"),
-            ("name = 'x'", [], "says not what to run"),
+            (
+                "comand = 'x'",
+                [],
+                "does not say what to run: it needs argv, command or model, and has comand",
+            ),
             ("command = 'true'", ["--", "true"], "says what to run already"),
             ("command = 'true'\nwhen = 2026-01-01", [], "when is a date"),
             ("command = 'true'\nnmae = 'x'", [], "nmae"),
@@ -368,7 +372,7 @@ class TestBatch:
             (b'{"command": "true"}\n{"command": \n', "line 2"),
             (b'{"command": "true"}\n\n[1]\n', "line 3"),
             (b'{"command": "true"}\n\xff\n', "line 2"),
-            (b'{"command": "true"}\n{"comand": "x"}\n', "comand"),
+            (b'{"command": "true"}\n\n{"comand": "x"}\n', "-, line 3: unknown field"),
             (b"{}\n", "argv"),
         ],
     )

@@ -179,7 +179,7 @@ def test_details_name_variables_and_commands_as_a_shell_would() -> None:
     text = render.detail_block(details, NOW)
     assert r"sh -c 'a | b' '\udcff'" in text
     assert "4 cores, 1.0 GiB of memory, at most 2 h 00 min, high priority, 2 retries" in text
-    assert "exit code 3  exit  peak 1.0 MiB" in text
+    assert "ran 30 s  exit code 3  peak 1.0 MiB" in text
     assert "failed: exit code 3" in text
     assert r"HOME \udcff" in text
 
