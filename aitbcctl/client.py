@@ -249,6 +249,7 @@ class Client:
 
     def _connect(self) -> tuple[socket.socket, str, str]:
         if self._url:
+            _check_key(self._api_key or "")
             return _connect_tcp(self._url)
         return _connect_unix(paths.client_sockets(self._environ, os.getuid()))
 
@@ -407,6 +408,15 @@ def _stale(path: str) -> Unreachable:
         hint="start it again (it replaces the stale socket; running jobs were not harmed): aitbcd",
         socket=path,
     )
+
+
+def _check_key(key: str) -> None:
+    """Refuse what would be more than one header, or another one than was meant."""
+    if not (key.isascii() and key.isprintable()):
+        raise Unreachable(
+            "AITBC_API_KEY is no API key: it has other characters than one has",
+            hint="copy it again, without line breaks: aitbc_...",
+        )
 
 
 def _connect_tcp(url: str) -> tuple[socket.socket, str, str]:

@@ -31,7 +31,7 @@ from aitbcd.api import (
     updates,
 )
 from aitbcd.api.context import Api, Caller
-from aitbcd.api.identity import Identity, check_may_change
+from aitbcd.api.identity import Identity
 from aitbcd.api.messages import StreamBroken, problem_response
 from aitbcd.api.peer import Peer, check_origin
 from aitbcd.errors import AitbcError, BadRequest, NoSuchFile
@@ -102,7 +102,6 @@ class _Gate:
         found = state["caller"] = await self._identity.of(peer, scope["headers"])
         if path not in _UNCOUNTED:
             self._identity.count(peer, found)
-        check_may_change(found, scope.get("method", "GET"))
         return found.key if isinstance(found, Caller) else None
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:

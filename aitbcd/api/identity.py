@@ -14,11 +14,9 @@ from aitbcd.api.context import Api, Caller
 from aitbcd.api.keyring import MAKE_ANOTHER
 from aitbcd.api.limits import Limit
 from aitbcd.api.peer import Peer, is_forwarded, owner_of
-from aitbcd.errors import AitbcError, Forbidden, RateLimited, Unauthorized
+from aitbcd.errors import AitbcError, RateLimited, Unauthorized
 
 _HEADER = b"x-api-key"
-#: Methods that change nothing.
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Wrong keys that one peer may try, and how many a minute after that.
 _WRONG_KEYS = 10
 
@@ -88,19 +86,6 @@ class Identity:
                 hint=MAKE_ANOTHER,
             )
         return Caller(owner, key.plan, key.is_read_only, key)
-
-
-def check_may_change(found: Caller | AitbcError, method: str) -> None:
-    """Refuse a change by who may only read.
-
-    Raises:
-        Forbidden: his key is read-only.
-    """
-    if isinstance(found, Caller) and found.is_read_only and method not in _READING:
-        raise Forbidden(
-            f"the API key is read-only, and {method} changes something",
-            hint="use another key: aitbcctl key create --name NAME",
-        )
 
 
 def _limited(what: str, wait_s: float, hint: str) -> RateLimited:

@@ -24,9 +24,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aitbcd import wire
-from aitbcd.api.context import caller
+from aitbcd.api.context import Caller, caller
 from aitbcd.api.messages import body_of
-from aitbcd.errors import AitbcError, BadRequest, InvalidValue
+from aitbcd.errors import AitbcError, BadRequest, Forbidden, InvalidValue
 from aitbcd.units import parse_duration
 
 T = TypeVar("T")
@@ -101,6 +101,8 @@ class Operation:
     errors: tuple[type[AitbcError], ...] = ()
     #: Whether anybody may ask, also who is nobody here.
     is_public: bool = False
+    #: Whether it changes nothing, whatever its method says.
+    is_reading: bool = False
 
 
 def routes(operations: Iterable[Operation]) -> list[Route]:
@@ -117,13 +119,26 @@ def _dispatch(ways: Mapping[str, Operation]) -> Callable[[Request], Awaitable[Re
         operation = ways[method]
         if not operation.is_public:
             # Who is nobody here learns nothing else, not even what is wrong with his request.
-            caller(request)
+            _check_may_ask(caller(request), operation)
         values = _of_query(request, operation.query)
         if operation.fields:
             values |= _of_body(await body_of(request, _FIELDS_BYTES_MAX), operation.fields)
         return await operation.handle(request, Asked(values))
 
     return answer
+
+
+def _check_may_ask(who: Caller, operation: Operation) -> None:
+    """Refuse a change by who may only read.
+
+    Raises:
+        Forbidden: his key is read-only.
+    """
+    if who.is_read_only and operation.method != "GET" and not operation.is_reading:
+        raise Forbidden(
+            f"the API key is read-only, and {operation.method} changes something",
+            hint="use another key: aitbcctl key create --name NAME",
+        )
 
 
 def _of_query(

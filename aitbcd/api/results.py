@@ -82,7 +82,7 @@ def operations(api: Api) -> list[Operation]:
         Operation(
             "POST", "/v1/jobs/{job}/verify", resource.verify,
             "Compare the results with their checksums",
-            (json("What differs", verdict),), errors=(NoResults,),
+            (json("What differs", verdict),), errors=(NoResults,), is_reading=True,
         ),
     ]  # fmt: skip
 

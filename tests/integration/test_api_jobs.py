@@ -361,6 +361,7 @@ def test_one_wrong_job_of_the_object_form_is_named(box: Box) -> None:
     jobs: list[Json] = [{"argv": ["true"]}, {"argv": ["true"]}, {"argv": ["x"], "colour": 1}]
     document = problem(box.http.post("/v1/jobs:batch", json={"jobs": jobs}), 422, "invalid-job")
     assert (document["index"], document["field"]) == (2, "colour")
+    assert document["detail"].startswith("jobs[2]: ")
     good = jobs[:1]
     wrong: list[Json] = [
         {"jobs": 1}, {"jobs": good, "more": 1}, {"defaults": {"colour": 1}, "jobs": good},

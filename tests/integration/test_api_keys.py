@@ -245,6 +245,8 @@ def test_a_read_only_key_changes_nothing(shared: Box) -> None:
     assert shared.status(job)["status"] in ("pending", "assigned", "running")
     assert len(shared.http.get("/v1/jobs", params={"limit": 200}).json()["jobs"]) == before
     shared.http.post(f"/v1/jobs/{job}/cancel", json={"force": True})
+    over = shared.run("true")["job_id"]
+    assert ask(shared, key, "POST", f"/v1/jobs/{over}/verify").json()["ok"] is True
 
 
 def test_a_key_makes_no_keys(shared: Box) -> None:

@@ -73,6 +73,12 @@ def test_a_url_is_used_and_named(cli: Cli) -> None:
     assert f"nobody answers at {url}" in done.stderr.decode()
 
 
+@pytest.mark.parametrize("key", ["aitbc_a\r\nX-More: b", "aitbc_\u00e9"])
+def test_what_can_be_no_key_is_not_sent(cli: Cli, key: str) -> None:
+    environ = {"AITBC_SOCKET": "", "AITBC_URL": "http://127.0.0.1:1", "AITBC_API_KEY": key}
+    assert b"AITBC_API_KEY is no API key" in cli("list", code=5, environ=environ).stderr
+
+
 @pytest.mark.parametrize(
     "verb", [["list", "--json"], ["status", "@"], ["get", "@"], ["verify", "@"]]
 )
