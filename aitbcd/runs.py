@@ -43,7 +43,7 @@ _CONNECT_TRIES = 9
 _CRASH_LOOP_S = 1.0
 
 #: Packages that are removed at the same time; each costs the launcher a process.
-_REMOVE_AT_ONCE = 2
+_REMOVE_AT_ONCE = 8
 
 #: Isolated and without site packages: the standard library and our own files, nothing else.
 _PYTHON = (sys.executable, "-I", "-S", "-X", "utf8")

@@ -3,13 +3,16 @@
 Which those are is committed in the store's ``removals`` with what gave them up, so that a crash
 costs no more than reading on there. A package that somebody reads is left to him and tried again;
 one that cannot be removed is told of once, and tried again at the next start.
+
+It is emptied as its owner, who can stop that, or go on filling it, for hours. So one user's take
+no more than some of those that go at the same time, and users have turns.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +24,15 @@ from aitbcd.store import Store
 
 _log = logging.getLogger(__name__)
 
-#: Packages that are removed at the same time: a large one must not hold up all others.
-_AT_ONCE = 2
+#: Packages that are removed at the same time, and of one user: a large one must not hold up others.
+_AT_ONCE, _AT_ONCE_OF_ONE = 8, 2
 #: How many are held in memory of those that the store knows.
 _PAGE = 200
-#: Pause before a package is tried again: at first, at most while it is read, at most otherwise.
-_AGAIN_FIRST_S, _BUSY_MOST_S, _AGAIN_MOST_S = 0.5, 5.0, 300.0
+#: Pause before a package is tried again: at first, at most while it is read (which its owner can
+#: do for ever with all of his), at most otherwise.
+_AGAIN_FIRST_S, _BUSY_MOST_S, _AGAIN_MOST_S = 0.5, 60.0, 300.0
+#: The same while there is no launcher.
+_GONE_MOST_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +61,10 @@ class Removals:
         self._spawn = spawn
         #: Told when there is more room on the disk.
         self._on_space = on_space
-        self._due: deque[Removal] = deque()
+        #: By user; whose turn it is comes first.
+        self._due: dict[int, deque[Removal]] = {}
+        #: How many of each user go just now.
+        self._at_work: Counter[int] = Counter()
         #: Those in ``_due``, at work, paused, and those that will not go.
         self._known: dict[int, Removal] = {}
         self._paused: set[asyncio.TimerHandle] = set()
@@ -81,7 +90,7 @@ class Removals:
             # Whoever works off the store's list was faster.
             return self._known[number]
         removal = self._know(number, job_id, uid)
-        self._due.appendleft(removal)
+        self._due.setdefault(uid, deque()).appendleft(removal)
         self._work()
         return removal
 
@@ -90,8 +99,11 @@ class Removals:
         self._known[number] = removal
         return removal
 
+    def _put(self, removal: Removal) -> None:
+        self._due.setdefault(removal.uid, deque()).append(removal)
+
     def _work(self) -> None:
-        if self._workers < _AT_ONCE and (self._due or self._is_unread):
+        if self._workers < _AT_ONCE and (self._is_unread or self._first() is not None):
             self._workers += 1
             self._spawn(self._work_off())
 
@@ -100,21 +112,38 @@ class Removals:
             while removal := await self._next():
                 # There are more: somebody else may begin with them.
                 self._work()
-                await self._remove(removal)
+                try:
+                    await self._remove(removal)
+                finally:
+                    self._at_work[removal.uid] -= 1
         finally:
             self._workers -= 1
 
     async def _next(self) -> Removal | None:
         async with self._reading:
-            while not self._due and self._is_unread:
+            while (uid := self._first()) is None and self._is_unread:
                 await self._read_page()
-        return self._due.popleft() if self._due else None
+        if uid is None:
+            return None
+        theirs = self._due.pop(uid)
+        removal = theirs.popleft()
+        self._at_work[uid] += 1
+        if theirs:
+            # At the end: the others are next.
+            self._due[uid] = theirs
+        return removal
+
+    def _first(self) -> int | None:
+        """Return whose turn it is; None where nobody has something to remove who may."""
+        return next((uid for uid in self._due if self._at_work[uid] < _AT_ONCE_OF_ONE), None)
 
     async def _read_page(self) -> None:
         if self._read_to == 0:
             self._has_new = False
         page = await self._store.removals(self._read_to, _PAGE)
-        self._due += [self._know(*row) for row in page if row[0] not in self._known]
+        for row in page:
+            if row[0] not in self._known:
+                self._put(self._know(*row))
         if len(page) == _PAGE:
             self._read_to = page[-1][0]
         else:
@@ -128,7 +157,7 @@ class Removals:
             await self._runs.remove_package(removal.job_id, who)
             await self._store.removed(removal.number)
         except LauncherGone:
-            self._try_again(removal, _BUSY_MOST_S)
+            self._try_again(removal, _GONE_MOST_S)
         except Refused as refusal:
             self._on_refusal(removal, refusal)
         except AitbcError as error:
@@ -152,7 +181,7 @@ class Removals:
     def _try_again(self, removal: Removal, most_s: float) -> None:
         def put_back() -> None:
             self._paused.discard(timer)
-            self._due.append(removal)
+            self._put(removal)
             self._work()
 
         timer = asyncio.get_running_loop().call_later(removal.pause_s, put_back)

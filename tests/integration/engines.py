@@ -98,11 +98,19 @@ class Rig:
         return self.results / job.job_id
 
     async def gone(self, job: Job) -> None:
+        """Wait until nothing is left of a job's package, and nothing else is to be removed."""
+        await self.gone_alone(job)
+
+        async def look() -> bool:
+            return not await self.store.removals()
+
+        await until("all is removed", look)
+
+    async def gone_alone(self, job: Job) -> None:
         """Wait until nothing is left of a job's package."""
 
         async def look() -> bool:
-            left = [path for path in self.results.iterdir() if job.job_id in path.name]
-            return not left and not await self.store.removals()
+            return not [path for path in self.results.iterdir() if job.job_id in path.name]
 
         await until(f"the package of {job.job_id} goes", look)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from aitbcd.errors import NoSuchJob, WrongState
 from aitbcd.model import JobState, Owner, Priority
+from tests.integration.conftest import new_user
 from tests.integration.engines import Rig, engine_in, scenario, until
 
 ANN = Owner(os.getuid(), "ann")
@@ -166,3 +168,45 @@ async def _leave_roots_things(rig: Rig, him: Owner) -> None:
     other = await rig.run("true", owner=him)
     await rig.engine.delete(other)
     assert not rig.package(other).exists()
+
+
+@only_root
+@scenario
+async def test_who_stops_the_removal_of_his_results_stops_nobody_elses(folder: Path) -> None:
+    for part in (folder, *folder.parents[:2]):
+        part.chmod(0o755)
+    make = "cd $AITBC_ARTIFACTS_DIR && seq 20000 | xargs touch"
+    with new_user("s") as stopping, new_user("o") as other:
+        async with engine_in(folder) as rig:
+            his = [
+                await rig.run("sh", "-c", make, owner=Owner(stopping.uid, stopping.name))
+                for _ in range(3)
+            ]
+            others = await rig.run("true", owner=Owner(other.uid, other.name))
+            deleting = [asyncio.create_task(rig.engine.delete(job)) for job in his]
+
+            async def has_stopped_two() -> bool:
+                stopped = _stop_all(stopping.uid)
+                return len(stopped) == 2
+
+            await until("two of his are stopped", has_stopped_two)
+            await rig.engine.delete(others)
+            await rig.gone_alone(others)
+            await asyncio.gather(*deleting)
+            for pid in _stop_all(stopping.uid):
+                os.kill(pid, signal.SIGCONT)
+            for job in his:
+                await rig.gone_alone(job)
+
+
+def _stop_all(uid: int) -> list[int]:
+    """Stop all processes of a user, as he can himself, and return them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if folder.stat().st_uid == uid or f"\nUid:\t{uid}\t" in (folder / "status").read_text():
+                os.kill(int(folder.name), signal.SIGSTOP)
+                found.append(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
