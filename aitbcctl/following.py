@@ -73,6 +73,12 @@ def job(client: Client, ref: str) -> Json:
     return client.get(job_path(ref))
 
 
+def jobs(client: Client, refs: Sequence[str]) -> list[Json]:
+    """Return the statuses of jobs, each once, however often and in which way it is named."""
+    found = {status["job_id"]: status for status in (job(client, ref) for ref in refs)}
+    return list(found.values())
+
+
 def job_patiently(client: Client, job_id: str) -> Json:
     """Return a job's status, also when the daemon is just being restarted."""
     patience = Patience()

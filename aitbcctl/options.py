@@ -30,6 +30,14 @@ def job_argument(function: _Command) -> _Command:
     return click.argument("job", metavar="[ID]", required=False, shell_complete=jobs)(function)
 
 
+def job_arguments(function: _Command) -> _Command:
+    """Give a verb its jobs: ``ID...`` or ``--job-id ID``; ``named_jobs`` reads the two."""
+    function = click.option("--job-id", metavar="ID", help="The same as ID.", shell_complete=jobs)(
+        function
+    )
+    return click.argument("named", metavar="[ID]...", nargs=-1, shell_complete=jobs)(function)
+
+
 #: The states in which a verb has something to do; not said here: any.
 _USEFUL = {
     "cancel": "pending,assigned,running,canceling",
@@ -114,6 +122,16 @@ def named_job(job: str | None, job_id: str | None) -> str:
         hint = "your jobs are listed by: aitbcctl list"
         raise NoSuchJob(f"there is no job {ref}: a path names none", hint=hint)
     return ref
+
+
+def named_jobs(named: Sequence[str], job_id: str | None) -> list[str]:
+    """Return the jobs that were named, at least one.
+
+    Raises:
+        Usage: both kinds or none were given.
+    """
+    first = named_job(next(iter(named), None), job_id)
+    return [first, *(named_job(job, None) for job in named[1:])]
 
 
 class _States(click.ParamType):  # type: ignore[type-arg]  # generic only in newer clicks

@@ -2,46 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import click
 
 from aitbcctl import following, options, render
 from aitbcctl.client import Client, Json, job_path
-from aitbcctl.terminal import is_meant, put, put_json, say
+from aitbcctl.terminal import complain, is_meant, put, put_json, say
+from aitbcd.errors import WrongState
 
 
 @click.command("cancel")
-@options.job_argument
+@options.job_arguments
 @click.option("--force", is_flag=True, help="Do not ask, and kill at once, without grace.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask; the job keeps its grace.")
 @options.json_option("Print the status that it ended with.")
-def command(job: str | None, job_id: str | None, force: bool, yes: bool, as_json: bool) -> int:
-    """End a job: SIGTERM to all it started, and after a grace SIGKILL.
+def command(named: Sequence[str], job_id: str | None, force: bool, yes: bool, as_json: bool) -> int:
+    """End jobs: SIGTERM to all they started, and after a grace SIGKILL.
 
-    What it wrote until then is kept as its result. A waiting job is canceled at once. Asks first,
-    on a terminal only. The exit code is 0 when the job was canceled, 1 when it ended otherwise.
+    What a job wrote until then is kept as its result. A waiting job is canceled at once. Asks
+    first, on a terminal only. The exit code is 0 when the job was canceled, 1 when it ended
+    otherwise.
 
     \b
     Examples:
       aitbcctl cancel job_7k3m9q2x
-      aitbcctl cancel --force 42
+      aitbcctl cancel --force 42 43 44
     """
     client = options.client()
-    status = following.job(client, options.named_job(job, job_id))
-    if not (force or yes or render.is_final(status) or _is_meant(status)):
+    jobs = following.jobs(client, options.named_jobs(named, job_id))
+    left = [job for job in jobs if not render.is_final(job)]
+    if left and not (force or yes or is_meant(_question(left))):
         say("not canceled")
         return 1
+    # A single one that is over is refused by the daemon.
+    canceled, code = _cancel(client, left if len(jobs) > 1 else jobs, force)
+    for job in jobs:
+        if render.is_final(job) and len(jobs) > 1:
+            say(f"{job['job_id']} is over ({job['status']})")
+            code = WrongState.exit_code
+    ended = []
+    for status in canceled:
+        status = status if render.is_final(status) else _wait(client, status)
+        ended.append(status)
+        if not as_json:
+            put(f"{status['job_id']} {_became(status)}")
+    if as_json:
+        put_json(ended[0] if len(jobs) == 1 else {"jobs": ended})
+    return code or (0 if all(job["status"] == "canceled" for job in ended) else 1)
+
+
+def _cancel(client: Client, jobs: list[Json], force: bool) -> tuple[list[Json], int]:
+    """Return what became of the jobs, and an exit code; they end beside each other."""
     body = b'{"force": true}' if force else b""
-    status = client.post(job_path(status["job_id"], "cancel"), body)
-    if not render.is_final(status):
-        status = _wait(client, status)
-    put_json(status) if as_json else put(f"{status['job_id']} {_became(status)}")
-    return 0 if status["status"] == "canceled" else 1
+    canceled, code = [], 0
+    for job in jobs:
+        try:
+            canceled.append(client.post(job_path(job["job_id"], "cancel"), body))
+        except WrongState as error:
+            if len(jobs) == 1:
+                raise
+            complain(error)
+            code = error.exit_code
+    return canceled, code
 
 
-def _is_meant(status: Json) -> bool:
-    return is_meant(f"Cancel {render.called(status)}, {render.stands(status)}?")
+def _question(jobs: list[Json]) -> str:
+    if len(jobs) == 1:
+        return f"Cancel {render.called(jobs[0])}, {render.stands(jobs[0])}?"
+    return f"Cancel {len(jobs)} jobs: {', '.join(map(render.called, jobs))}?"
 
 
 def _wait(client: Client, status: Json) -> Json:

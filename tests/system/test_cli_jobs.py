@@ -315,6 +315,22 @@ class TestLogs:
 
 
 class TestCancel:
+    def test_several_are_canceled_and_what_is_over_is_said(self, cli: Cli, gate: Gate) -> None:
+        over = cli.shell("true")
+        cli.ended(over)
+        jobs = [cli.shell(gate.wait) for _ in range(2)]
+        done = cli("cancel", "--force", *jobs, over, jobs[0], code=4)
+        assert f"{over} is over (completed)" in done.stderr.decode()
+        assert [line.split()[0] for line in done.stdout.decode().splitlines()] == jobs
+        assert [cli.status(job)["status"] for job in jobs] == ["canceled"] * 2
+        jobs = [cli.shell(gate.wait) for _ in range(2)]
+        canceled = cli.json("cancel", *jobs)["jobs"]
+        assert [job["job_id"] for job in canceled] == jobs
+        last = cli.shell(gate.wait)
+        cli("cancel", last, "job_zzzzzzzz", code=3)
+        assert not cli.status(last).get("finished_at")
+        cli("cancel", "--force", last)
+
     def test_a_waiting_job_is_canceled_at_once(self, own_cli: Cli, gate: Gate) -> None:
         own_cli.shell(gate.wait, "--cpus", str(os.sysconf("SC_NPROCESSORS_ONLN")))
         job = own_cli.submit("--", "true")

@@ -43,6 +43,17 @@ class TestDelete:
             assert b"aitbcctl cancel " in cli("rm", *options, job, code=4).stderr
         assert cli.status(job)["status"] == "running"
 
+    def test_several_are_deleted_or_none_of_them(self, cli: Cli, gate: Gate) -> None:
+        first, second = ended(cli, "true"), ended(cli, "true")
+        running = cli.shell(gate.wait)
+        for wrong, code in ((running, 4), ("job_zzzzzzzz", 3)):
+            cli("delete", first, second, wrong, code=code)
+        assert {first, second, running} <= set(cli.job_ids())
+        number = str(cli.status(first)["number"])
+        text = cli("delete", first, second, number).stdout.decode()
+        assert [line.split()[0] for line in text.splitlines()] == [first, second]
+        assert not {first, second} & set(cli.job_ids())
+
     def test_a_terminal_is_asked_first(self, cli: Cli, screen: Callable[..., Screen]) -> None:
         job = ended(cli, "true", "--name", "precious")
         for answer, code in (("\n", 1), ("n\n", 1), ("y\n", 0)):
