@@ -304,11 +304,24 @@ def _command(job: Json) -> str:
     return plain(shlex.join(words))
 
 
+def _gpus(asked: Json, count: int) -> str:
+    words = f"{count} GPU{'s' * (count != 1)}"
+    if asked.get("vram"):
+        words = f"{size(asked['vram'])} of a GPU"
+    if asked.get("gpu_type"):
+        words += f" of type {plain(asked['gpu_type'])}"
+    if asked.get("min_vram"):
+        words += f" with {size(asked['min_vram'])}"
+    if asked.get("gpu"):
+        words += f" ({', '.join(map(plain, asked['gpu']))})"
+    return words
+
+
 def _resources(asked: Json) -> str:
     cpus, gpus = asked.get("cpus", 1), asked.get("gpus", 0)
     parts = [f"{cpus} core{'s' * (cpus != 1)}"]
     if gpus:
-        parts.append(f"{gpus} GPU{'s' * (gpus != 1)}")
+        parts.append(_gpus(asked, gpus))
     if asked.get("memory"):
         parts.append(f"{size(asked['memory'])} of memory")
     if asked.get("timeout_s"):

@@ -26,6 +26,14 @@ BATCH_MAX = 16 * 1024 * 1024
 #: With --wait: the client failed, and the job's own code is not known.
 CLIENT_FAILED = 125
 
+#: What else of a job file an option takes the place of.
+_DOUBLES = {
+    "timeout": ("timeout_seconds",),
+    "gpus": ("gpu", "vram", "requirements.gpu_count"),
+    "gpu": ("gpus", "requirements.gpu_count"),
+    "gpu_type": ("requirements.gpu_type",),
+    "min_vram": ("requirements.min_vram_gb",),
+}
 #: Kinds of options: a flag; one text; texts of a repeated option; a whole number; else a choice of
 #: words between bars.
 FLAG, TEXT, TEXTS, WHOLE = "flag", "text", "texts", "whole"
@@ -47,6 +55,10 @@ OPTIONS = (
     ("--timeout", "timeout", TEXT, "TIME", "End it after this running time: 90, 30m, 2h."),
     ("--cpus", "cpus", WHOLE, "N", "Cores it takes; default: 1."),
     ("--gpus", "gpus", WHOLE, "N", "GPUs it takes; default: 0."),
+    ("--gpu-type", "gpu_type", TEXT, "MODEL", "Of this model, any part of its name: h200."),
+    ("--min-vram", "min_vram", TEXT, "SIZE", "Of at least so much memory each: 40G."),
+    ("--gpu", "gpu", TEXTS, "UUID|INDEX", "This GPU and no other. Repeatable."),
+    ("--vram", "vram", TEXT, "SIZE", "A share of one GPU: so much of its memory."),
     ("--memory", "memory", TEXT, "SIZE", "Memory it takes: 500M, 16G."),
     (
         "--priority",
@@ -136,7 +148,7 @@ def describe(
     Args:
         given: what its job file says.
     """
-    job: Json = {key: value for key, value in plain.items() if value is not None}
+    job: Json = {key: value for key, value in plain.items() if value not in (None, ())}
     if given is not None:
         job = _without_doubles(given, job) | job
     if argv:
@@ -184,9 +196,14 @@ def _given(file: str, argv: Sequence[str], line: str | None) -> Json:
 
 def _without_doubles(given: Json, options: Json) -> Json:
     """Return what a job file says less what an option says under another name."""
-    if "timeout" not in options:
-        return given
-    return {field: value for field, value in given.items() if field != "timeout_seconds"}
+    doubles = {name for option in options for name in _DOUBLES.get(option, ())}
+    left = {field: value for field, value in given.items() if field not in doubles}
+    wishes = left.get("requirements")
+    if isinstance(wishes, dict):
+        left["requirements"] = {
+            name: wish for name, wish in wishes.items() if f"requirements.{name}" not in doubles
+        }
+    return left
 
 
 def _entries(job: Json) -> list[Any]:

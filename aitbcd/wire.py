@@ -51,6 +51,9 @@ _UNSEEN = (
     r"\ufeff\ufff0-\uffff"
 )
 _NAME_PATTERN = rf"^[^{_UNSEEN}]+$"
+#: A UUID of NVML, of a MIG device too, or an index.
+_GPU_PATTERN = r"^[A-Za-z0-9/-]{1,80}$"
+_is_gpu = re.compile(r"[A-Za-z0-9/-]{1,80}").fullmatch
 _is_name = re.compile(rf"[^{_UNSEEN}]+").fullmatch
 
 _decode = msgspec.json.Decoder().decode
@@ -92,6 +95,7 @@ def job_spec(description: Json, defaults: Given | None = None) -> JobSpec:
     fields = given(description)
     if defaults:
         fields = defaults | fields
+        _check_share(fields)
     if "argv" not in fields:
         raise InvalidJob(
             "the job has no command",
@@ -119,7 +123,7 @@ def given(description: Json) -> Given:
             raise _unknown(key[:80], "the job", _READERS)
         if value is not None:
             reader(key, value, fields)
-    if "gpus" in fields or "_gpu_wish" in fields:
+    if "gpus" in fields or _WISH in fields:
         _settle_gpus(fields)
     return fields
 
@@ -286,29 +290,82 @@ def _read_requirements(key: str, value: Json, fields: Given) -> None:
 def _read_gpu_type(key: str, value: Json, fields: Given) -> None:
     if not isinstance(value, str) or not value.strip():
         raise _wrong(key, value, 'the name of a GPU model, for example "h200"')
-    fields["_gpu_wish"] = key
+    _wish_for(key, "gpu_type", value.strip(), fields)
 
 
 def _read_min_vram(key: str, value: Json, fields: Given) -> None:
-    try:
-        parse_size(whole(value))
-    except ValueError as problem:
-        raise InvalidJob(f"{key}: {problem}", field=key) from None
-    fields["_gpu_wish"] = key
+    _wish_for(key, "min_vram", _size(key, value), fields)
 
 
 def _read_min_vram_gb(key: str, value: Json, fields: Given) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= SIZE_MAX / 1e9:
         raise _wrong(key, value, "a number of gigabytes")
-    fields["_gpu_wish"] = key
+    _wish_for(key, "min_vram", round(value * 1e9), fields)
+
+
+def _read_gpu(key: str, value: Json, fields: Given) -> None:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not 1 <= len(names) <= GPUS_MAX:
+        raise _wrong(key, value, "the UUID or index of a GPU, or an array of them")
+    for name in names:
+        if not isinstance(name, str) or not _is_gpu(name):
+            raise _wrong(key, name, 'the UUID of a GPU or its index, for example "0"')
+    if len(set(names)) < len(names):
+        raise _wrong(key, value, "each GPU once")
+    _wish_for(key, "gpu", tuple(names), fields)
+
+
+def _read_vram(key: str, value: Json, fields: Given) -> None:
+    size = _size(key, value)
+    if not size:
+        raise _wrong(key, value, "more than 0; leave it out for a whole GPU")
+    _wish_for(key, "vram", size, fields)
+
+
+def _size(key: str, value: Json) -> int:
+    try:
+        return parse_size(whole(value))
+    except ValueError as problem:
+        raise InvalidJob(f"{key}: {problem}", field=key) from None
+
+
+#: Which key said something of the kind of GPU.
+_WISH = "_gpu_wish"
+_WISHES = ("gpu_type", "min_vram", "gpu", "vram")
+
+
+def _wish_for(key: str, field: str, value: object, fields: Given) -> None:
+    if fields.setdefault(field, value) != value:
+        detail = f"{field} and {key} differ" if field != key else f"{key} is given twice"
+        raise InvalidJob(detail, hint="give one of them", field=key)
+    fields[_WISH] = key
 
 
 def _settle_gpus(fields: Given) -> None:
     """Make a wish about the kind of GPU ask for one; without GPUs it is a contradiction."""
-    wish = fields.pop("_gpu_wish", None)
-    if wish is not None and fields.setdefault("gpus", 1) == 0:
+    wish = fields.pop(_WISH, None)
+    count = fields.get("gpus")
+    if count is not None:
+        # A number takes the place of what defaults say of GPUs.
+        for name in _WISHES if count == 0 else ("gpu", "vram"):
+            fields.setdefault(name, () if name == "gpu" else None)
+    if wish is not None and count == 0:
         detail = f"{wish} is given, but the job asks for no GPU"
         raise InvalidJob(detail, hint='leave it out, or ask for "gpus": 1', field=wish)
+    if fields.get("gpu"):
+        if count is not None:
+            detail = "gpu and the number of GPUs are both given"
+            raise InvalidJob(detail, hint="leave out the number", field="gpu")
+        fields["gpus"] = len(fields["gpu"])
+    fields.setdefault("gpus", 1)
+    _check_share(fields)
+
+
+def _check_share(fields: Given) -> None:
+    if fields.get("vram") and fields.get("gpus") != 1:
+        detail = f"vram is a share of one GPU, and the job asks for {fields.get('gpus')}"
+        raise InvalidJob(detail, hint="leave out vram for whole GPUs", field="vram")
 
 
 def _reader(field: str, read: Callable[[str, Json], Any]) -> _Read:
@@ -368,13 +425,35 @@ _SIZE_SCHEMA: Schema = {
     ]
 }
 _MODEL_SCHEMA: Schema = {"type": "string", "pattern": r"\S"}
+_ONE_GPU_SCHEMA: Schema = {"type": "string", "pattern": _GPU_PATTERN}
+_GPU_SCHEMA: Schema = {
+    "anyOf": [
+        _ONE_GPU_SCHEMA,
+        {
+            "type": "array",
+            "items": _ONE_GPU_SCHEMA,
+            "minItems": 1,
+            "maxItems": GPUS_MAX,
+            "uniqueItems": True,
+        },
+    ]
+}
+_SHARE_SCHEMA: Schema = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1, "maximum": SIZE_MAX},
+        {"type": "string", "pattern": SIZE_PATTERN, "not": {"pattern": r"^ *0(?:[iI]?[bB])? *$"}},
+    ]
+}
 
 _Read = Callable[[str, Json, Given], None]
 #: By key: what reads its value, and the JSON schema of what that takes (beside null).
 _REQUIREMENTS: dict[str, tuple[_Read, Schema]] = {
     "gpu_type": (_read_gpu_type, _MODEL_SCHEMA),
     "gpu_count": (_read_gpus, {"type": "integer", "minimum": 0, "maximum": GPUS_MAX}),
-    "min_vram_gb": (_read_min_vram_gb, {"type": "number", "minimum": 0}),
+    "min_vram_gb": (
+        _read_min_vram_gb,
+        {"type": "number", "minimum": 0, "maximum": SIZE_MAX // 10**9},
+    ),
 }
 _FIELDS: dict[str, tuple[_Read, Schema]] = {
     "argv": (
@@ -392,6 +471,8 @@ _FIELDS: dict[str, tuple[_Read, Schema]] = {
     "gpus": (_read_gpus, {"type": "integer", "minimum": 0, "maximum": GPUS_MAX}),
     "gpu_type": (_read_gpu_type, _MODEL_SCHEMA),
     "min_vram": (_read_min_vram, _SIZE_SCHEMA),
+    "gpu": (_read_gpu, _GPU_SCHEMA),
+    "vram": (_read_vram, _SHARE_SCHEMA),
     "cpus": _number("cpus", 1, CPUS_MAX),
     "memory": (_read_memory, _SIZE_SCHEMA),
     "timeout": (_read_timeout, {"anyOf": [_SECONDS_SCHEMA, DURATION_SCHEMA]}),
@@ -439,13 +520,21 @@ def _contradictions() -> list[Schema]:
     """Return schemas of what the readers refuse together."""
     none: Schema = {"const": 0}
     no_gpu = [_with("gpus", none), _with("requirements", _with("gpu_count", none))]
-    wishes = [_with("gpu_type"), _with("min_vram")]
+    counts = [_with("gpus"), _with("requirements", _with("gpu_count"))]
+    several: Schema = {"type": "integer", "minimum": 2}
+    many = [_with("gpus", several), _with("requirements", _with("gpu_count", several))]
+    many += [_with("gpu", {"type": "array", "minItems": 2})]
+    wishes = [_with("gpu_type"), _with("min_vram"), _with("gpu"), _with("vram")]
     wishes += [_with("requirements", _with(key)) for key in ("gpu_type", "min_vram_gb")]
     return [
         {"allOf": [_with("argv"), _with("command")]},
         {"allOf": [_with("timeout"), _with("timeout_seconds")]},
         {"allOf": [_with("gpus"), _with("requirements", _with("gpu_count"))]},
         {"allOf": [{"anyOf": no_gpu}, {"anyOf": wishes}]},
+        {"allOf": [_with("gpu"), {"anyOf": counts}]},
+        {"allOf": [_with("vram"), {"anyOf": many}]},
+        {"allOf": [_with("gpu_type"), _with("requirements", _with("gpu_type"))]},
+        {"allOf": [_with("min_vram"), _with("requirements", _with("min_vram_gb"))]},
     ]
 
 
@@ -533,7 +622,6 @@ def status(
     progress: int,
     waiting: str | None = None,
     estimated_completion: int | None = None,
-    gpu_uuids: tuple[str, ...] = (),
     result_path: str | None = None,
     currency: str = "",
     contact: str = "",
@@ -556,7 +644,7 @@ def status(
         "user": job.owner.name,
         "attempt": job.attempt,
         "waiting": waiting,
-        "gpu_uuids": list(gpu_uuids),
+        "gpu_uuids": list(job.gpu_uuids) if job.status is not JobState.PENDING else [],
         "retry_of": job.retry_of,
         "charge": money(job.charge_micro),
         "currency": currency or None,
@@ -603,7 +691,7 @@ def queued(
         "cpus": job.cpus,
         "gpus": job.gpus,
         "memory": job.memory,
-        "gpu_uuids": [],
+        "gpu_uuids": list(job.gpu_uuids),
         "attempt": job.attempt,
         "created_at": rfc3339(job.created_at),
         "started_at": rfc3339(job.started_at),
@@ -644,6 +732,10 @@ def details(
             "cpus": spec.cpus,
             "memory": spec.memory,
             "gpus": spec.gpus,
+            "gpu_type": spec.gpu_type,
+            "min_vram": spec.min_vram,
+            "gpu": list(spec.gpu),
+            "vram": spec.vram,
             "timeout_s": spec.timeout_s,
             "priority": spec.priority.name.lower(),
             "retries": spec.retries,

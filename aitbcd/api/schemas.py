@@ -119,8 +119,9 @@ def _status() -> Schema:
 def _details() -> Schema:
     text = ref("Text")
     requested = record(
-        cpus=INTEGER, memory=optional(INTEGER), gpus=INTEGER, timeout_s=optional(NUMBER),
-        priority=STRING, retries=INTEGER, artifacts=array(text),
+        cpus=INTEGER, memory=optional(INTEGER), gpus=INTEGER, gpu_type=optional(STRING),
+        min_vram=optional(INTEGER), gpu=array(STRING), vram=optional(INTEGER),
+        timeout_s=optional(NUMBER), priority=STRING, retries=INTEGER, artifacts=array(text),
     )  # fmt: skip
     more = record(
         command=array(text), shell=BOOLEAN, cwd=optional(text), stdin=optional(text),

@@ -108,7 +108,8 @@ def test_detail_adds_the_command_the_attempts_and_the_events(box: Box, tmp_path:
     assert detail["env_names"] == ["SECRET"]
     assert detail["requested"] == {
         "cpus": 2, "memory": 64 << 20, "gpus": 0, "timeout_s": 3600.0, "priority": "high",
-        "retries": 0, "artifacts": ["*.bin"],
+        "retries": 0, "artifacts": ["*.bin"], "gpu_type": None, "min_vram": None, "gpu": [],
+        "vram": None,
     }  # fmt: skip
     (attempt,) = detail["attempts"]
     assert attempt["attempt"] == 1

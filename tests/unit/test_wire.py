@@ -75,12 +75,33 @@ def test_the_names_of_the_product_family_are_understood() -> None:
         requirements={"gpu_type": "h200", "gpu_count": 2, "min_vram_gb": 40},
     )
     assert (job.timeout_s, job.gpus) == (90, 2)
+    assert (job.gpu_type, job.min_vram) == ("h200", 40 * 10**9)
 
 
 def test_a_kind_of_gpu_asks_for_one() -> None:
     assert spec(argv=["x"], gpu_type="h200").gpus == 1
     assert spec(argv=["x"], min_vram="40G").gpus == 1
     assert spec(argv=["x"], requirements={"min_vram_gb": 1.5}).gpus == 1
+    assert spec(argv=["x"], vram="10G") == JobSpec((b"x",), gpus=1, vram=10 * 2**30)
+
+
+def test_gpus_that_are_named_are_as_many_as_are_asked_for() -> None:
+    job = spec(argv=["x"], gpu=["0", "GPU-1a"])
+    assert (job.gpu, job.gpus) == (("0", "GPU-1a"), 2)
+    assert spec(argv=["x"], gpu="1").gpu == ("1",)
+
+
+def test_a_number_of_gpus_takes_the_place_of_what_defaults_say_of_them() -> None:
+    def with_defaults(defaults: dict[str, Any], **fields: Any) -> JobSpec:
+        return wire.job_spec({"argv": ["x"], **fields}, wire.given(defaults))
+
+    assert with_defaults({"gpu": ["0"], "gpu_type": "h100"}, gpus=2) == JobSpec(
+        (b"x",), gpus=2, gpu_type="h100"
+    )
+    assert with_defaults({"vram": "1G", "gpu_type": "h100"}, gpus=0) == JobSpec((b"x",))
+    assert with_defaults({"gpus": 4}, gpu=["0"]).gpus == 1
+    with pytest.raises(InvalidJob, match="share of one GPU"):
+        with_defaults({"vram": "1G"}, gpu=["0", "1"])
 
 
 def test_null_is_the_default() -> None:
@@ -143,6 +164,12 @@ def test_bytes_that_are_no_utf8_arrive_unchanged() -> None:
         ("artifacts", "*.pt", "array"),
         ("requirements", [], "object"),
         ("gpu_type", "", "GPU model"),
+        ("gpu", 0, "UUID or index"),
+        ("gpu", [], "UUID or index"),
+        ("gpu", ["GPU 0"], "its index"),
+        ("gpu", ["0", "0"], "once"),
+        ("vram", 0, "more than 0"),
+        ("vram", "10 X", "16G"),
         ("min_vram", "big", "40GiB"),
     ],
 )
@@ -178,6 +205,11 @@ def test_contradictions_are_refused() -> None:
     assert "both given" in refusal(command="x").detail
     assert "no GPU" in refusal(gpus=0, gpu_type="h200").detail
     assert "differ" in refusal(gpus=1, requirements={"gpu_count": 2}).detail
+    assert "both given" in refusal(gpus=2, gpu=["0"]).detail
+    assert "no GPU" in refusal(gpus=0, vram="1G").detail
+    assert "share of one GPU" in refusal(gpus=2, vram="1G").detail
+    assert "share of one GPU" in refusal(gpu=["0", "1"], vram="1G").detail
+    assert "differ" in refusal(gpu_type="h100", requirements={"gpu_type": "a100"}).detail
     assert "differ" in refusal(timeout="1h", timeout_seconds=60).detail
     # The same thing said twice is none.
     assert spec(argv=["x"], timeout="1h", timeout_seconds=3600).timeout_s == 3600

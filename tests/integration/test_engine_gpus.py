@@ -1,0 +1,404 @@
+"""An engine that hands out the scripted driver's GPUs: to whom, which, and when they are free."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aitbcd.devices import Gpu, GpuState
+from aitbcd.errors import NotSatisfiable, OverLimit
+from aitbcd.model import Job, JobState, Owner, Reason
+from tests.driver import GIB, GPU_IS_LOST, Driver, gpu, process, program, uuid_of
+from tests.integration.engines import Rig, engine_in, until
+from tests.integration.test_gpus_api import daemon_with
+from tests.service import DEADLINE_S
+
+CONFIG = '[gpus]\nretry = "0.1s"\nforeign_grace = "0.1s"\n[slots]\ncpus = 64\n'
+OTHER = Owner(65534, "nobody")
+SLEEP = ("sleep", "1000")
+#: Says what it sees.
+SHOW = ("sh", "-c", 'echo "$CUDA_VISIBLE_DEVICES|$AITBC_GPUS|$CUDA_DEVICE_ORDER"')
+
+
+@pytest.fixture(autouse=True)
+def found_by_the_loader(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in driver.environ.items():
+        monkeypatch.setenv(name, value)
+
+
+def rig_in(folder: Path, config: str = "") -> AbstractAsyncContextManager[Rig]:
+    return engine_in(folder, CONFIG + config)
+
+
+def go(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(scenario)
+
+
+def said(rig: Rig, job: Job) -> str:
+    return (rig.package(job) / "logs" / "stdout.log").read_text().strip()
+
+
+async def seen(rig: Rig, number: int) -> Gpu:
+    found = (await rig.gpus.look(max_age_s=0)).find(uuid_of(number))
+    assert found
+    return found
+
+
+async def waits(rig: Rig, job: Job, *words: str) -> str:
+    """Wait until a job says that it waits for this."""
+
+    async def look() -> str | None:
+        sentence = rig.engine.waiting(await rig.job(job)) or ""
+        return sentence if all(word in sentence for word in words) else None
+
+    return await until(f"{job.job_id} waits for {words}", look)
+
+
+async def becomes(rig: Rig, number: int, state: GpuState) -> Gpu:
+    async def look() -> Gpu | None:
+        found = await seen(rig, number)
+        return found if found.state is state else None
+
+    return await until(f"GPU {number} is {state.value}", look)
+
+
+# Which
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 16])
+def test_each_job_gets_gpus_of_its_own(driver: Driver, tmp_path: Path, count: int) -> None:
+    driver.write(*[gpu(number) for number in range(count)])
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            jobs = [await rig.submit(*SLEEP, gpus=1) for _ in range(count + 1)]
+            found = [await rig.reached(job, JobState.RUNNING) for job in jobs[:-1]]
+            given = [uuid for job in found for uuid in job.gpu_uuids]
+            assert sorted(given) == [uuid_of(number) for number in range(count)]
+            await waits(rig, jobs[-1], "waits for 1 GPU", f"{found[0].job_id} holds one")
+            await rig.engine.cancel(found[0], force=True)
+            last = await rig.reached(jobs[-1], JobState.RUNNING)
+            assert last.gpu_uuids == found[0].gpu_uuids
+
+    go(scenario())
+
+
+def test_a_job_sees_its_gpus_and_no_others_whatever_any_environment_says(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0), gpu(1, "4090"))
+    lies = (b"CUDA_VISIBLE_DEVICES=0,1,2", b"AITBC_GPUS=all", b"CUDA_DEVICE_ORDER=FASTEST_FIRST")
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            for wish in ({"gpu_type": "rtx"}, {"gpu": ("1",)}, {"gpu": (uuid_of(1),)}):
+                job = await rig.run(*SHOW, gpus=1, environment=lies, env=lies, **wish)
+                assert said(rig, job) == f"{uuid_of(1)}|{uuid_of(1)}|PCI_BUS_ID"
+                assert job.gpu_uuids == (uuid_of(1),)
+                output = json.loads((rig.package(job) / "output.json").read_text())
+                assert output["gpu_uuids"] == [uuid_of(1)]
+            both = await rig.run(*SHOW, gpus=2)
+            assert sorted(both.gpu_uuids) == [uuid_of(0), uuid_of(1)]
+            none = await rig.run(*SHOW, environment=lies, env=lies)
+            assert said(rig, none) == "||PCI_BUS_ID"
+
+    go(scenario())
+
+
+def test_a_kind_of_gpu_is_kept_to(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0, "4090"), gpu(1, "a100"), gpu(2, "h100"))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            large = await rig.run("true", gpus=1, min_vram=60 * GIB)
+            assert large.gpu_uuids == (uuid_of(2),)
+            as_sold = await rig.run("true", gpus=1, min_vram=24 * GIB)
+            assert as_sold.gpu_uuids == (uuid_of(0),)
+            first = await rig.submit(*SLEEP, gpus=1, gpu_type="a100")
+            await rig.reached(first, JobState.RUNNING)
+            second = await rig.submit("true", gpus=1, gpu_type="A100")
+            await waits(rig, second, "1 GPU of type A100", first.job_id)
+            # Of another kind, it need not wait behind that.
+            await rig.run("true", gpus=1, gpu_type="h100")
+
+    go(scenario())
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"gpus": 3}, "3 GPUs and this machine has 1 x NVIDIA H100"),
+        ({"gpus": 1, "gpu_type": "h200"}, "no GPU here is a 'h200': there are 1 x NVIDIA H100"),
+        ({"gpus": 1, "min_vram": 100 * GIB}, "1 GPU with 100 GiB"),
+        ({"gpus": 2, "gpu_type": "4090"}, "2 GPUs of type 4090"),
+        ({"gpus": 1, "gpu": ("7",)}, "there is no GPU 7 here: known are 0 (GPU-"),
+        ({"gpus": 1, "gpu": ("GPU-gone",)}, "there is no GPU GPU-gone here"),
+        ({"gpus": 1, "vram": 100 * GIB}, "100 GiB of a GPU's memory"),
+    ],
+)
+def test_what_can_never_be_is_refused_with_what_there_is(
+    driver: Driver, tmp_path: Path, wish: dict[str, Any], words: str
+) -> None:
+    driver.write(gpu(0), gpu(1, "4090"))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            with pytest.raises(NotSatisfiable) as refused:
+                await rig.submit("true", **wish)
+            assert words in refused.value.detail
+            assert await rig.store.count_pending() == 0
+
+    go(scenario())
+
+
+def test_shares_of_a_gpu_are_packed_until_it_is_full(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            shares = [await rig.submit(*SLEEP, gpus=1, vram=30 * GIB) for _ in range(2)]
+            on = {(await rig.reached(job, JobState.RUNNING)).gpu_uuids for job in shares}
+            assert len(on) == 1
+            whole = await rig.submit(*SLEEP, gpus=1)
+            assert (await rig.reached(whole, JobState.RUNNING)).gpu_uuids not in on
+            third = await rig.submit(*SLEEP, gpus=1, vram=30 * GIB)
+            await waits(rig, third, "waits for room for 30 GiB on a GPU")
+            await rig.engine.cancel(await rig.job(shares[0]), force=True)
+            assert {(await rig.reached(third, JobState.RUNNING)).gpu_uuids} == on
+
+    go(scenario())
+
+
+# In which order
+
+
+def test_a_sweep_does_not_block_another_user_nor_jobs_without_gpus(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            sweep = [await rig.submit(*SLEEP, gpus=1) for _ in range(100)]
+            await rig.reached(sweep[1], JobState.RUNNING)
+            other = await rig.submit(*SLEEP, gpus=1, owner=OTHER)
+            await rig.run("true")
+            await rig.engine.cancel(await rig.job(sweep[0]), force=True)
+            await rig.reached(other, JobState.RUNNING)
+            assert (await rig.job(sweep[2])).status is JobState.PENDING
+
+    go(scenario())
+
+
+def test_gpus_are_collected_for_a_job_that_needs_many(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            first = await rig.submit(*SLEEP, gpus=1)
+            await rig.reached(first, JobState.RUNNING)
+            large = await rig.submit(*SLEEP, gpus=2)
+            small = await rig.submit(*SLEEP, gpus=1)
+            await waits(rig, large, "1 of 2 GPUs", first.job_id)
+            await rig.run("true")
+            assert (await rig.job(small)).status is JobState.PENDING
+            await rig.engine.cancel(await rig.job(first), force=True)
+            await rig.reached(large, JobState.RUNNING)
+
+    go(scenario())
+
+
+LIMITS = "[limits]\ngpus = 1\npending = 3\n"
+
+
+def test_nobody_has_more_than_he_may(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path, LIMITS) as rig:
+            first = await rig.submit(*SLEEP, gpus=1)
+            await rig.reached(first, JobState.RUNNING)
+            second = await rig.submit(*SLEEP, gpus=1)
+            await waits(rig, second, "1 of the 1 GPUs that they may have at a time")
+            await rig.run("true")
+            with pytest.raises(NotSatisfiable, match="you may have 1 at a time"):
+                await rig.submit("true", gpus=2)
+            await rig.submit(*SLEEP, gpus=1)
+            await rig.submit(*SLEEP, gpus=1)
+            with pytest.raises(OverLimit, match="may have 3 jobs waiting"):
+                await rig.submit(*SLEEP, gpus=1)
+            assert await rig.store.count_pending() == 3
+
+    go(scenario())
+
+
+# Over a restart
+
+
+def test_a_new_daemon_gives_nobody_what_a_running_job_has(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0), gpu(1))
+    with daemon_with(driver, tmp_path / "daemon") as box:
+        job = box.submit(*SLEEP, gpus=1)["job_id"]
+        held = box.reached(job, "running")["gpu_uuids"]
+        box.service.kill()
+        # Indices change with a boot or a new card; UUIDs do not.
+        driver.write(gpu(1), gpu(0))
+        box.service.start()
+        other = box.submit(*SLEEP, gpus=1)["job_id"]
+        assert box.reached(other, "running")["gpu_uuids"] not in ([], held)
+        waiting = box.submit(*SLEEP, gpus=1)["job_id"]
+        sentence = box.status(waiting)["waiting"]
+        assert job in sentence
+        assert other in sentence
+        shown = {one["uuid"]: one for one in box.http.get("/v1/gpus").json()["gpus"]}
+        assert (shown[held[0]]["state"], shown[held[0]]["jobs"]) == ("busy", [job])
+        queued = box.http.get("/v1/queue").json()["jobs"]
+        assert [one["gpu_uuids"] for one in queued if one["job_id"] == job] == [held]
+        box.http.post(f"/v1/jobs/{job}/cancel", json={"force": True})
+        assert box.reached(waiting, "running")["gpu_uuids"] == held
+        for each in (other, waiting):
+            box.http.post(f"/v1/jobs/{each}/cancel", json={"force": True})
+            box.reached(each, "canceled")
+
+
+# What comes in between
+
+
+def test_a_lost_gpu_is_given_to_nobody_and_its_job_goes_on(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            job = await rig.submit(*SLEEP, gpus=1, gpu=("0",))
+            await rig.reached(job, JobState.RUNNING)
+            driver.write(gpu(0, fault=GPU_IS_LOST), gpu(1))
+            await becomes(rig, 0, GpuState.LOST)
+            assert (await rig.job(job)).status is JobState.RUNNING
+            waiting = await rig.submit("true", gpus=1, gpu=("0",))
+            await waits(rig, waiting, "GPU 0 is lost")
+            assert (await rig.run("true", gpus=1)).gpu_uuids == (uuid_of(1),)
+            await rig.engine.cancel(await rig.job(job), force=True)
+            assert (await rig.ended(job)).status is JobState.CANCELED
+            driver.write(gpu(0), gpu(1))
+            await rig.ended(waiting)
+
+    go(scenario())
+
+
+def test_a_job_waits_for_who_uses_a_gpu_past_the_queue(driver: Driver, tmp_path: Path) -> None:
+    with program("sleep", "1000") as running:
+        driver.write(gpu(0, process=process(running.pid, 5 * GIB), used=5 * GIB))
+
+        async def scenario() -> None:
+            async with rig_in(tmp_path) as rig:
+                job = await rig.submit("true", gpus=1)
+                await waits(rig, job, "GPU 0 is foreign", str(running.pid))
+                driver.write(gpu(0))
+                await rig.ended(job)
+
+        go(scenario())
+
+
+@pytest.mark.parametrize("policy", ["avoid", "ignore"])
+def test_a_foreign_process_can_be_avoided_or_ignored(
+    driver: Driver, tmp_path: Path, policy: str
+) -> None:
+    with program("sleep", "1000") as running:
+        driver.write(gpu(0, process=process(running.pid, 5 * GIB), used=5 * GIB), gpu(1))
+
+        async def scenario() -> None:
+            config = CONFIG.replace("[slots]", f'foreign = "{policy}"\n[slots]')
+            async with engine_in(tmp_path, config) as rig:
+                first = await rig.submit(*SLEEP, gpus=1)
+                given = (await rig.reached(first, JobState.RUNNING)).gpu_uuids
+                assert given == (uuid_of(1 if policy == "avoid" else 0),)
+                second = await rig.submit(*SLEEP, gpus=1)
+                await rig.reached(second, JobState.RUNNING)
+
+        go(scenario())
+
+
+# Free again
+
+
+def test_a_gpu_whose_memory_does_not_come_back_is_quarantined_until_it_does(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            job = await rig.submit(*SLEEP, gpus=1)
+            await rig.reached(job, JobState.RUNNING)
+            driver.write(gpu(0, used=9 * GIB))
+            await rig.engine.cancel(await rig.job(job), force=True)
+            found = await becomes(rig, 0, GpuState.QUARANTINED)
+            assert job.job_id in (found.reason or "")
+            assert "9 GiB of its memory are still held" in (found.reason or "")
+            waiting = await rig.submit("true", gpus=1)
+            await waits(rig, waiting, "GPU 0 is quarantined", job.job_id)
+            driver.write(gpu(0))
+            await rig.ended(waiting)
+
+    go(scenario())
+
+
+def test_what_escaped_from_a_job_is_ended_before_its_gpu_is_free(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0))
+    mark = tmp_path / "pid"
+    # A worker that reparents, leads a session of its own, and does not listen to SIGTERM.
+    worker = f"trap '' TERM; echo $$ > {mark}.new; mv {mark}.new {mark}; sleep 1000 & wait; wait"
+    line = f'setsid -f sh -c "{worker}"; while [ ! -e {mark} ]; do sleep 0.01; done; exit 3'
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            job = await rig.ended(await rig.submit("sh", "-c", line, gpus=1))
+            assert (job.ending and job.ending.reason) is Reason.EXIT
+            pid = int(mark.read_text())
+            deadline = time.monotonic() + DEADLINE_S
+            while _is_alive(pid):
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            await rig.run("true", gpus=1)
+
+    go(scenario())
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "(sleep)" not in Path(f"/proc/{pid}/stat").read_text() and os.path.exists(
+            f"/proc/{pid}/exe"
+        )
+    except OSError:
+        return False
+
+
+# What it costs
+
+
+PRICES = '[pricing]\ncpu_hour = 0\ngpu_hour = { H100 = 3600, "4090" = 36 }\n'
+
+
+def test_a_charge_follows_the_models_that_were_used(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0), gpu(1, "4090"))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path, PRICES) as rig:
+            for number, price in ((0, 1), (1, 0.01)):
+                job = await rig.run("sleep", "0.1", gpus=1, gpu=(str(number),))
+                assert job.ending
+                assert job.started_at
+                used_us = job.ending.finished_at - job.started_at
+                assert job.charge_micro == pytest.approx(used_us * price, abs=1)
+
+    go(scenario())
