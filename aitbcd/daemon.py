@@ -77,11 +77,12 @@ def run(arguments: Sequence[str]) -> int:
             uid=os.getuid(),
         )
         chosen = settings.load(where.config, is_named=where.config_is_named)
-        with StateFolder(where) as folder:
+        is_separate = options.separate_launcher
+        with StateFolder(where, is_separate=is_separate) as folder:
             folder.check()
             if handed.unix is None:
                 check_free(where.socket)
-            uvloop.run(_serve(where, chosen, handed, notifier))
+            uvloop.run(_serve(where, chosen, handed, notifier, is_separate=is_separate))
     except AitbcError as error:
         print(f"aitbcd: {error.detail}", file=sys.stderr)
         if error.hint:
@@ -100,11 +101,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state-dir", metavar="DIR", help="where the queue and results are kept")
     parser.add_argument("--runtime-dir", metavar="DIR", help="where the socket is made")
     parser.add_argument("--config", metavar="FILE", help="the configuration (TOML)")
+    parser.add_argument(
+        "--separate-launcher",
+        action="store_true",
+        help="the launcher is a service of its own; serve the groups that it runs jobs for",
+    )
     parser.add_argument("--version", action="version", version=f"aitbcd {__version__}")
     return parser
 
 
-async def _serve(where: Paths, chosen: Settings, handed: Handed, notifier: Notifier) -> None:
+async def _serve(
+    where: Paths, chosen: Settings, handed: Handed, notifier: Notifier, *, is_separate: bool
+) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -117,21 +125,24 @@ async def _serve(where: Paths, chosen: Settings, handed: Handed, notifier: Notif
         gpus.open()
         store = await Store.open(where.db, now=time.time_ns() // 1000)
         stack.push_async_callback(store.close)
-        runs = Runs(where, boot_id=this_machine.boot_id)
+        runs = Runs(where, boot_id=this_machine.boot_id, is_separate=is_separate)
         stack.push_async_callback(runs.close)
         await runs.open()
         found = await gpus.look()
         feed = Feed()
-        engine = Engine(store, runs, feed, chosen, this_machine, where, gpus, uid=os.getuid())
+        # A root launcher runs jobs of others.
+        uid = 0 if is_separate else os.getuid()
+        engine = Engine(store, runs, feed, chosen, this_machine, where, gpus, uid=uid)
         stack.push_async_callback(engine.close)
         await engine.recover()
         watches = Watches()
         keyring = await Keyring.load(store)
         api = Api(engine, store, feed, chosen, where, this_machine, watches, gpus, keyring)
+        api.members = chosen.launcher.groups if is_separate else None
         stack.callback(api.close)
         clients = Clients(app.build(api), api.is_stopping)
         server = Server(
-            clients, where.socket, where.state / "runtime" / "aitbcd.sock", is_for_all=_is_root()
+            clients, where.socket, where.state / "runtime" / "aitbcd.sock", is_for_all=api.is_shared
         )
         await server.listen(handed.unix)
         await _listen_tcp(server, chosen, handed.tcp, where.config)
@@ -147,10 +158,6 @@ async def _serve(where: Paths, chosen: Settings, handed: Handed, notifier: Notif
         api.stop()
         await server.stop(_STOP_GRACE_S)
         _say_goodbye(engine.active_count)
-
-
-def _is_root() -> bool:
-    return os.getuid() == 0
 
 
 async def _listen_tcp(

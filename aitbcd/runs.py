@@ -50,6 +50,9 @@ _PYTHON = (sys.executable, "-I", "-S", "-X", "utf8")
 
 Key = tuple[str, int]
 
+#: What to do where it is a service of its own.
+_START_IT = "systemctl start aitbcd-launcher; why it ended: journalctl -u aitbcd-launcher"
+
 
 class LauncherGone(Exception):
     """The launcher went away before it answered; look at the files."""
@@ -58,8 +61,9 @@ class LauncherGone(Exception):
 class Refused(Exception):
     """The launcher did not do it, and ``why``.
 
-    A start: busy, started, canceled or storage. A package that was to go: busy (somebody reads
-    it), others (it holds what is not its owner's to remove) or storage.
+    A start: busy, started, canceled, storage, or forbidden (not as this user). A package that was
+    to go: busy (somebody reads it), others (it holds what is not its owner's to remove), storage
+    or forbidden.
     """
 
     def __init__(self, why: str, error: str) -> None:
@@ -265,8 +269,10 @@ class _Channel:
 class Runs:
     """``open`` before anything else; ``close`` leaves all that runs alone."""
 
-    def __init__(self, paths: Paths, *, boot_id: str) -> None:
+    def __init__(self, paths: Paths, *, boot_id: str, is_separate: bool = False) -> None:
+        """Prepare; ``is_separate``: the launcher is a service of its own, not started by us."""
         self._paths = paths
+        self._is_separate = is_separate
         self._boot_id = boot_id
         self._run_fd = -1
         self._launcher: _Packets | None = None
@@ -292,7 +298,11 @@ class Runs:
         Raises:
             StartupError: it does not start, or does not answer.
         """
-        self._run_fd = os.open(self._paths.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._run_fd = os.open(self._paths.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            why = f"{self._paths.run}: {error.strerror}"
+            raise StartupError(f"the launcher is not there: {why}", hint=_START_IT) from None
         try:
             async with asyncio.timeout(_HELLO_S):
                 await self._connect_to_one()
@@ -332,6 +342,8 @@ class Runs:
 
     async def _connect(self) -> None:
         sock = self._try_connect()
+        if sock is None and self._is_separate:
+            raise StartupError(f"no launcher serves {self._paths.state}", hint=_START_IT)
         if sock is None:
             await self._launch()
             sock = self._try_connect()
@@ -399,11 +411,16 @@ class Runs:
         if self._process:
             self._process.poll()
         if self._is_open and self._reopening is None:
-            _log.warning("the launcher is gone; starting another")
+            _log.warning("the launcher is gone; %s another", self._how_next)
             self._reopening = asyncio.create_task(self._reopen())
+
+    @property
+    def _how_next(self) -> str:
+        return "waiting for" if self._is_separate else "starting"
 
     async def _reopen(self) -> None:
         """Replace the launcher; running jobs do not notice."""
+        why = ""
         try:
             while self._is_open:
                 if time.monotonic() - self._launched_at < _CRASH_LOOP_S:
@@ -412,8 +429,9 @@ class Runs:
                     await self._connect()
                     return
                 except (StartupError, OSError, LauncherGone) as error:
-                    why = str(error) or "it ended before it answered"
-                    _log.error("no launcher: %s", why)
+                    said, why = why, str(error) or "it ended before it answered"
+                    if why != said:
+                        _log.error("no launcher: %s", why)
                     await asyncio.sleep(_CRASH_LOOP_S)
         finally:
             self._reopening = None

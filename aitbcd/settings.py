@@ -145,12 +145,23 @@ class Gpus:
 
 
 @dataclass(frozen=True, slots=True)
+class Launcher:
+    """Who has jobs where the launcher is a service of root's; it reads these by itself too."""
+
+    #: Groups whose members are served and have their jobs run as themselves.
+    groups: tuple[str, ...] = ("aitbc", "aitbc-admin")
+    #: Root may have jobs too.
+    root: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     server: Server = field(default_factory=Server)
     slots: Slots = field(default_factory=Slots)
     limits: Limits = field(default_factory=Limits)
     jobs: Jobs = field(default_factory=Jobs)
     gpus: Gpus = field(default_factory=Gpus)
+    launcher: Launcher = field(default_factory=Launcher)
     storage: Storage = field(default_factory=Storage)
     pricing: Pricing = field(default_factory=Pricing)
     plans: Mapping[str, Plan] = field(default_factory=lambda: PLANS)
@@ -240,6 +251,20 @@ def _prices(value: Any) -> Mapping[str, int]:
     if not isinstance(value, dict) or not all(name.strip() for name in value):
         raise ValueError
     return {name: _price(price) for name, price in value.items()}
+
+
+def _groups(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError
+    if not all(isinstance(name, str) and name for name in value):
+        raise ValueError
+    return tuple(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
 
 
 def _plan_name(value: Any) -> str:
@@ -334,6 +359,13 @@ TABLES: Mapping[str, Table] = {
     "limits": Table(Limits, _LIMITS),
     "users": _MEMBER,
     "groups": _MEMBER,
+    "launcher": Table(
+        Launcher,
+        {
+            "groups": _Key("groups", _groups, 'names of groups, for example ["aitbc"]'),
+            "root": _Key("root", _flag, "true or false"),
+        },
+    ),
     "gpus": Table(
         Gpus,
         {

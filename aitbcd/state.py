@@ -23,11 +23,17 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )  # fmt: skip
 
 
+#: Below the state directory, and their modes where other users have something in them.
+_FOLDERS = (("results", 0o711), ("run", 0o750))
+
+
 class StateFolder:
     """Held for the daemon's life; the lock goes with its process, however that ends."""
 
-    def __init__(self, where: Paths) -> None:
+    def __init__(self, where: Paths, *, is_separate: bool = False) -> None:
+        """Say where; ``is_separate``: the launcher is another user, who makes its folders."""
         self._where = where
+        self._is_separate = is_separate
         self._lock = -1
 
     def __enter__(self) -> Self:
@@ -82,7 +88,8 @@ class StateFolder:
                 hint="choose a folder on a local disk with --state-dir (or AITBCD_STATE_DIR)",
             )
         try:
-            for folder, mode in ((self._where.results, 0o711), (self._where.run, 0o750)):
+            ours = () if self._is_separate else _FOLDERS
+            for folder, mode in ((state / name, mode) for name, mode in ours):
                 folder.mkdir(mode=mode if os.getuid() == 0 else 0o700, exist_ok=True)
             if not os.access(state, os.W_OK | os.X_OK) or not stat.S_ISDIR(state.stat().st_mode):
                 raise PermissionError(0, "Permission denied")

@@ -1,7 +1,8 @@
 """What holds for all tests: a clean environment, and no silent skip where none is allowed.
 
-With AITBCD_TEST_STRICT=1 or CI=true a skipped test is a failed one. Tests marked ``gpu`` are left
-out there when the machine has no NVIDIA driver, which the header says; elsewhere they are skipped.
+With AITBCD_TEST_STRICT=1 or CI=true a skipped test is a failed one. Tests marked ``gpu`` or
+``systemd`` are left out there when the machine has no NVIDIA driver, or cannot boot another one in
+a container, which the header says; elsewhere they are skipped.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.machine import reason_against
+
 # A slow machine is no failure.
 settings.register_profile("aitbcd", deadline=None)
 settings.load_profile("aitbcd")
 
 IS_STRICT = os.environ.get("AITBCD_TEST_STRICT") == "1" or os.environ.get("CI") == "true"
-HAS_GPU = Path("/proc/driver/nvidia/version").exists()
+#: Marks of tests that this machine cannot run, and why.
+WITHOUT: dict[str, str] = {}
+if not Path("/proc/driver/nvidia/version").exists():
+    WITHOUT["gpu"] = "no NVIDIA driver on this machine"
+if against := reason_against():
+    WITHOUT["systemd"] = against
 
 #: Where the program under test would otherwise look for the developer's own daemon and folders.
 OURS = ("AITBC", "XDG_", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CONFIGURATION_DIRECTORY")
@@ -28,22 +36,20 @@ OURS = ("AITBC", "XDG_", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CONFIGURATION_
 def pytest_report_header() -> list[str]:
     strictness = "a skip is a failure" if IS_STRICT else "what this machine cannot do is skipped"
     lines = [f"aitbcd: {strictness}"]
-    if not HAS_GPU:
-        lines.append("aitbcd: no NVIDIA driver here, so no tests marked gpu")
+    lines += [f"aitbcd: no tests marked {mark}: {why}" for mark, why in WITHOUT.items()]
     return lines
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if HAS_GPU:
-        return
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if IS_STRICT:
-        items[:] = [item for item in items if item not in marked]
-        config.hook.pytest_deselected(items=marked)
-        return
-    for item in marked:
-        item.add_marker(pytest.mark.skip(reason="no NVIDIA driver on this machine"))
+    for mark, why in WITHOUT.items():
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        if IS_STRICT and marked:
+            items[:] = [item for item in items if item not in marked]
+            config.hook.pytest_deselected(items=marked)
+            continue
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -90,7 +90,12 @@ class Stage:
 
     # -- the launcher -----------------------------------------------------------------------
 
-    def launch(self, *, before: Sequence[str] = (), prelude: str | None = None) -> bool:
+    def launch(
+        self,
+        *arguments: str | Path,
+        before: Sequence[str] = (),
+        prelude: str | None = None,
+    ) -> bool:
         """Start a launcher; return when it listens (True) or has ended (False).
 
         ``prelude`` is Python that runs in it, with all its modules loaded, before it begins.
@@ -101,7 +106,7 @@ class Stage:
             command = [*PYTHON, "-c", _LOADED.replace("PRELUDE", prelude), CODE]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*before, *command, self.state, "--ready-fd", str(writing)],
+                [*before, *command, self.state, *arguments, "--ready-fd", str(writing)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -50,6 +51,8 @@ class Api:
     watches: Watches
     gpus: Gpus
     keyring: Keyring
+    #: Of which groups those are who are served; None: everybody, or only the daemon's own user.
+    members: tuple[str, ...] | None = None
     #: HOST:PORT where TCP is served.
     tcp: str | None = None
     #: Set when the daemon is about to stop.
@@ -63,6 +66,11 @@ class Api:
     _readers: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
     )
+
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether others than the daemon's own user are served."""
+        return self.members is not None or os.getuid() == 0
 
     @property
     def site(self) -> Site:

@@ -6,6 +6,7 @@ through a proxy has the proxy's uid, which is nobody's either.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 
@@ -14,7 +15,8 @@ from aitbcd.api.context import Api, Caller
 from aitbcd.api.keyring import MAKE_ANOTHER
 from aitbcd.api.limits import Limit
 from aitbcd.api.peer import Peer, is_forwarded, owner_of
-from aitbcd.errors import AitbcError, RateLimited, Unauthorized
+from aitbcd.errors import AitbcError, Forbidden, RateLimited, Unauthorized, Unavailable
+from aitbcd.model import Owner
 
 _HEADER = b"x-api-key"
 #: Wrong keys that one peer may try, and how many a minute after that.
@@ -27,6 +29,7 @@ class Identity:
     def __init__(self, api: Api) -> None:
         self._keyring = api.keyring
         self._site = api.site
+        self._members = api.members
         self._rate = rate = api.settings.server.request_rate
         self._requests = Limit(rate, rate) if rate else None
         self._wrong_keys = Limit(_WRONG_KEYS / 60, _WRONG_KEYS)
@@ -63,7 +66,32 @@ class Identity:
         if peer.uid is not None:
             # Asked here, where it can be waited for; who he is is looked up again and again.
             await users.find(peer.uid)
-        return Caller(owner_of(peer))
+        owner = owner_of(peer, is_shared=self._members is not None)
+        await self._check_member(owner)
+        return Caller(owner)
+
+    async def _check_member(self, owner: Owner) -> None:
+        """Refuse whom this machine's administrator does not let use it.
+
+        Raises:
+            Forbidden: he is in none of the groups.
+            Unavailable: the user database does not say.
+        """
+        if self._members is None or owner.uid in (0, os.getuid()):
+            return
+        groups = await users.groups_of(owner.uid)
+        if groups is None:
+            raise Unavailable(
+                f"the user database of this machine does not say which groups {owner.name} is in",
+                hint=f"see whether it answers: id {owner.name}",
+            )
+        if not set(self._members) & set(groups):
+            raise Forbidden(
+                f"this daemon serves members of {' and '.join(self._members)} only,"
+                f" and {owner.name} is none",
+                hint=f"an administrator adds you: usermod --append --groups {self._members[0]}"
+                f" {owner.name}; it counts within a minute",
+            )
 
     async def _by_key(self, peer: Peer, secrets: list[bytes]) -> Caller:
         if len(secrets) > 1:
@@ -78,13 +106,14 @@ class Identity:
             )
         self._keyring.use(key, time.time_ns() // 1000)
         await users.find(key.owner.uid)
-        owner = owner_of(Peer(key.owner.uid, is_tcp=True))
+        owner = owner_of(Peer(key.owner.uid, is_tcp=True), is_shared=self._members is not None)
         if owner.name != key.owner.name:
             # The uid was given to somebody else since.
             raise Unauthorized(
                 f"the API key was made for {key.owner.name}, who is {owner.name} now",
                 hint=MAKE_ANOTHER,
             )
+        await self._check_member(owner)
         return Caller(owner, key.plan, key.is_read_only, key)
 
 

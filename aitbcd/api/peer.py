@@ -120,8 +120,11 @@ def tcp_peer(diagnosis: Diagnosis, client: tuple[str, int], server: tuple[str, i
     return Peer(uid, is_tcp=True)
 
 
-def owner_of(peer: Peer) -> Owner:
+def owner_of(peer: Peer, *, is_shared: bool = False) -> Owner:
     """Return the user that a peer acts as.
+
+    Args:
+        is_shared: the daemon serves other users too, though it is not root.
 
     Raises:
         Unauthorized: nobody vouches for it.
@@ -133,7 +136,7 @@ def owner_of(peer: Peer) -> Owner:
             hint="use the Unix socket, or send an API key: X-Api-Key",
         )
     own = os.getuid()
-    if peer.uid not in (own, 0) and own != 0:
+    if peer.uid not in (own, 0) and own != 0 and not is_shared:
         raise Forbidden(
             f"this daemon belongs to uid {own} and serves nobody else (you are uid {peer.uid})",
             hint="start your own: aitbcd",

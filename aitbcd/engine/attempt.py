@@ -289,6 +289,9 @@ class Attempt:
             if refusal.why == "storage":
                 await self._put_back(str(refusal))
                 return True
+            if refusal.why == "forbidden":
+                await self._fail_unrun(str(refusal))
+                return True
             return False
         return await self._supervise(handle)
 

@@ -1,7 +1,10 @@
 """Start the launcher: ``python -I -S .../aitbcd/launcher STATE-DIR [--lasting]``.
 
 Run as a folder, without the site packages, so that nothing but the standard library is loaded.
-``--ready-fd N`` is written to and closed once the launcher listens.
+``--ready-fd N`` is written to and closed once the launcher listens. ``--lasting`` is for a service:
+it goes on without a daemon, and one of root for a daemon of another user keeps to the table
+``[launcher]`` in ``--config FILE``. ``--start-jobs-unit`` and ``--stop-jobs-unit`` are what the
+unit beside it runs, see ``jobs_unit``.
 """
 
 from __future__ import annotations
@@ -16,10 +19,20 @@ if TYPE_CHECKING:
 
 
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR)
+_CONFIG = "/etc/aitbcd/aitbcd.toml"
 
 
 def main() -> int:
     arguments = sys.argv[1:]
+    if arguments in (["--start-jobs-unit"], ["--stop-jobs-unit"]):
+        from aitbcd.launcher import jobs_unit
+
+        return jobs_unit.start() if arguments == ["--start-jobs-unit"] else jobs_unit.stop()
+    config = _CONFIG
+    if "--config" in arguments[:-1]:
+        at = arguments.index("--config")
+        config = os.path.abspath(arguments[at + 1])
+        del arguments[at : at + 2]
     is_lasting = "--lasting" in arguments
     if is_lasting:
         arguments.remove("--lasting")
@@ -29,30 +42,37 @@ def main() -> int:
         ready_fd = int(arguments[at + 1])
         del arguments[at : at + 2]
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: aitbcd launcher STATE-DIR [--lasting]", file=sys.stderr)
+        print("usage: aitbcd launcher STATE-DIR [--lasting] [--config FILE]", file=sys.stderr)
         return 2
-    return _serve(arguments[0], ready_fd, is_lasting=is_lasting)
+    return _serve(arguments[0], ready_fd, config, is_lasting=is_lasting)
 
 
-def _serve(state: str, ready_fd: int, *, is_lasting: bool) -> int:
+def _serve(state: str, ready_fd: int, config: str, *, is_lasting: bool) -> int:
     try:
-        launcher = _open(state, is_lasting=is_lasting)
+        launcher = _open(state, config, is_lasting=is_lasting)
+    except ValueError as error:
+        print(f"aitbcd launcher: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         where = f": {error.filename}" if error.filename not in (None, state) else ""
         hint = "; name the state directory of a daemon" if error.errno in _NO_FOLDER else ""
         words = f"cannot serve {state}: {error.strerror}{where}{hint}"
         print(f"aitbcd launcher: {words}", file=sys.stderr)
         return 1
+    from aitbcd.launcher.linux import notify
+
     if ready_fd >= 0:
         os.write(ready_fd, b"1")
         os.close(ready_fd)
+    notify("READY=1")
     launcher.run()
     return 0
 
 
-def _open(state: str, *, is_lasting: bool) -> Launcher:
+def _open(state: str, config: str, *, is_lasting: bool) -> Launcher:
     """Become the launcher of a state directory."""
     from aitbcd.launcher.launcher import Launcher
+    from aitbcd.launcher.rules import Rules
 
     state_fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     # Jobs inherit it.
@@ -61,8 +81,13 @@ def _open(state: str, *, is_lasting: bool) -> Launcher:
     os.close(nothing)
     os.chdir("/")
     os.umask(0o027)
-    daemon_uid = os.stat(state_fd).st_uid
-    launcher = Launcher(state_fd, is_lasting=is_lasting, daemon_uid=daemon_uid)
+    status = os.stat(state_fd)
+    rules = None
+    if is_lasting and os.getuid() == 0 and status.st_uid != 0:
+        rules = Rules(status.st_uid, config)
+        # What we make is the daemon's to read, by its group.
+        os.setresgid(status.st_gid, status.st_gid, status.st_gid)
+    launcher = Launcher(state_fd, is_lasting=is_lasting, daemon_uid=status.st_uid, rules=rules)
     launcher.open()
     return launcher
 

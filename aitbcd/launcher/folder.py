@@ -7,6 +7,7 @@ under a spare name, locked: making and deleting inodes is what a short job would
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from typing import NamedTuple
@@ -47,6 +48,31 @@ class Taken(Exception):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
+
+
+def make_apart(state_fd: int) -> None:
+    """Make ``run/`` and ``results/`` ours in a state directory that another user owns.
+
+    He reads them by his group. He could have put something else in their place: then we do not
+    serve, because root must not work in what he can change.
+
+    Raises:
+        PermissionError: one of them is not ours.
+    """
+    gid = os.fstat(state_fd).st_gid
+    for name, mode in (("run", 0o750), ("results", 0o711)):
+        try:
+            os.mkdir(name, 0o700, dir_fd=state_fd)
+        except FileExistsError:
+            pass
+        fd = os.open(name, _DIRECTORY, dir_fd=state_fd)
+        try:
+            if os.fstat(fd).st_uid != os.getuid():
+                raise PermissionError(errno.EPERM, "it belongs to another user", name)
+            os.fchown(fd, -1, gid)
+            os.fchmod(fd, mode)
+        finally:
+            os.close(fd)
 
 
 def spare_name(pid: int) -> str:

@@ -52,6 +52,13 @@ def do_as(
             raise
         except Exception as error:
             raise _unexpected(error) from error
+    return in_child(who, action, deadline_s)
+
+
+def in_child(
+    who: Identity | None, action: Callable[[], dict[str, Any]], deadline_s: float
+) -> dict[str, Any]:
+    """Do the same in a child in any case, as ourselves where ``who`` is None."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -77,11 +84,12 @@ def do_as(
     return answer
 
 
-def _answer(writing: int, who: Identity, action: Callable[[], dict[str, Any]]) -> None:
+def _answer(writing: int, who: Identity | None, action: Callable[[], dict[str, Any]]) -> None:
     """The child's whole life."""
     try:
         signal.set_wakeup_fd(-1)
-        who.become()
+        if who is not None:
+            who.become()
         answer = action()
     except OSError as error:
         # Without the number, which the error that is made of this adds again.

@@ -22,14 +22,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from aitbcd.launcher import cgroups, processes, protocol, seal
 from aitbcd.launcher import folder as run_folder
-from aitbcd.launcher import processes, protocol, seal
 from aitbcd.launcher.folder import Folder, Taken
 from aitbcd.launcher.identity import do_as, of_spec
 from aitbcd.launcher.linux import become_subreaper, close_all_but
 from aitbcd.launcher.protocol import CANCELED, LAUNCHER_LOCK, LAUNCHER_SOCKET, Message
 from aitbcd.launcher.rehearsal import rehearse
 from aitbcd.launcher.removal import remove_package
+from aitbcd.launcher.rules import Refusal, Rules
 from aitbcd.launcher.supervisor import Supervisor
 from aitbcd.launcher.turns import Turns
 
@@ -71,11 +72,18 @@ class Task:
 class Launcher:
     """``run`` is the whole life of the process."""
 
-    def __init__(self, state_fd: int, *, is_lasting: bool, daemon_uid: int) -> None:
-        self._run_fd = os.open("run", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=state_fd)
-        self._results_fd = os.open(
-            "results", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=state_fd
-        )
+    def __init__(
+        self, state_fd: int, *, is_lasting: bool, daemon_uid: int, rules: Rules | None = None
+    ) -> None:
+        """Open the folders; ``rules`` where the daemon is another user, who must not have them."""
+        self._rules = rules
+        if rules is not None:
+            run_folder.make_apart(state_fd)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._run_fd = os.open("run", flags, dir_fd=state_fd)
+        self._results_fd = os.open("results", flags, dir_fd=state_fd)
+        #: Where supervisors go, out of what systemd ends together with us.
+        self._neighbours = cgroups.neighbours()
         #: False: end when there is no daemon and no attempt.
         self._is_lasting = is_lasting
         self._daemon_uid = daemon_uid
@@ -116,7 +124,7 @@ class Launcher:
         rehearse(self._run_fd)
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, self._reload if self._rules else signal.SIG_IGN)
         # Where whoever started us ignored it, the kernel would reap our children.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # What is there now is shared with every supervisor; a collection would copy it.
@@ -134,6 +142,10 @@ class Launcher:
     def _stop(self, *_: object) -> None:
         """Supervisors go on; a new launcher does without the ones that are busy."""
         os._exit(0)
+
+    def _reload(self, *_: object) -> None:
+        assert self._rules is not None
+        self._rules.reload()
 
     def _is_done(self) -> bool:
         if self._is_lasting or self._daemon or self._generation == 0:
@@ -169,7 +181,8 @@ class Launcher:
         message, fds = received
         protocol.close_all(fds)
         try:
-            self._obey(message)
+            if self._is_allowed(message):
+                self._obey(message)
         except Exception:
             # No request, or a bug of ours: the daemon connects anew, and looks at the files.
             _report_crash()
@@ -204,6 +217,25 @@ class Launcher:
                 self._fork_task(message, lambda: self._remove_package(message))
             case unknown:
                 self._reply(message, {"error": f"unknown request {unknown}"})
+
+    def _is_allowed(self, message: Message) -> bool:
+        """Refuse what a daemon that was taken over might ask: it has to do with files of others."""
+        if "job" in message:
+            protocol.check_key(message["job"], message.get("attempt"))
+        if self._rules is None or "uid" not in message:
+            return True
+        try:
+            self._rules.check(message)
+        except Refusal as refusal:
+            why = str(refusal)
+            answers: dict[str, Message] = {
+                "seal": {"op": "seal_failed", "errno": errno.EPERM, "error": why},
+                "sweep": {"left": []},
+            }
+            refused = {"op": "refused", "why": "forbidden", "error": why}
+            self._reply(message, answers.get(message["op"], refused))
+            return False
+        return True
 
     def _reply(self, request: Message, answer: Message, fds: list[int] | None = None) -> None:
         self._answer(request["rid"], self._generation, answer, fds)
@@ -300,6 +332,8 @@ class Launcher:
         code = 70
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            cgroups.enter(self._neighbours)
             self._let_go_of_all_but(control)
             Supervisor(control, self._run_fd, self._results_fd, self._daemon_uid).run()
             code = 0

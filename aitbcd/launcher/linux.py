@@ -1,9 +1,10 @@
-"""Kernel calls that ``os`` does not have, over the C library: prctl, ioprio, inotify, ..."""
+"""What ``os`` does not have: kernel calls over the C library, and a word to systemd."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import socket
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,6 +31,19 @@ def _check(result: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def notify(state: str) -> None:
+    """Tell systemd how the service does, where it has started us (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(state.encode(), f"\0{address[1:]}" if address[0] == "@" else address)
+    except OSError:
+        # The manager is being replaced.
+        pass
 
 
 def become_subreaper() -> None:

@@ -10,14 +10,16 @@ Requests to the launcher carry ``rid`` and are answered with the same, in order 
 
     hello      {}                  -> {pid}    the old daemon's requests are dealt with
     start      {job, attempt, ...} -> placed {worker, pid} (+ a channel, if the daemon has none)
-                                    | refused {why: busy|started|canceled|storage, error}
+                                    | refused {why: busy|started|canceled|storage|forbidden,
+                                               error}
     tombstone  {job, attempt}      -> {done}   false: it is placed, ask its supervisor
     seal       {...order}          -> sealed | seal_failed | busy
     stop_seal  {job, attempt}      -> {done}   what seals it is killed, and its request has failed
     sweep      {job, attempt, uid} -> {left: ["pid command", ...]}
     remove     {job, attempt}      -> {done}   false: it is locked
     remove_package {job, uid, gid, user}
-                                   -> removed {left} | refused {why: busy|others|storage, error}
+                                   -> removed {left}
+                                    | refused {why: busy|others|storage|forbidden, error}
 
 A supervisor and the daemon, on the channel that came with ``placed`` or, for an adopted attempt,
 on the socket ``SOCKET`` in the run folder:
@@ -94,6 +96,18 @@ class Facts(TypedDict, total=False):
     undead: list[str]
     #: Log name -> True where the file system could not give room back.
     kept_whole: list[str]
+
+
+def check_key(job_id: object, attempt: object) -> None:
+    """Refuse what would lead out of our folders.
+
+    Raises:
+        ValueError: it is no job's id, or no attempt's number.
+    """
+    letters = job_id[4:] if isinstance(job_id, str) and job_id.startswith("job_") else ""
+    is_number = attempt is None or (isinstance(attempt, int) and attempt >= 0)
+    if not (letters.isascii() and letters.isalnum() and is_number):
+        raise ValueError(f"no job and attempt: {job_id!r}, {attempt!r}")
 
 
 def folder_name(job_id: str, attempt: int) -> str:

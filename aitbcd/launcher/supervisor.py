@@ -217,7 +217,7 @@ class Supervisor:
             case "stop_seal" if self._sealer:
                 self._stop_sealer(self._sealer)
             case "seal" if attempt.facts and not self._sealer:
-                self._seal(attempt, message)
+                self._seal(attempt, message | _user_of(attempt))
             case "done" if attempt.facts:
                 self._done(attempt)
 
@@ -380,6 +380,11 @@ class Supervisor:
     def _forget(self, fd: int) -> None:
         del self._handlers[fd]
         self._poller.unregister(fd)
+
+
+def _user_of(attempt: Attempt) -> Message:
+    """Return whom the launcher has allowed; a daemon that was taken over may say another."""
+    return {key: attempt.spec[key] for key in ("uid", "gid", "user")}
 
 
 def _failure(error: OSError) -> Message:

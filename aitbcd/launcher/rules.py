@@ -1,0 +1,143 @@
+"""As whom a root launcher runs jobs for a daemon that is not root: its own table ``[launcher]``.
+
+The daemon faces the network, and whoever takes it over speaks to us in its name. So what it says of
+users is not believed: a uid must be one of this machine's users with that group and name, never
+root unless the table says so, never the system's or the daemon's own, and to start something a
+member of one of the groups. The table is read here, from a file that nobody but root can write.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import time
+from typing import Any, NamedTuple
+
+from aitbcd.launcher.identity import in_child
+
+GROUPS = ("aitbc", "aitbc-admin")
+#: login.defs(5): uids below belong to the system's services.
+_FIRST_USER_UID = 1000
+#: ``nobody`` and ``nogroup``, which give no rights.
+_NOBODY = 65534
+#: Seconds that the user database has for an answer, and that an answer is kept.
+_ANSWER_S, _KEEP_S = 10.0, 60.0
+_KEPT_MOST = 10_000
+
+
+class Account(NamedTuple):
+    """What the user database says of a uid; ``name`` is empty for one that it does not know."""
+
+    gid: int
+    name: str
+    groups: tuple[str, ...]
+
+
+class Refusal(Exception):
+    """What was asked is not done for this user; the text says why."""
+
+
+class Rules:
+    def __init__(self, daemon_uid: int, path: str) -> None:
+        """Read the table.
+
+        Raises:
+            OSError: the file cannot be read, or others can write it.
+            ValueError: it is not what it should be; the text says where.
+        """
+        self._daemon_uid = daemon_uid
+        self._path = path
+        self._groups, self._is_root_allowed = _load(path)
+        self._known: dict[int, tuple[float, Account]] = {}
+
+    def check(self, request: dict[str, Any]) -> None:
+        """Refuse what a daemon may not ask for.
+
+        Raises:
+            Refusal: with the reason.
+        """
+        uid, gid, name = request["uid"], request["gid"], request["user"]
+        if uid == 0 and (gid, name) == (0, "root"):
+            if not self._is_root_allowed:
+                raise Refusal(
+                    f"jobs do not run as root here; {self._path} says otherwise with"
+                    " [launcher] root = true"
+                )
+            return
+        if uid < _FIRST_USER_UID or uid in (_NOBODY, self._daemon_uid):
+            raise Refusal(f"uid {uid} is no person's: jobs do not run as the system's users")
+        if request["op"] != "start" and (gid, name) == (_NOBODY, f"#{uid}"):
+            # What is his is sealed and removed also when nobody knows him any more.
+            return
+        account = self._account(uid)
+        if (gid, name) != (account.gid, account.name):
+            raise Refusal(f"uid {uid} is not the user {name} with the group {gid}")
+        if request["op"] == "start" and not set(self._groups) & set(account.groups):
+            raise Refusal(f"the user {name} is in none of the groups {', '.join(self._groups)}")
+
+    def reload(self) -> None:
+        """Read the table again; a wrong one changes nothing, and that is said."""
+        try:
+            self._groups, self._is_root_allowed = _load(self._path)
+        except (OSError, ValueError) as problem:
+            print(f"aitbcd launcher: the table as it was stays: {problem}", file=sys.stderr)
+
+    def _account(self, uid: int) -> Account:
+        kept = self._known.get(uid)
+        now = time.monotonic()
+        if kept and kept[0] > now:
+            return kept[1]
+        try:
+            # In a child: a directory service may not answer, and we must.
+            said = in_child(None, lambda: _look_up(uid), _ANSWER_S)
+        except OSError as error:
+            raise Refusal(f"the user database does not say who uid {uid} is: {error}") from None
+        if len(self._known) >= _KEPT_MOST:
+            self._known.clear()
+        account = Account(said["gid"], said["name"], tuple(said["groups"]))
+        self._known[uid] = (now + _KEEP_S, account)
+        return account
+
+
+def _look_up(uid: int) -> dict[str, Any]:
+    import grp
+    import pwd
+
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return {"gid": _NOBODY, "name": "", "groups": []}
+    names = []
+    for gid in os.getgrouplist(entry.pw_name, entry.pw_gid):
+        try:
+            names.append(grp.getgrgid(gid).gr_name)
+        except KeyError:
+            pass
+    return {"gid": entry.pw_gid, "name": entry.pw_name, "groups": names}
+
+
+def _load(path: str) -> tuple[tuple[str, ...], bool]:
+    """Return the groups, and whether root may have jobs; the defaults where there is no file."""
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                words = "others than root can write it, and it says as whom jobs run"
+                raise OSError(errno.EPERM, words, path)
+            table = tomllib.loads(file.read().decode()).get("launcher", {})
+    except FileNotFoundError:
+        return GROUPS, False
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}") from None
+    groups, root = table.get("groups", list(GROUPS)), table.get("root", False)
+    if not isinstance(groups, list) or not all(isinstance(each, str) for each in groups):
+        raise ValueError(f"{path}: groups in [launcher] is {groups!r}: expected a list of names")
+    if not isinstance(root, bool):
+        raise ValueError(f"{path}: root in [launcher] is {root!r}: expected true or false")
+    if unknown := set(table) - {"groups", "root"}:
+        raise ValueError(f"{path}: unknown key in [launcher]: {sorted(unknown)[0]}")
+    return tuple(groups), root

@@ -1,0 +1,217 @@
+"""A machine with a real systemd: a container over a Debian tree, booted by systemd-nspawn(1).
+
+The tree is made once by debootstrap and kept in a cache; each machine has a layer of its own over
+it, which a reboot keeps. Commands go into it with nsenter(1): there is no bus outside to ask.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import starlette
+
+from tests.service import DEADLINE_S, children, wait_for
+
+RELEASE = "bookworm"
+CACHE = Path(os.environ.get("AITBCD_TEST_CACHE", "/var/cache/aitbcd-tests"))
+_INCLUDED = (
+    "systemd,systemd-sysv,dbus,python3,adduser,passwd,procps,iproute2,curl,util-linux,coreutils"
+)
+_MIRROR = "http://deb.debian.org/debian"
+ROOT = Path(__file__).resolve().parents[1]
+#: Where the program and what it needs lie in the machine.
+_OURS, _NEEDED = "/opt/aitbcd/source", "/opt/aitbcd/needed"
+_PROGRAM = """#!/usr/bin/python3 -I
+import sys
+sys.path[:0] = ["{ours}", "{needed}"]
+from {module} import {function}
+sys.exit({function}())
+"""
+
+
+def reason_against() -> str | None:
+    """Return why there can be no such machine here."""
+    if os.getuid() != 0:
+        return "only root can boot a machine"
+    missing = [
+        each for each in ("systemd-nspawn", "debootstrap", "nsenter") if not shutil.which(each)
+    ]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    if sys.version_info[:2] != (3, 11):
+        return f"the machine's Python is 3.11, and what is installed here is for {sys.version}"
+    return None
+
+
+def tree() -> Path:
+    """Return a Debian tree; the first time it is made, which takes a minute and the network."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    made = CACHE / RELEASE
+    with (CACHE / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            new = CACHE / f"{RELEASE}.new"
+            shutil.rmtree(new, ignore_errors=True)
+            command = ["debootstrap", "--variant=minbase", f"--include={_INCLUDED}"]
+            subprocess.run([*command, RELEASE, new, _MIRROR], check=True, stdout=subprocess.DEVNULL)
+            new.rename(made)
+    return made
+
+
+class Machine:
+    """Boot it with ``with``; what is in it goes with it."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="aitbcd-machine-"))
+        self.root = self._folder / "root"
+        self.log = self._folder / "console.log"
+        self._nspawn: subprocess.Popen[bytes] | None = None
+        self._leader = 0
+
+    def __enter__(self) -> Self:
+        # An overlay's own layers must not lie on another overlay.
+        self._mount("-t", "tmpfs", "-o", "mode=755", "aitbcd-machine", str(self._folder))
+        for name in ("root", "upper", "work"):
+            (self._folder / name).mkdir()
+        layers = f"lowerdir={tree()},upperdir={self._folder}/upper,workdir={self._folder}/work"
+        self._mount("-t", "overlay", "-o", layers, "aitbcd-machine", str(self.root))
+        try:
+            self.boot()
+        except BaseException:
+            self.cut_power()
+            self._clean()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and self.is_up:
+            print(self("journalctl --no-pager -b -n 200", check=False))
+        self.cut_power()
+        self._clean()
+
+    def _mount(self, *arguments: str) -> None:
+        subprocess.run(["mount", *arguments], check=True)
+
+    def _clean(self) -> None:
+        for path in (self.root, self._folder):
+            subprocess.run(["umount", "--lazy", path], check=False)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def is_up(self) -> bool:
+        return self._nspawn is not None and self._nspawn.poll() is None
+
+    def boot(self) -> None:
+        """Boot; return when all units have been started."""
+        needed = Path(starlette.__file__).parents[1]
+        with self.log.open("ab") as log:
+            self._nspawn = subprocess.Popen(
+                [
+                    *("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit"),
+                    *("--console=pipe", "--private-network", "--hostname=lab"),
+                    *(f"--bind-ro={ROOT}:{_OURS}", f"--bind-ro={needed}:{_NEEDED}"),
+                    f"--directory={self.root}",
+                ],
+                env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        pid = self._nspawn.pid
+        self._leader = wait_for("it has a first process", lambda: self._first(pid), log=self.log)
+        self._until_booted()
+
+    def _first(self, nspawn: int) -> int | None:
+        assert self._nspawn is not None
+        assert self._nspawn.poll() is None, self.log.read_text(errors="replace")
+        for pid in children(nspawn):
+            status = Path(f"/proc/{pid}/status").read_text()
+            if any(line.split()[-1] == "1" for line in status.splitlines() if "NSpid" in line):
+                return pid
+        return None
+
+    def _until_booted(self) -> None:
+        def is_booted() -> bool:
+            said = self("systemctl is-system-running", check=False).strip()
+            return said in ("running", "degraded")
+
+        wait_for("it has booted", is_booted, log=self.log)
+
+    def power_off(self) -> None:
+        """Shut down in order."""
+        assert self._nspawn is not None
+        self("systemctl --no-block poweroff")
+        self._nspawn.wait(DEADLINE_S)
+
+    def cut_power(self) -> None:
+        """End everything at whatever instruction it is."""
+        if self._nspawn is None or self._nspawn.poll() is not None:
+            return
+        # The first process of a PID namespace takes all others along.
+        os.kill(self._leader, signal.SIGKILL)
+        self._nspawn.wait(DEADLINE_S)
+
+    def __call__(
+        self,
+        line: str,
+        *,
+        user: str | None = None,
+        check: bool = True,
+        environ: Mapping[str, str] | None = None,
+    ) -> str:
+        """Run a shell line in it and return what it says."""
+        command = ["nsenter", f"--target={self._leader}", "--all", "--wdns=/"]
+        if user is not None:
+            command += ["runuser", "--login", user, "--"]
+        done = subprocess.run(
+            [*command, "/bin/sh", "-c", line] if user is None else [*command, "-c", line],
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", **(environ or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        assert done.returncode == 0 or not check, f"{line}: {done.returncode}\n{done.stdout}"
+        return done.stdout
+
+    def code(self, line: str, user: str | None = None) -> int:
+        """Return the exit code of a shell line."""
+        said = self(f"({line}) >/dev/null 2>&1; echo $?", user=user)
+        return int(said.split()[-1])
+
+    def install(self) -> None:
+        """Put the program and its units in their places, and start them."""
+        units = self.root / "usr/lib/systemd/system"
+        for unit in [*ROOT.glob("systemd/*.service"), *ROOT.glob("systemd/*.socket")]:
+            shutil.copyfile(unit, units / unit.name)
+        for kind in ("sysusers", "tmpfiles"):
+            folder = self.root / f"usr/lib/{kind}.d"
+            shutil.copyfile(ROOT / f"systemd/aitbcd.{kind}", folder / "aitbcd.conf")
+        for name, module, function in (
+            ("aitbcd", "aitbcd.daemon", "main"),
+            ("aitbcctl", "aitbcctl.cli", "main"),
+        ):
+            program = self.root / "usr/bin" / name
+            program.write_text(
+                _PROGRAM.format(ours=_OURS, needed=_NEEDED, module=module, function=function)
+            )
+            program.chmod(0o755)
+        self("systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload")
+        self("systemctl enable --now aitbcd.service aitbcd-launcher.service")

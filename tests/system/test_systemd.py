@@ -1,0 +1,182 @@
+"""The units under a real systemd, as an administrator and his users meet them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.machine import Machine
+from tests.service import wait_for
+
+pytestmark = pytest.mark.systemd
+
+#: timesyncd's own; tailscaled has 9.6.
+EXPOSURE_MOST = 2.3
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    with Machine() as made:
+        config = made.root / "etc/aitbcd/aitbcd.toml"
+        config.parent.mkdir()
+        config.write_text('[jobs]\ncancel_grace = "1s"\n')
+        made.install()
+        for user, groups in (("ada", "aitbc"), ("bob", "aitbc"), ("eve", ""), ("pat", "")):
+            made(f"useradd --create-home --shell /bin/sh --groups '{groups}' {user}")
+        made("usermod --append --groups aitbc-admin pat")
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _all_is_well(machine: Machine) -> Iterator[None]:
+    yield
+    failed = machine("systemctl --failed --no-legend --plain")
+    assert failed == ""
+
+
+def submit(machine: Machine, line: str, user: str = "ada", options: str = "") -> str:
+    return machine(f"aitbcctl submit {options} -c '{line}'", user=user).split()[-1]
+
+
+def status(machine: Machine, job: str, user: str = "ada") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(machine(f"aitbcctl status {job} --json", user=user))
+    return found
+
+
+def until(machine: Machine, job: str, *wanted: str, user: str = "ada") -> dict[str, Any]:
+    def reached() -> dict[str, Any] | None:
+        found = status(machine, job, user)
+        return found if found["status"] in wanted else None
+
+    return wait_for(f"{job} is {wanted}", reached)
+
+
+def gated(machine: Machine, options: str = "") -> str:
+    """Return a job that runs until ``open_gate``; it ignores SIGTERM."""
+    machine("rm -f /tmp/gate")
+    line = 'trap "" TERM; until test -e /tmp/gate; do sleep 0.1; done'
+    job = submit(machine, line, options=options)
+    until(machine, job, "running")
+    return job
+
+
+def open_gate(machine: Machine) -> None:
+    machine("touch /tmp/gate")
+
+
+def test_a_job_runs_as_its_submitter_with_nothing_of_systemd_s(machine: Machine) -> None:
+    job = submit(machine, "id -un; env; cat /proc/self/cgroup /proc/self/status", user="bob")
+    assert until(machine, job, "completed", "failed", user="bob")["status"] == "completed"
+    said = machine(f"aitbcctl logs {job}", user="bob")
+    assert said.startswith("bob\n")
+    assert not re.search("^(NOTIFY_SOCKET|LISTEN_|INVOCATION_ID|JOURNAL_STREAM)", said, re.M)
+    assert "0::/system.slice/aitbcd-jobs.service/" in said
+    assert re.search("^CapEff:\t0+$", said, re.M)
+    assert machine(f"aitbcctl verify {job}", user="bob").startswith("verified")
+
+
+def test_users_do_not_see_each_other_s_jobs(machine: Machine) -> None:
+    job = submit(machine, "echo secret", user="bob")
+    until(machine, job, "completed", user="bob")
+    assert machine.code(f"aitbcctl get {job}", user="ada") == 3
+    assert machine.code(f"aitbcctl logs {job}", user="ada") == 3
+    assert machine.code(f"cat /var/lib/aitbcd/results/{job}/result.txt", user="ada") != 0
+    assert machine.code("ls /var/lib/aitbcd/run", user="ada") != 0
+    assert machine.code("cat /var/lib/aitbcd/queue.db", user="ada") != 0
+
+
+@pytest.mark.parametrize(
+    "how", ["", "AITBC_URL=http://127.0.0.1:8000", "AITBC_URL=http://[::1]:8000"]
+)
+def test_who_is_in_no_group_of_it_is_told_so(machine: Machine, how: str) -> None:
+    said = machine(f"env {how} aitbcctl submit -- true; echo $?", user="eve")
+    assert "serves members of aitbc and aitbc-admin only, and eve is none" in said
+    assert said.endswith("\n4\n")
+    assert machine.code("env AITBC_URL=http://[::1]:8000 aitbcctl list", user="ada") == 0
+
+
+def test_root_has_no_jobs_unless_that_is_said(machine: Machine) -> None:
+    said = machine("aitbcctl submit --wait -- touch /root/ran", check=False)
+    assert "jobs do not run as root here" in said
+    assert machine.code("test -e /root/ran") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "systemctl restart aitbcd",
+        "systemctl restart aitbcd-launcher",
+        "systemctl kill --signal KILL aitbcd aitbcd-launcher",
+        "systemctl restart aitbcd.socket aitbcd-tcp.socket aitbcd",
+        "systemctl stop aitbcd && systemctl start aitbcd",
+    ],
+)
+def test_jobs_do_not_notice(machine: Machine, line: str) -> None:
+    job = gated(machine)
+    attempt = status(machine, job)["attempt"]
+    machine(line)
+    wait_for("it serves", lambda: machine.code("aitbcctl list", user="ada") == 0)
+    assert status(machine, job)["status"] == "running"
+    other = submit(machine, "true")
+    assert until(machine, other, "completed", "failed")["status"] == "completed"
+    open_gate(machine)
+    ended = until(machine, job, "completed", "failed")
+    assert (ended["status"], ended["attempt"]) == ("completed", attempt)
+
+
+@pytest.mark.parametrize(
+    "line", ["systemctl stop aitbcd-jobs", "systemctl kill --kill-who=main -s KILL aitbcd-jobs"]
+)
+def test_the_end_of_the_jobs_unit_is_the_end_of_all_jobs(machine: Machine, line: str) -> None:
+    lost, retried = gated(machine), gated(machine, "--retries 1")
+    waiting = submit(machine, "true", options="--cpus 2")
+    machine(line)
+    wait_for(
+        "nothing of them is left",
+        lambda: machine.code("pgrep --uid ada --full /tmp/gate") == 1,
+    )
+    if "stop" in line:
+        assert "was stopped" in until(machine, lost, "failed")["message"]
+        machine("systemctl start aitbcd-jobs")
+    wait_for("it is tried again", lambda: status(machine, retried)["attempt"] == 2)
+    until(machine, retried, "running")
+    open_gate(machine)
+    assert until(machine, retried, "completed", "failed")["status"] == "completed"
+    assert until(machine, waiting, "completed", "failed")["status"] == "completed"
+    assert until(machine, lost, "failed")["reason"] == "lost"
+
+
+@pytest.mark.parametrize("how", ["reboot", "power cut"])
+def test_the_queue_goes_on_after(machine: Machine, how: str) -> None:
+    done = submit(machine, "echo once >> ~/done")
+    until(machine, done, "completed")
+    lost, retried = gated(machine), gated(machine, "--retries 1")
+    waiting = submit(machine, "true")
+    machine.power_off() if how == "reboot" else machine.cut_power()
+    machine.boot()
+    wait_for("it serves", lambda: machine.code("aitbcctl list", user="ada") == 0)
+    open_gate(machine)
+    assert until(machine, lost, "failed", "completed")["reason"] == "lost"
+    assert until(machine, retried, "failed", "completed")["status"] == "completed"
+    assert until(machine, waiting, "failed", "completed")["status"] == "completed"
+    assert status(machine, done)["status"] == "completed"
+    assert machine("cat ~/done; rm ~/done", user="ada") == "once\n"
+
+
+def test_the_daemon_is_exposed_no_more_than_systemd_s_own_services(machine: Machine) -> None:
+    said = machine("systemd-analyze security --no-pager aitbcd.service", check=False)
+    found = re.search(r"Overall exposure level for aitbcd.service: ([\d.]+)", said)
+    assert found
+    assert float(found[1]) <= EXPOSURE_MOST
+    assert re.search(r"^CapBnd:\t0+$", machine("cat /proc/$(pgrep -o -u aitbcd)/status"), re.M)
+
+
+def test_nobody_else_can_bind_the_port_while_the_daemon_is_away(machine: Machine) -> None:
+    machine("systemctl stop aitbcd")
+    bind = 'import socket; socket.create_server(("127.0.0.1", 8000))'
+    assert machine.code(f"python3 -c '{bind}'", user="eve") == 1
+    machine("systemctl start aitbcd")
