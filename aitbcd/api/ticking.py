@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 
@@ -11,7 +12,9 @@ from aitbcd.api.context import Api
 from aitbcd.results import beneath, reported
 
 #: Seconds between two percentages.
-_PAUSE_S = 1.0
+PAUSE_S = 1.0
+#: Who rewrites a file empties it first: seconds in which the rest comes.
+_GATHER_S = 0.02
 
 
 async def percentages(api: Api, job_id: str) -> AsyncGenerator[int]:
@@ -22,6 +25,7 @@ async def percentages(api: Api, job_id: str) -> AsyncGenerator[int]:
     last: int | None = None
     written = asyncio.Event()
     while True:
+        looked_at = time.monotonic()
         written.clear()
         with ExitStack() as watches:
             try:
@@ -33,7 +37,7 @@ async def percentages(api: Api, job_id: str) -> AsyncGenerator[int]:
                 last = percent
                 yield percent
             await written.wait()
-        await asyncio.sleep(_PAUSE_S)
+        await asyncio.sleep(max(_GATHER_S, looked_at + PAUSE_S - time.monotonic()))
 
 
 def _watch(api: Api, job_id: str, watches: ExitStack, written: asyncio.Event) -> None:

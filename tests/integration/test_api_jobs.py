@@ -8,8 +8,10 @@ import json
 import os
 import re
 import subprocess
+import time
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,6 +20,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from aitbcd.api.ticking import PAUSE_S
 from tests.integration.conftest import CONFIG, WAIT, Box, Json, User, problem, serving, tcp_of
 from tests.service import wait_for
 
@@ -446,6 +449,38 @@ def test_events_tell_each_step_once(box: Box) -> None:
     assert {event["job_id"] for event in events} == {job}
     later = box.http.get(f"/v1/jobs/{job}/events", params={"since": seqs[1]}).json()["events"]
     assert later == events[2:]
+
+
+def _has_passed(moment: float) -> bool:
+    return time.time() > moment
+
+
+def test_progress_after_a_pause_is_not_kept_back(box: Box, tmp_path: Path) -> None:
+    line = (
+        'for n in 1 2 3 4; do until test -e "$1.$n"; do sleep 0.01; done; '
+        'echo "${n}0" >"$AITBC_PROGRESS"; touch "$1.at.$n"; done; '
+        'until test -e "$1.5"; do sleep 0.01; done'
+    )
+    gate = tmp_path / "go"
+    job = box.submit("/bin/sh", "-c", line, "sh", str(gate))["job_id"]
+    delays = []
+    events = f"/v1/jobs/{job}/events?follow=true"
+    with box.http.stream("GET", events) as answer:
+        Path(f"{gate}.1").touch()
+        for seen in map(json.loads, answer.iter_lines()):
+            if "progress" not in seen:
+                continue
+            number, now = seen["progress"] // 10, time.time()
+            wrote = Path(f"{gate}.at.{number}")
+            wait_for("it says when it wrote", wrote.exists)
+            delays.append(now - wrote.stat().st_mtime)
+            # As slow as a job of which each step takes longer than the time between two messages.
+            wait_for("the pause is over", partial(_has_passed, now + PAUSE_S))
+            Path(f"{gate}.{number + 1}").touch()
+            if number == 4:
+                break
+    assert min(delays[1:]) < PAUSE_S
+    box.ended(job)
 
 
 def test_following_events_gives_the_old_the_new_and_the_progress(box: Box, tmp_path: Path) -> None:
