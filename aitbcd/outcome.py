@@ -28,7 +28,7 @@ def judge(facts: Facts, status: JobState, *, retries_left: int) -> Outcome:
         if facts.get("undead"):
             reason, message = Reason.CANCELLATION_FAILED, _undead(facts)
             return Outcome(Trigger.FAIL, _ending(facts, reason, message))
-        return Outcome(Trigger.CANCELED, _ending(facts, Reason.CANCELED, "canceled by its owner"))
+        return Outcome(Trigger.CANCELED, _ending(facts, Reason.CANCELED, "canceled"))
     ending = _ending(facts, reason, message)
     if reason is None:
         return Outcome(Trigger.COMPLETE, ending)

@@ -86,7 +86,7 @@ class _Jobs:
 
     async def cancel(self, request: Request, asked: Asked) -> Response:
         job = await self._api.job(request)
-        canceled = await self._api.engine.cancel(job, force=asked[_FORCE])
+        canceled = await self._api.engine.cancel(job, force=asked[_FORCE], by=caller(request).owner)
         return JsonResponse(await view.status(self._api, canceled))
 
     async def retry(self, request: Request, asked: Asked) -> Response:

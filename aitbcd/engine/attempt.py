@@ -110,8 +110,8 @@ class Attempt:
 
     # -- its owner's wish -----------------------------------------------------------------------
 
-    async def cancel(self, grace_s: float) -> Job:
-        """End it; returns the job as it is then: canceling.
+    async def cancel(self, grace_s: float, wish: str) -> Job:
+        """End it, as somebody wishes (``by ...``); returns the job as it is then: canceling.
 
         Without a grace the wish also reaches a job whose results are being stored: what it left in
         its artifacts is given up, and it ends as it has ended.
@@ -130,7 +130,8 @@ class Attempt:
                 state=self.status.value,
             )
         if self.status is not JobState.CANCELING:
-            await self._move(*self._unsaid(), self._next(Trigger.CANCEL))
+            canceling = replace(self._next(Trigger.CANCEL), message=wish)
+            await self._move(*self._unsaid(), canceling)
         self._grace_s = grace_s
         self._due_at = time.monotonic() + grace_s + _KILL_S + _ANSWER_S
         if self._handle:
@@ -350,12 +351,24 @@ class Attempt:
         self.is_over = True
         self._note_started(facts.get("started_at"), facts.get("pid"))
         decided = outcome.judge(facts, self.status, retries_left=self._retries_left())
+        decided = await self._with_wish(decided)
         if decided.trigger in (Trigger.FAIL, Trigger.CANCELED) and facts.get("started_at"):
             # The last that it said of it; sealing drops the file.
             said = reported.percentage(self._folder(is_sealed=False))
             decided = decided._replace(ending=replace(decided.ending, progress=said))
         used_us = self._used_us(decided.ending.finished_at)
         await self._end(decided, handle, facts.get("kept_whole", []), used_us)
+
+    async def _with_wish(self, decided: outcome.Outcome) -> outcome.Outcome:
+        if decided.trigger is not Trigger.CANCELED:
+            return decided
+        return decided._replace(ending=replace(decided.ending, message=await self._canceled()))
+
+    async def _canceled(self) -> str:
+        """Say by whose wish it ends, as that was committed, perhaps by the daemon before this."""
+        events = await self._parts.store.events(number=self.job.number)
+        wishes = [event.message for event in events if event.status is JobState.CANCELING]
+        return f"canceled {wishes[-1]}" if wishes and wishes[-1] else "canceled"
 
     def _retries_left(self) -> int:
         return self.job.retries - (self.job.attempt - 1)
@@ -377,6 +390,7 @@ class Attempt:
             retries_left=self._retries_left(),
             left=left,
         )
+        decided = await self._with_wish(decided)
         used_us = self._used_us(until or decided.ending.finished_at)
         await self._end(decided, None, [], used_us)
 
@@ -536,10 +550,9 @@ class Attempt:
         await self._dismiss(handle)
 
     async def _record_unrun(self, handle: Supervised | None = None) -> None:
-        ending = Ending(
-            now_us(), Reason.CANCELED, message="canceled by its owner before it started"
-        )
         await self._settled()
+        message = f"{await self._canceled()} before it started"
+        ending = Ending(now_us(), Reason.CANCELED, message=message)
         self.is_over = True
         await self._finish(Trigger.CANCELED, ending)
         await self._dismiss(handle)

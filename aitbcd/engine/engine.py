@@ -243,21 +243,25 @@ class Engine:
         self._queue.arrived(owner.uid)
         return batch
 
-    async def cancel(self, job: Job, *, force: bool) -> Job:
+    async def cancel(self, job: Job, *, force: bool, by: Owner | None = None) -> Job:
         """Cancel a job; returns it canceled, or canceling while its processes end.
+
+        Args:
+            by: who wishes it; None is its owner.
 
         Raises:
             WrongState: it is over already.
         """
         grace_s = 0.0 if force else self._settings.jobs.cancel_grace_s
+        wish = f"by {'its owner' if by is None or by.uid == job.owner.uid else by.name}"
         while True:
             if attempt := self._active.get(job.number):
                 await attempt.assigned.wait()
                 if self._active.get(job.number) is attempt:
-                    return await attempt.cancel(grace_s)
+                    return await attempt.cancel(grace_s, wish)
                 continue
             try:
-                return await self._cancel_waiting(job)
+                return await self._cancel_waiting(job, wish)
             except WrongState:
                 # It has just been assigned, or is over.
                 current = await self._store.job(job.number)
@@ -269,9 +273,9 @@ class Engine:
                     ) from None
                 await asyncio.sleep(0)
 
-    async def _cancel_waiting(self, job: Job) -> Job:
+    async def _cancel_waiting(self, job: Job, wish: str) -> Job:
         at = self._clock.now()
-        ending = Ending(at, Reason.CANCELED, message="canceled by its owner before it started")
+        ending = Ending(at, Reason.CANCELED, message=f"canceled {wish} before it started")
         move = Move(
             job.number,
             job.attempt,

@@ -65,6 +65,8 @@ class Move:
     #: COMPLETE, FAIL, CANCELED: how it ended. REQUEUE: how the attempt ended, if it had begun.
     #: The attempt costs its ``charge_micro``.
     ending: Ending | None = None
+    #: CANCEL: who wished it.
+    message: str | None = None
     #: COMPLETE, FAIL, CANCELED: when its results go.
     expires_at: int | None = None
     #: ASSIGN: the GPUs that it is given, and what they are.
@@ -228,9 +230,8 @@ class Changes:
             transaction.pending -= 1
         elif target is JobState.PENDING:
             transaction.pending += 1
-        return self._event(
-            transaction, (move.number, held.uid, move.at, target, move.attempt, move.ending)
-        )
+        change = (move.number, held.uid, move.at, target, move.attempt, move.ending)
+        return self._event(transaction, change, move.message)
 
     def _write(
         self,
@@ -306,9 +307,10 @@ class Changes:
         self,
         transaction: Transaction,
         change: tuple[int, int, int, JobState, int, Ending | None],
+        said: str | None = None,
     ) -> Event:
         number, uid, at, status, attempt, ending = change
-        reason, message = (ending.reason, ending.message) if ending is not None else (None, None)
+        reason, message = (ending.reason, ending.message) if ending else (None, said)
         transaction.seq = seq = transaction.seq + 1
         transaction.execute(
             _INSERT_EVENT,

@@ -164,6 +164,26 @@ def test_others_jobs_are_root_s_to_list(shared: Box, ada: User) -> None:
 # -- the queue ----------------------------------------------------------------------------------
 
 
+def test_who_canceled_a_job_is_said(shared: Box, ada: User) -> None:
+    box, where = shared, shared.service.socket
+    for by in ("root", "its owner"):
+        sleeping = {"argv": ["sleep", "100"], "cpus": 4}
+        running, waiting = (
+            ada.ask(where, "POST", "/v1/jobs", sleeping).json["job_id"] for _ in range(2)
+        )
+        box.reached(running, "running")
+        for job in (waiting, running):
+            path = f"/v1/jobs/{job}/cancel"
+            if by == "root":
+                box.http.post(path, json={"force": True})
+            else:
+                ada.ask(where, "POST", path, {"force": True})
+        assert box.ended(waiting)["message"] == f"canceled by {by} before it started"
+        assert box.ended(running)["message"] == f"canceled by {by}"
+        events = box.status(running, detail=True)["events"]
+        assert (events[-2]["status"], events[-2]["message"]) == ("canceling", f"by {by}")
+
+
 def test_the_queue_is_everybodys_in_its_order(shared: Box, ada: User, tmp_path: Path) -> None:
     box = shared
     running = box.submit_waiting(tmp_path / "go", cpus=4, timeout="1h", name="first")
