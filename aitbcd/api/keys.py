@@ -32,7 +32,10 @@ _NAME = required(
 _EXPIRES = duration("expires", "How long it counts; for ever where it is not given")
 _READ_ONLY = flag("read_only", "It may change nothing")
 _LIMIT = number("limit", "How many at most", 1, _PAGE_MAX, default=50)
-_AFTER = text("after", "The next of the page before", r"^[0-9]{20}-key_[0-9a-hjkmnp-tv-z]{8}$")
+_AFTER = text(
+    "after", "The next of the page before", r"^[0-9]{20}-key_[0-9a-hjkmnp-tv-z]{8}$",
+    wanted="the next of a page",
+)  # fmt: skip
 _ALL = flag("all", "Everybody's: root's alone")
 
 

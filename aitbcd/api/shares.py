@@ -42,7 +42,10 @@ _PAGE_MAX = 200
 _EXPIRES = duration("expires", "How long it counts; seven days where it is not given")
 _WITH = text("with", "A user of this machine; without one it is a link")
 _LIMIT = number("limit", "How many at most", 1, _PAGE_MAX, default=50)
-_AFTER = text("after", "The next of the page before", r"^share_[0-9a-hjkmnp-tv-z]{8}$", 32)
+_AFTER = text(
+    "after", "The next of the page before", r"^share_[0-9a-hjkmnp-tv-z]{8}$", 32,
+    "the next of a page",
+)  # fmt: skip
 _ALL = flag("all", "Everybody's: root's alone")
 _FORMAT = choice("format", "As what; a browser gets the page", ["zip", "html"], default=None)
 
