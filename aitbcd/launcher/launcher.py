@@ -430,7 +430,7 @@ class Launcher:
                 return {"op": "busy"}
         try:
             folder_fd = folder.fd if folder else None
-            take_turn = Turns(self._run_fd).take
+            take_turn = Turns(self._run_fd, order["uid"]).take
             sealed = seal.seal(self._results_fd, order, folder_fd, take_turn)
             return {"op": "sealed", **sealed}
         except OSError as error:

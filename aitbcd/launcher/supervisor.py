@@ -257,7 +257,7 @@ class Supervisor:
             folder = attempt.folder
             close_all_but(answer.fileno(), self._run_fd, self._results_fd, folder.fd, folder.lock)
             try:
-                take_turn = Turns(self._run_fd).take
+                take_turn = Turns(self._run_fd, order["uid"]).take
                 sealed = seal.seal(self._results_fd, order, folder.fd, take_turn)
                 report = {"op": "sealed", **sealed}
             except OSError as error:

@@ -1,8 +1,8 @@
-"""Turns for heavy sealings: so many at a time, over all supervisors of a state directory.
+"""Turns for heavy sealings: so many of one user at a time, over all supervisors of a state folder.
 
-A turn is a lock (flock(2)) on one of some files in ``run/``, so that whoever is killed gives it
-back. It is held by who seals, and that is the job's user, who can stop himself: so nobody waits
-for a turn for ever.
+A turn is a lock (flock(2)) on one of his files in ``run/``, so that whoever is killed gives it
+back. It is held by who seals, and that is the job's user, who can stop himself, or make a file
+that takes hours to read: so nobody waits for another user's turn, and for one's own not for ever.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class _TooLate(Exception):
 
 
 class Turns:
-    """Opened by who may open files in ``run/``; ``take`` is for a child that will soon end."""
+    """A user's, opened by who may open files in ``run/``; ``take`` is for a child soon over."""
 
-    def __init__(self, run_fd: int) -> None:
+    def __init__(self, run_fd: int, uid: int) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fds = [
-            os.open(f"turn.{number}", flags, 0o640, dir_fd=run_fd) for number in range(_COUNT)
+            os.open(f"turn.{uid}.{number}", flags, 0o640, dir_fd=run_fd) for number in range(_COUNT)
         ]
 
     def take(self) -> None:

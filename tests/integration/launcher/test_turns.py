@@ -13,12 +13,12 @@ from aitbcd.launcher.turns import Turns
 from tests.service import wait_for
 
 
-def take_in_a_child(run_fd: int, note: Path) -> int:
+def take_in_a_child(run_fd: int, note: Path, uid: int = 1000) -> int:
     """Fork a child that takes a turn, makes a file when it has it, and keeps it."""
     pid = os.fork()
     if pid == 0:
         try:
-            Turns(run_fd).take()
+            Turns(run_fd, uid).take()
             note.touch()
             while True:
                 signal.pause()
@@ -49,6 +49,10 @@ def test_so_many_work_and_the_others_wait(tmp_path: Path, monkeypatch: pytest.Mo
     wait_for("two have a turn", lambda: all(note.exists() for note in notes[:2]))
     third = take_in_a_child(run_fd, notes[2])
     wait_for("the third waits", lambda: is_waiting(third))
+    assert not notes[2].exists()
+    other = take_in_a_child(run_fd, tmp_path / "other", uid=1001)
+    wait_for("another user does not wait", (tmp_path / "other").exists)
+    end(other)
     assert not notes[2].exists()
     end(first)
     end(second)
