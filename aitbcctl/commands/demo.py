@@ -52,6 +52,10 @@ def command(keep: bool, output: str | None) -> int:
 
     The job trains a classifier of handwritten digits for a few seconds. Each step prints the
     command that does the same. Ends what it started, unless --keep is given; the results stay.
+
+    \b
+    Example:
+      aitbcctl demo --output /tmp/aitbc-demo
     """
     signal.signal(signal.SIGTERM, _interrupt)
     client = options.client()

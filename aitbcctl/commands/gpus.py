@@ -57,6 +57,10 @@ def drain(gpu: str, reason: str, as_json: bool) -> int:
 
     GPU is its UUID, any unique beginning of it, or its number in the list. It stays drained over
     restarts and reboots, until resume. An administrator's.
+
+    \b
+    Example:
+      aitbcctl gpus drain 3 --reason 'new fan'
     """
     return _change(gpu, "drain", json.dumps({"reason": reason}).encode(), as_json)
 
@@ -68,6 +72,10 @@ def resume(gpu: str, as_json: bool) -> int:
     """Let GPU take jobs again, after drain or in spite of the faults that it has now.
 
     GPU is as for drain. A new fault drains it again. An administrator's.
+
+    \b
+    Example:
+      aitbcctl gpus resume 3
     """
     return _change(gpu, "resume", b"", as_json)
 

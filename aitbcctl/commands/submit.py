@@ -22,7 +22,7 @@ Options stand before the command. With --wait the exit code is the job's own, 12
 \b
 Examples:
   aitbcctl submit -- python train.py --lr 0.1
-  aitbcctl submit --name night --timeout 8h --artifact 'ckpt/*.pt' -- ./train.sh
+  aitbcctl submit --name a --timeout 8h --artifact 'ckpt/*.pt' -- ./train.sh
   aitbcctl submit --wait -c 'make test 2>&1 | tail -n 20'
   aitbcctl submit --batch jobs.jsonl
 """

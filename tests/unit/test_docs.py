@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from aitbcctl.verbs import Verbs
 from aitbcd import errors, settings
 from aitbcd.lifecycle import diagram
 from aitbcd.model import Reason
@@ -91,6 +94,23 @@ def test_every_route_is_described() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_in_the_readme(verb: str) -> None:
     assert f"aitbcctl {verb}" in document("README.md")
+
+
+def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    yield name, command
+    if isinstance(command, click.Group):
+        for verb, below in command.commands.items():
+            yield from _commands(f"{name} {verb}", below)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_every_verb_has_an_example_and_fits_a_terminal(verb: str) -> None:
+    of_verb = Verbs().get_command(click.Context(Verbs()), verb)
+    assert of_verb is not None
+    for name, command in _commands(verb, of_verb):
+        text = command.get_help(click.Context(command, info_name=name, terminal_width=80))
+        assert re.search(r"\n    .*\baitbcctl ", text), name
+        assert max(map(len, text.splitlines())) <= 80, name
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
