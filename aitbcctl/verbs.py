@@ -35,6 +35,7 @@ VERBS = {
     "share": "Let others read a job's results: by a link, or by their name.",
     "key": "Make, list and revoke API keys, for clients over TCP.",
     "retention": "Show which results are deleted when.",
+    "config": "Check the daemon's configuration before it counts.",
     "completion": "Print a script that completes words in your shell.",
     "gpus": "Show the machine's GPUs and who uses them.",
     "demo": "See it all once: a daemon, a real job, its results.",

@@ -36,6 +36,7 @@ from aitbcd.feed import Feed
 from aitbcd.gpus import Claims, Drains, Gpus
 from aitbcd.notify import Notifier
 from aitbcd.paths import Paths
+from aitbcd.reloading import Reloading
 from aitbcd.results.watches import Watches
 from aitbcd.runs import Runs
 from aitbcd.settings import Settings
@@ -138,7 +139,7 @@ async def _serve(
         watches = Watches()
         keyring = await Keyring.load(store)
         api = Api(engine, store, feed, chosen, where, this_machine, watches, gpus, keyring)
-        api.members = chosen.launcher.groups if is_separate else None
+        api.is_separate = is_separate
         stack.callback(api.close)
         clients = Clients(app.build(api), api.is_stopping)
         server = Server(
@@ -148,6 +149,17 @@ async def _serve(
         await _listen_tcp(server, chosen, handed.tcp, where.config)
         api.tcp = server.tcp
         guard = asyncio.create_task(server.guard(watches))
+        reloading = Reloading(
+            where.config,
+            chosen,
+            watches,
+            notifier=notifier,
+            apply=engine.on_settings,
+            describe=lambda: _status(engine.active_count),
+            say=_say,
+        )
+        loop.add_signal_handler(signal.SIGHUP, reloading.tell)
+        reloads = asyncio.create_task(reloading.run())
         _greet(server, where, engine, found)
         notifier.ready(_status(engine.active_count))
         stack.callback(notifier.close)
@@ -155,6 +167,7 @@ async def _serve(
         await stopping.wait()
         notifier.stopping(f"stops; {_jobs(engine.active_count)} left running")
         guard.cancel()
+        reloads.cancel()
         api.stop()
         await server.stop(_STOP_GRACE_S)
         _say_goodbye(engine.active_count)

@@ -11,7 +11,7 @@ import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -167,6 +167,34 @@ class Settings:
     plans: Mapping[str, Plan] = field(default_factory=lambda: PLANS)
     users: Mapping[str, Member] = field(default_factory=dict)
     groups: Mapping[str, Member] = field(default_factory=dict)
+
+    def take(self, other: Settings) -> None:
+        """Become like ``other``, but for what counts from the start only.
+
+        The one change there ever is to what is frozen for all others: they hold it, or a table of
+        it, and see each value as it is when they need it.
+        """
+        for table in fields(self):
+            mine, new = getattr(self, table.name), getattr(other, table.name)
+            if isinstance(mine, Mapping):
+                object.__setattr__(self, table.name, new)
+                continue
+            for key in fields(mine):
+                if (table.name, key.name) not in _FIXED:
+                    object.__setattr__(mine, key.name, getattr(new, key.name))
+
+
+#: Keys whose new value counts when the daemon starts again, as they stand in the file.
+FROM_THE_START = frozenset(
+    {
+        "server.tcp",
+        "server.public_url",
+        "slots.cpus",
+        "slots.memory",
+        "gpus.foreign_grace",
+        "gpus.display_memory",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +410,32 @@ TABLES: Mapping[str, Table] = {
         },
     ),
 }
+
+
+#: The fields of those, by table.
+_FIXED = frozenset(
+    (table, TABLES[table].keys[key].field)
+    for table, key in (each.split(".") for each in FROM_THE_START)
+)
+
+
+def changes(old: Settings, new: Settings) -> list[str]:
+    """Return the keys, as they stand in the file, whose values differ."""
+    return [
+        ".".join((*where, key))
+        for name, table in TABLES.items()
+        for where, mine, other in _pairs(name, getattr(old, name), getattr(new, name))
+        for key, about in table.keys.items()
+        if getattr(mine, about.field, None) != getattr(other, about.field, None)
+    ]
+
+
+def _pairs(name: str, old: Any, new: Any) -> list[tuple[tuple[str, ...], Any, Any]]:
+    """Return the tables of this name in both; None where one of them has none."""
+    if not isinstance(old, Mapping):
+        return [((name,), old, new)]
+    words = dict.fromkeys([*old, *new])
+    return [((name, word), old.get(word), new.get(word)) for word in words]
 
 
 def load(path: Path, *, is_named: bool = False) -> Settings:

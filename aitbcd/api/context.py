@@ -51,8 +51,8 @@ class Api:
     watches: Watches
     gpus: Gpus
     keyring: Keyring
-    #: Of which groups those are who are served; None: everybody, or only the daemon's own user.
-    members: tuple[str, ...] | None = None
+    #: The launcher is a service of root's, and members of its groups are served.
+    is_separate: bool = False
     #: HOST:PORT where TCP is served.
     tcp: str | None = None
     #: Set when the daemon is about to stop.
@@ -66,6 +66,11 @@ class Api:
     _readers: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
     )
+
+    @property
+    def members(self) -> tuple[str, ...] | None:
+        """Return whose members are served; None: everybody, or only the daemon's own user."""
+        return self.settings.launcher.groups if self.is_separate else None
 
     @property
     def is_shared(self) -> bool:

@@ -29,9 +29,9 @@ class Identity:
     def __init__(self, api: Api) -> None:
         self._keyring = api.keyring
         self._site = api.site
-        self._members = api.members
-        self._rate = rate = api.settings.server.request_rate
-        self._requests = Limit(rate, rate) if rate else None
+        self._api = api
+        self._rate = 0
+        self._requests: Limit | None = None
         self._wrong_keys = Limit(_WRONG_KEYS / 60, _WRONG_KEYS)
 
     async def of(self, peer: Peer, headers: Iterable[tuple[bytes, bytes]]) -> Caller | AitbcError:
@@ -47,6 +47,9 @@ class Identity:
         Raises:
             RateLimited: he asks too often.
         """
+        rate = self._api.settings.server.request_rate
+        if rate != self._rate:
+            self._rate, self._requests = rate, Limit(rate, rate) if rate else None
         if self._requests is None:
             return
         # Keys do not multiply what a user may ask.
@@ -66,7 +69,7 @@ class Identity:
         if peer.uid is not None:
             # Asked here, where it can be waited for; who he is is looked up again and again.
             await users.find(peer.uid)
-        owner = owner_of(peer, is_shared=self._members is not None)
+        owner = owner_of(peer, is_shared=self._api.members is not None)
         await self._check_member(owner)
         return Caller(owner)
 
@@ -77,7 +80,7 @@ class Identity:
             Forbidden: he is in none of the groups.
             Unavailable: the user database does not say.
         """
-        if self._members is None or owner.uid in (0, os.getuid()):
+        if self._api.members is None or owner.uid in (0, os.getuid()):
             return
         groups = await users.groups_of(owner.uid)
         if groups is None:
@@ -85,11 +88,11 @@ class Identity:
                 f"the user database of this machine does not say which groups {owner.name} is in",
                 hint=f"see whether it answers: id {owner.name}",
             )
-        if not set(self._members) & set(groups):
+        if not set(self._api.members) & set(groups):
             raise Forbidden(
-                f"this daemon serves members of {' and '.join(self._members)} only,"
+                f"this daemon serves members of {' and '.join(self._api.members)} only,"
                 f" and {owner.name} is none",
-                hint=f"an administrator adds you: usermod --append --groups {self._members[0]}"
+                hint=f"an administrator adds you: usermod --append --groups {self._api.members[0]}"
                 f" {owner.name}; it counts within a minute",
             )
 
@@ -106,7 +109,7 @@ class Identity:
             )
         self._keyring.use(key, time.time_ns() // 1000)
         await users.find(key.owner.uid)
-        owner = owner_of(Peer(key.owner.uid, is_tcp=True), is_shared=self._members is not None)
+        owner = owner_of(Peer(key.owner.uid, is_tcp=True), is_shared=self._api.members is not None)
         if owner.name != key.owner.name:
             # The uid was given to somebody else since.
             raise Unauthorized(

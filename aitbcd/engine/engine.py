@@ -73,9 +73,7 @@ class Engine:
         self._clock = clock or Clock()
         self._terms = Terms(settings)
         self._disk = Disk(settings.storage, str(paths.state))
-        self._quota = Quota(
-            settings.storage.quota, store, spawn=self._spawn, on_change=self._on_quota
-        )
+        self._quota = Quota(settings.storage, store, spawn=self._spawn, on_change=self._on_quota)
         self._removals = Removals(
             store, runs, spawn=self._spawn, on_space=lambda: self._queue.has_space()
         )
@@ -161,6 +159,15 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.retention.close()
         self._feed.close()
+
+    def on_settings(self) -> None:
+        """Look again at what waits: the configuration has changed."""
+        self._spawn(self._look_again())
+
+    async def _look_again(self) -> None:
+        await self._terms.learn_again()
+        self._queue.has_space()
+        self._queue.pump()
 
     @property
     def active_count(self) -> int:

@@ -33,13 +33,13 @@ class Quota:
 
     def __init__(
         self,
-        quota: int | None,
+        storage: Storage,
         store: Store,
         *,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_change: Callable[[int, bool], None],
     ) -> None:
-        self._quota = quota
+        self._storage = storage
         self._store = store
         self._spawn = spawn
         #: Told a uid, and whether its jobs have to wait from now on.
@@ -50,7 +50,7 @@ class Quota:
 
     def lack(self, uid: int) -> str | None:
         """Return what jobs of a user wait for; None where they need not."""
-        return space.over_quota(self._used.get(uid, 0), self._quota)
+        return space.over_quota(self._used.get(uid, 0), self._storage.quota)
 
     def blocked(self) -> list[int]:
         """Return the users whose jobs wait."""
@@ -58,7 +58,7 @@ class Quota:
 
     async def learn(self, uids: Iterable[int]) -> bool:
         """Get to know users; tell whether one of them has to wait."""
-        if self._quota is None:
+        if self._storage.quota is None:
             return False
         unknown = set(uids) - self._used.keys()
         for uid in unknown:
@@ -67,7 +67,7 @@ class Quota:
 
     def look(self, uid: int) -> None:
         """Look again what a user keeps, soon."""
-        if self._quota is None:
+        if self._storage.quota is None:
             return
         self._outdated.add(uid)
         if not self._is_looking:

@@ -29,6 +29,12 @@ class Terms:
         self._limits[owner.uid] = found
         return found
 
+    async def learn_again(self) -> None:
+        """Learn anew of all who are known: the configuration has changed."""
+        for uid in list(self._limits):
+            if user := users.lookup(uid):
+                await self.learn(Owner(uid, user.name))
+
     def limits(self, uid: int) -> Limits | None:
         """Return what a user may have, None where that was not asked for yet."""
         return self._limits.get(uid)

@@ -22,6 +22,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 # sys/inotify.h
 _MODIFY, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x40, 0x80, 0x100, 0x200
+_CLOSE_WRITE = 0x8
 _DELETE_SELF, _MOVE_SELF, _OVERFLOW = 0x400, 0x800, 0x4000
 _MASK_ADD, _ONESHOT = 0x20000000, 0x80000000
 _EVENT = struct.Struct("iIII")
@@ -59,6 +60,16 @@ class Watches:
         """Set ``woken`` when something in the folder, or it, is removed or renamed."""
         mask = _DELETE | _MOVED_FROM | _DELETE_SELF | _MOVE_SELF
         with self._once(os.fspath(folder), mask, woken):
+            yield
+
+    @contextmanager
+    def on_save(self, folder: str | os.PathLike[str], woken: asyncio.Event) -> Iterator[None]:
+        """Set ``woken`` when a file in the folder was written, or put there under its name.
+
+        Raises:
+            OSError: there is no such folder, or the user's limit of watches is reached.
+        """
+        with self._once(os.fspath(folder), _CLOSE_WRITE | _MOVED_TO, woken):
             yield
 
     def close(self) -> None:

@@ -167,6 +167,27 @@ def test_the_queue_goes_on_after(machine: Machine, how: str) -> None:
     assert machine("cat ~/done; rm ~/done", user="ada") == "once\n"
 
 
+def test_a_broken_configuration_changes_nothing_until_it_is_mended(machine: Machine) -> None:
+    file = machine.root / "etc/aitbcd/aitbcd.toml"
+    right = file.read_text()
+    try:
+        file.write_text(right + "[jobs.x]\n")
+        machine("systemctl reload aitbcd")
+        wait_for(
+            "the journal says it",
+            lambda: "stays as it was" in machine("journalctl -u aitbcd -n 5 --no-pager"),
+        )
+        assert machine.code("aitbcctl config check") == 2
+        assert f"line {len(right.splitlines()) + 1}" in machine("aitbcctl config check 2>&1 || :")
+        job = submit(machine, "true")
+        assert until(machine, job, "completed", "failed")["status"] == "completed"
+    finally:
+        file.write_text(right)
+    machine("systemctl reload aitbcd")
+    assert machine.code("aitbcctl config check") == 0
+    assert machine("systemctl is-active aitbcd") == "active\n"
+
+
 def test_the_daemon_is_exposed_no_more_than_systemd_s_own_services(machine: Machine) -> None:
     said = machine("systemd-analyze security --no-pager aitbcd.service", check=False)
     found = re.search(r"Overall exposure level for aitbcd.service: ([\d.]+)", said)

@@ -59,6 +59,12 @@ def test_every_configuration_key_is_described_with_its_default() -> None:
     assert described == known
 
 
+def test_keys_that_count_from_the_start_are_named() -> None:
+    text = document("docs/configuration.md").partition("## When a change counts")[2]
+    named = set(re.findall(r"`(\w+\.\w+)`", text.partition("##")[0]))
+    assert named == settings.FROM_THE_START
+
+
 def test_configuration_example_is_one(tmp_path: Path) -> None:
     example = re.search(r"```toml\n(.*?)```", document("docs/configuration.md"), re.S)
     assert example

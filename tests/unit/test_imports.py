@@ -44,7 +44,7 @@ LEVELS: tuple[set[str], ...] = (
         "space",
     },
     {"store", "results", "runs", "feed", "backlog", "reserve", "state", "gpus"},
-    {"engine"},
+    {"engine", "reloading"},
     {"api"},
     {"daemon"},
     {"__main__"},

@@ -1,0 +1,78 @@
+"""``aitbcctl config``: is the daemon's configuration right?"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from aitbcctl import options
+from aitbcctl.render import plain
+from aitbcctl.terminal import put, put_json, say
+from aitbcd import paths, settings
+from aitbcd.settings import Settings
+
+
+@click.group("config")
+def command() -> None:
+    """Check the daemon's configuration.
+
+    \b
+    Example:
+      aitbcctl config check
+    """
+
+
+@command.command("check")
+@click.argument("file", required=False, metavar="[FILE]")
+@options.json_option("Print what was read and what is odd.")
+def check(file: str | None, as_json: bool) -> int:
+    """Say what is wrong with the configuration, with line and key; exit code 2 if anything is.
+
+    Without FILE, that of your own daemon is meant where there is one, else the system's.
+
+    \b
+    Example:
+      aitbcctl config check /etc/aitbcd/aitbcd.toml
+    """
+    path = Path(file) if file is not None else _in_use()
+    read = settings.load(path, is_named=True)
+    odd = list(_odd(read, path))
+    if as_json:
+        put_json({"file": str(path), "warnings": odd})
+        return 0
+    for line in odd:
+        say(f"{plain(str(path))}: {plain(line)}")
+    put(f"{plain(str(path))} is right")
+    return 0
+
+
+def _in_use() -> Path:
+    """Return the file that a daemon of this user reads, or the system's."""
+    own = paths.resolve(environ=os.environ, uid=os.getuid())
+    return own.config if own.config_is_named or own.config.exists() else Path(paths.SYSTEM_CONFIG)
+
+
+def _odd(read: Settings, path: Path) -> Iterator[str]:
+    """Yield what may be meant and is more often a mistake."""
+    for name in read.users:
+        if not _is_known(pwd.getpwnam, name):
+            yield f"[users.{name}]: this machine has no such user"
+    for name in read.groups:
+        if not _is_known(grp.getgrnam, name):
+            yield f"[groups.{name}]: this machine has no such group"
+    status = path.stat()
+    if read.launcher != settings.Launcher() and (status.st_uid != 0 or status.st_mode & 0o022):
+        yield "[launcher] counts only in a file that nobody but root can write"
+
+
+def _is_known(look_up: Callable[[str], object], name: str) -> bool:
+    try:
+        look_up(name)
+    except KeyError:
+        return False
+    return True

@@ -1,0 +1,59 @@
+"""``aitbcctl config check``: says what is wrong before it counts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import Cli
+
+
+def test_a_right_file_is_said_to_be_right(cli: Cli) -> None:
+    assert cli("config", "check").stdout.decode() == f"{cli.daemon.config} is right\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[jobs]\n\ncancel_grace = 'soon'\n", 'line 3: cancel_grace in [jobs] is "soon"'),
+        ("[job]\n", "line 1: unknown table or key 'job'"),
+        ("[jobs]\ngrace = 1\n", "line 2: unknown key 'grace' in [jobs]"),
+        ("[launcher]\ngroups = 'all'\n", 'line 2: groups in [launcher] is "all"'),
+        ("[", "line 1: is not TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line_and_what_is_allowed(
+    cli: Cli, tmp_path: Path, text: str, words: str
+) -> None:
+    file = tmp_path / "new.toml"
+    file.write_text(text)
+    done = cli("config", "check", str(file), code=2)
+    assert f"{file}, {words}" in done.stderr.decode()
+    assert done.stdout == b""
+
+
+def test_a_missing_file_is_no_right_one(cli: Cli, tmp_path: Path) -> None:
+    done = cli("config", "check", str(tmp_path / "none.toml"), code=2)
+    assert "there is no such file" in done.stderr.decode()
+
+
+def test_what_is_probably_a_mistake_is_said_and_is_no_error(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "new.toml"
+    file.write_text(
+        '[users.root]\nplan = "pro"\n[users.roott]\nplan = "pro"\n'
+        '[groups.nogrou]\nplan = "pro"\n[launcher]\nroot = true\n'
+    )
+    file.chmod(0o666)
+    done = json.loads(cli("config", "check", str(file), "--json").stdout)
+    assert done["file"] == str(file)
+    assert [line.split(":")[0] for line in done["warnings"][:2]] == [
+        "[users.roott]",
+        "[groups.nogrou]",
+    ]
+    assert "nobody but root can write" in done["warnings"][2]
+    if os.getuid() == 0:
+        file.chmod(0o644)
+        assert "nobody but root" not in cli("config", "check", str(file)).stderr.decode()
