@@ -276,6 +276,8 @@ def test_what_is_left_and_does_not_hear_is_killed_after_the_grace(hasty: Ending)
 def test_what_is_left_can_be_ended_by_force(box: Ending) -> None:
     deaf = DEAF + 'while sum(1 for _ in open("ran")) < 3:\n    time.sleep(0.01)\nos._exit(3)'
     job = box.run_until(3, deaf)
+    main = box.main_process(job)
+    wait_for("its main process has ended", lambda: not Path(f"/proc/{main}").exists())
     box.cancel(job, force=True)
     ended = box.ended(job)
     # Canceled while it was not over; how its main process ended is told.

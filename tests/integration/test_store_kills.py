@@ -55,14 +55,17 @@ def killed_leaver(path: Path, first: int, lines: int, said: dict[str, set[int]])
     """Kill one after so many lines, and take what it said."""
     process = python(LEAVER, path, first, JOBS + 1)
     assert process.stdout is not None
+    assert process.stderr is not None
     try:
         heard = [process.stdout.readline() for _ in range(lines)]
     finally:
         process.kill()
         process.wait()
-    rest, trouble = process.communicate()
-    assert heard[0] == "ready 0\n", trouble
-    for line in heard + rest.splitlines(keepends=True):
+    # Not communicate(): it reads past what readline() has taken in already.
+    with process, process.stdout as answers, process.stderr as troubles:
+        heard += answers.readlines()
+        assert heard[0] == "ready 0\n", troubles.read()
+    for line in heard:
         if line.endswith("\n"):
             word, number = line.split()
             said.setdefault(word, set()).add(int(number))

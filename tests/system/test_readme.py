@@ -153,8 +153,11 @@ def test_everyday_examples_and_the_check_of_a_copy_work(project: Path, tmp_path:
 
 def test_http_examples_work(project: Path, tmp_path: Path) -> None:
     with Service(tmp_path / "service", '[server]\ntcp = "127.0.0.1:0"\n') as daemon:
-        address = re.search(r"127\.0\.0\.1:\d+", daemon.log.read_text())
-        assert address, daemon.log.read_text()
+        address = wait_for(
+            "the daemon says its address",
+            lambda: re.search(r"127\.0\.0\.1:\d+", daemon.log.read_text()),
+            log=daemon.log,
+        )
         (block,) = shell_blocks("HTTP")
         script = block.replace("127.0.0.1:8000", address[0]).replace("curl ", "curl -fsS ")
         done = run_shell(script, project, environ_of(daemon))
