@@ -149,6 +149,8 @@ async def _serve(
         await _listen_tcp(server, chosen, handed.tcp, where.config)
         api.tcp = server.tcp
         guard = asyncio.create_task(server.guard(watches))
+        # Whatever ends this: it must not go on with watches that are closed.
+        stack.callback(guard.cancel)
         reloading = Reloading(
             where.config,
             chosen,
@@ -232,7 +234,11 @@ def _jobs(count: int) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        # Nobody reads it, or the disk that it goes to is full: that is no reason not to serve.
+        pass
 
 
 if __name__ == "__main__":

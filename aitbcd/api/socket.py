@@ -56,7 +56,8 @@ WEBSOCKET_PATH = b"/v1/jobs/ws"
 #: Descriptors that the rest of the daemon needs.
 _RESERVED_FDS = 256
 _FDS_MAX = 65536
-#: Seconds between tries to bind a vanished socket where that fails.
+#: Seconds between tries to bind a vanished socket where that fails, and between looks at one that
+#: cannot be watched.
 _REBIND_PAUSE_S = 5.0
 
 
@@ -339,7 +340,11 @@ class Server:
                         await woken.wait()
                         continue
             except OSError:
-                pass  # The folder is gone too, or the limit of watches is reached.
+                # The folder is gone too; or the limit of watches is reached, which is one for all
+                # programs of a user: then it is looked at now and then.
+                if self._is_there():
+                    await asyncio.sleep(_REBIND_PAUSE_S)
+                    continue
             await self._bind_again()
 
     def _is_there(self) -> bool:

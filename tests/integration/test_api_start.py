@@ -312,6 +312,37 @@ def test_the_socket_is_bound_again_when_its_path_is_gone(tmp_path: Path, what: s
         assert not path.exists()
 
 
+def test_without_watches_the_socket_is_looked_at_now_and_then(tmp_path: Path) -> None:
+    """The kernel's limit is one for all programs of a user: an editor can use it up."""
+    service = Service(tmp_path, CONFIG, before=["unshare", "--map-root-user", "sh", "-c", NO_WATCH])
+    with service:
+        inode = service.socket.stat().st_ino
+        for _ in range(3):
+            serves(service)
+        assert "bound again" not in service.log.read_text()
+        service.socket.rename(tmp_path / "away")
+        wait_for("it is bound again", service.socket.exists, log=service.log)
+        assert service.socket.stat().st_ino != inode
+        serves(service)
+        assert service.stop() == 0
+
+
+NO_WATCH = 'echo 0 >/proc/sys/user/max_inotify_watches && exec "$0" "$@"'
+
+
+def test_what_it_says_may_go_nowhere(tmp_path: Path) -> None:
+    """A disk that is full of logs keeps no daemon from its work."""
+    with Service(tmp_path / "prepared", CONFIG) as service:
+        assert service.stop() == 0
+        with open("/dev/full", "wb") as full:
+            service.process = subprocess.Popen(
+                [PROGRAMS / "aitbcd"], env=os.environ | service.environ, stderr=full
+            )
+        wait_for("it answers", service._answers)
+        serves(service)
+        assert service.stop() == 0
+
+
 @only_root
 def test_a_user_s_own_daemon_serves_him_and_root_and_runs_only_his_jobs(
     short: Path, ada: User, bob: User
