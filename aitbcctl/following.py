@@ -182,13 +182,16 @@ def to_its_end(client: Client, submitted: Json, *, with_logs: bool) -> Json:
 
 
 def _told(client: Client, job_id: str) -> Json:
-    """Wait for a job's end as ``ended``, telling each change, and what it waits for."""
+    """Wait for a job's end as ``ended``, telling each change, progress, and what it waits for."""
     status, told = "", None
     for change in changes(client, job_id, tick_s=TICK_S):
         if "seq" in change:
+            terminal.draw("")
             status = change["status"]
             if status not in _FINAL:
                 say(change_line(change))
+        elif change:
+            terminal.draw(change_line(change))
         if status == "pending":
             waiting = job_patiently(client, job_id).get("waiting")
             if waiting and waiting != told:

@@ -5,7 +5,6 @@ Drawn by hand: the import of rich costs more than most downloads.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 
@@ -44,18 +43,14 @@ class Meter:
 
     def _draw(self, took_s: float) -> None:
         self._is_drawn = True
-        width = (terminal.columns(2) or 80) - 1
-        line = bar(self.done, self._total, took_s)
-        sys.stderr.write(f"\r{line[:width]}\x1b[K")
-        sys.stderr.flush()
+        terminal.draw(bar(self.done, self._total, took_s))
 
     def __enter__(self) -> Meter:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._is_drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            terminal.draw("")
 
 
 def bar(done: int, total: int | None, took_s: float) -> str:

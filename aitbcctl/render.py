@@ -339,7 +339,7 @@ def _attempts(job: Json, now: datetime) -> str:
         facts = [f"attempt {attempt['attempt']}", f"started {when(attempt.get('started_at'))}"]
         if attempt.get("finished_at"):
             ran = elapsed(attempt, now)
-            facts.append("never ran" if ran is None else f"ran {duration(int(ran))}")
+            facts.append("never ran" if ran is None else f"ran {_span(ran)}")
         why = attempt.get("reason")
         facts += [how(attempt), "" if why in ("exit", "signal") else plain(why or "")]
         usage = attempt.get("rusage") or attempt
@@ -349,6 +349,10 @@ def _attempts(job: Json, now: datetime) -> str:
             facts.append(f"charged {money(attempt['charge'], job.get('currency'))}")
         lines.append("  ".join(fact for fact in facts if fact))
     return "\n".join(lines)
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else duration(int(seconds))
 
 
 def _files(job: Json) -> str:

@@ -152,6 +152,10 @@ def describe(
     if given is not None:
         job = _without_doubles(given, job) | job
     if argv:
+        if len(argv) == 1 and " " in argv[0] and not os.path.exists(argv[0]):
+            say(
+                f"note: {argv[0]!r} is one word, the name of a program; a line for a shell takes -c"
+            )
         job["argv"] = [_text(os.fsencode(word)) for word in argv]
     elif line is not None:
         job["command"] = _text(os.fsencode(line))

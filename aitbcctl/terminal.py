@@ -42,6 +42,13 @@ def say(text: str) -> None:
         raise BrokenOutput from None
 
 
+def draw(line: str) -> None:
+    """Show a line on the terminal of stderr that the next one takes the place of."""
+    width = (columns(2) or 80) - 1
+    sys.stderr.write(f"\r{line[:width]}\x1b[K")
+    sys.stderr.flush()
+
+
 def is_meant(question: str) -> bool:
     """Ask, where there is a terminal to ask on; elsewhere what was said is meant."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):

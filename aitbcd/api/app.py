@@ -156,7 +156,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     path = request.url.path
     if error.status_code == 404:
         return problem_response(
-            NoSuchFile(f"there is nothing at {path}", hint="the interface is under /v1/jobs")
+            NoSuchFile(
+                f"there is nothing at {path}", hint="the interface is described by /openapi.json"
+            )
         )
     if error.status_code == 405:
         response = problem_response(

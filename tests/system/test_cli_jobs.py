@@ -384,3 +384,14 @@ class TestCancel:
         shown = screen(cli, "cancel", option, job)
         assert shown.end() == 0
         assert "y/N" not in shown.text
+
+
+def test_who_waits_at_a_terminal_sees_how_far_it_is(
+    cli: Cli, gate: Gate, screen: Callable[..., Screen]
+) -> None:
+    line = f"echo 37 >>$AITBC_PROGRESS; {gate.wait}"
+    shown = screen(cli, "submit", "--wait", "-c", line)
+    shown.expect("running 37%")
+    gate.open()
+    shown.expect("completed after")
+    assert shown.end() == 0

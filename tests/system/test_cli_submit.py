@@ -79,6 +79,14 @@ def test_the_callers_environment_goes_along_without_its_terminal(cli: Cli) -> No
     assert not [entry for entry in given if entry.startswith((b"DISPLAY", b"SSH_", b"TMUX"))]
 
 
+def test_a_line_given_as_one_word_is_noted(cli: Cli) -> None:
+    done = cli("submit", "--", "echo a | cat")
+    assert b"takes -c" in done.stderr
+    assert cli.ended(done.stdout.decode().strip())["reason"] == "cannot_start"
+    (cli.folder / "my program").write_text("#!/bin/sh\n")
+    assert cli("submit", "--", "my program").stderr == b""
+
+
 def test_a_clean_environment_has_nothing_of_the_caller(cli: Cli) -> None:
     done = cli("submit", "--clean-env", "--env", "ADDED=1", "--", "env", environ={"TOKEN": "x"})
     given = stdout_of(cli, done.stdout.decode().strip()).splitlines()
