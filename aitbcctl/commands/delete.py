@@ -38,10 +38,16 @@ def command(named: Sequence[str], job_id: str | None, is_sure: bool, as_json: bo
         answer = client.delete(job_path(job["job_id"]))
         answers.append(answer)
         if not as_json:
-            put(f"{answer['job_id']} deleted, {render.size(answer['freed_bytes'])} freed")
+            put(f"{answer['job_id']} deleted, {_freed(answer)}")
     if as_json:
         put_json(answers[0] if len(jobs) == 1 else {"jobs": answers})
     return 0
+
+
+def _freed(answer: render.Json) -> str:
+    if remaining := answer.get("remaining_bytes"):
+        return f"{render.size(remaining)} to be freed: somebody reads them, or that takes a while"
+    return f"{render.size(answer['freed_bytes'])} freed"
 
 
 def _question(jobs: list[render.Json]) -> str:

@@ -23,6 +23,8 @@ _DETAIL = flag("detail", "Everything that is known of it")
 _FORCE = flag("force", "Without a grace")
 _UNTIL = moment("until", "Until when; as long as the plan allows where it is null", is_end=True)
 
+_DELETED = record(job_id=STRING, deleted=BOOLEAN, freed_bytes=INTEGER, remaining_bytes=INTEGER)
+
 
 def operations(api: Api) -> list[Operation]:
     resource = _Jobs(api)
@@ -56,7 +58,7 @@ def operations(api: Api) -> list[Operation]:
         ),
         Operation(
             "DELETE", "/v1/jobs/{job}", resource.delete, "Delete a job and its results",
-            (json("It is gone", record(job_id=STRING, deleted=BOOLEAN, freed_bytes=INTEGER)),),
+            (json("It is gone", _DELETED),),
             errors=(WrongState,),
         ),
     ]  # fmt: skip
@@ -103,8 +105,11 @@ class _Jobs:
 
     async def delete(self, request: Request, asked: Asked) -> Response:
         job = await self._api.job(request)
-        freed = await self._api.engine.delete(job)
-        return JsonResponse({"job_id": job.job_id, "deleted": True, "freed_bytes": freed})
+        size, is_gone = await self._api.engine.delete(job)
+        return JsonResponse({
+            "job_id": job.job_id, "deleted": True,
+            "freed_bytes": size if is_gone else 0, "remaining_bytes": 0 if is_gone else size,
+        })  # fmt: skip
 
     async def _made(self, job: Job) -> Response:
         headers = {"location": f"/v1/jobs/{job.job_id}"}

@@ -345,10 +345,10 @@ class Engine:
         await self._store.keep(job.number, at)
         return replace(job, expires_at=at)
 
-    async def delete(self, job: Job) -> int:
-        """Delete a job and its results; return how many bytes those had.
+    async def delete(self, job: Job) -> tuple[int, bool]:
+        """Delete a job and its results; return how many bytes those had, and whether they are gone.
 
-        They are gone when this returns, if that takes no longer than two seconds.
+        They are when that takes no longer than two seconds: else nobody waits for it.
 
         Raises:
             WrongState: it is not over.
@@ -362,16 +362,13 @@ class Engine:
             )
         freed = await self._store.delete(job.number, self._clock.now(), job.owner.uid)
         if job.ending is None or job.ending.results is not ResultsState.KEPT:
-            return freed
+            return freed, True
         self._quota.look(job.owner.uid)
         removal = self._removals.add(job.number, job.job_id, job.owner.uid)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DELETE_S):
                 await removal.is_over.wait()
-        except TimeoutError:
-            # It goes on.
-            pass
-        return freed
+        return freed, removal.is_gone
 
     def waiting(self, job: Job) -> str | None:
         """Return what keeps a job from going on, as a sentence; None when nothing does."""

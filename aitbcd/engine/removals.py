@@ -44,6 +44,7 @@ class Removal:
     uid: int
     #: Set when it is gone, or is known not to go.
     is_over: asyncio.Event
+    is_gone: bool = False
     pause_s: float = _AGAIN_FIRST_S
 
 
@@ -165,6 +166,7 @@ class Removals:
             self._try_again(removal, _AGAIN_MOST_S)
         else:
             del self._known[removal.number]
+            removal.is_gone = True
             removal.is_over.set()
             self._on_space()
 

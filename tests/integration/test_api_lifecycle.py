@@ -65,6 +65,7 @@ def test_a_deleted_job_leaves_every_list_and_the_disk(box: Box) -> None:
     gone = answer.json()
     assert (gone["job_id"], gone["deleted"]) == (job_id, True)
     assert gone["freed_bytes"] >= 1_000_000
+    assert gone["remaining_bytes"] == 0
     assert not package.exists()
     for ref in (job_id, str(job["number"])):
         for path in ("", "?detail=true", "/events", "/logs/stdout", "/download", "/checksums"):
@@ -98,7 +99,9 @@ def test_what_is_downloaded_outlives_its_deletion(box: Box, tmp_path: Path) -> N
     with box.http.stream("GET", f"/v1/jobs/{job}/download") as answer:
         pieces = answer.iter_raw(1 << 20)
         got = len(next(pieces))
-        assert box.http.delete(f"/v1/jobs/{job}").status_code == 200
+        deleted = box.http.delete(f"/v1/jobs/{job}").json()
+        assert (deleted["deleted"], deleted["freed_bytes"]) == (True, 0)
+        assert deleted["remaining_bytes"] > 30_000_000
         problem(box.http.get(f"/v1/jobs/{job}"), 404, "no-such-job")
         got += sum(len(piece) for piece in pieces)
         assert got == int(answer.headers["content-length"])

@@ -28,7 +28,7 @@ async def test_a_deleted_job_and_its_results_are_gone_when_it_is_said(folder: Pa
         assert job.ending is not None
         used = await rig.store.usage(ANN.uid)
         assert used == job.ending.result_bytes > 0
-        assert await rig.engine.delete(job) == used
+        assert await rig.engine.delete(job) == (used, True)
         assert list(rig.results.iterdir()) == []
         assert await rig.store.job(job.number) is None
         assert await rig.store.usage(ANN.uid) == 0
@@ -54,7 +54,7 @@ async def test_what_runs_or_waits_is_not_deleted(folder: Path) -> None:
         await rig.engine.cancel(waiting, force=True)
         await rig.engine.cancel(running, force=True)
         # One that never had results goes as well.
-        assert await rig.engine.delete(await rig.ended(waiting)) == 0
+        assert await rig.engine.delete(await rig.ended(waiting)) == (0, True)
         await rig.engine.delete(await rig.ended(running))
         assert list(rig.results.iterdir()) == []
 
@@ -66,7 +66,9 @@ async def test_deleting_what_somebody_reads_is_answered_and_goes_on(folder: Path
         reader = os.open(rig.package(job), os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(reader, fcntl.LOCK_SH)
-            assert await rig.engine.delete(job) > 0
+            size, is_gone = await rig.engine.delete(job)
+            assert size > 0
+            assert not is_gone
             assert await rig.store.job(job.number) is None
             assert (rig.package(job) / "output.json").exists()
         finally:
@@ -144,7 +146,7 @@ async def test_a_package_goes_as_its_owner_and_others_things_stay(folder: Path) 
             job = await rig.run("sh", "-c", "echo x > $AITBC_ARTIFACTS_DIR/file", owner=him)
             assert job.status is JobState.COMPLETED, job
             assert rig.package(job).stat().st_uid == uid
-            assert await rig.engine.delete(job) > 0
+            assert (await rig.engine.delete(job))[1]
             assert list(rig.results.iterdir()) == []
             await _leave_roots_things(rig, him)
     finally:
@@ -157,7 +159,9 @@ async def _leave_roots_things(rig: Rig, him: Owner) -> None:
     artifacts = rig.package(job) / "artifacts"
     (artifacts / "roots").mkdir(mode=0o755)
     (artifacts / "roots" / "file").write_text("of root")
-    assert await rig.engine.delete(job) > 0
+    size, is_gone = await rig.engine.delete(job)
+    assert size > 0
+    assert not is_gone
 
     async def is_all_else_gone() -> bool:
         left = [path for path in rig.results.rglob("*") if not path.is_dir()]

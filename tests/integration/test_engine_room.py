@@ -70,7 +70,7 @@ def test_space_that_a_delete_frees_starts_what_waits(disk: Path) -> None:
             large = await rig.run("sh", "-c", "head -c 50M /dev/zero > $AITBC_ARTIFACTS_DIR/file")
             waiting = await rig.submit("true")
             await waits_for(rig, waiting, "disk space")
-            assert await rig.engine.delete(large) > 50 * MIB - 1
+            assert (await rig.engine.delete(large))[0] > 50 * MIB - 1
             assert (await rig.ended(waiting)).status is JobState.COMPLETED
 
     scenario(test)(disk)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -35,6 +37,17 @@ class TestDelete:
         answer = cli.json("delete", ended(cli, "head -c 100000 /dev/zero"))
         assert answer["deleted"] is True
         assert answer["freed_bytes"] >= 100_000
+
+    def test_it_says_what_is_freed_later(self, cli: Cli) -> None:
+        job = ended(cli, "head -c 100000 /dev/zero")
+        folder = os.open(cli.status(job)["result_path"], os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_SH)
+            said = cli("delete", job).stdout.decode()
+        finally:
+            os.close(folder)
+        assert said.startswith(f"{job} deleted, ")
+        assert "to be freed: somebody reads them" in said
 
     def test_a_running_job_is_refused_with_what_to_do(self, cli: Cli, gate: Gate) -> None:
         job = cli.shell(gate.wait)
