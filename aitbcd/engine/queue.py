@@ -16,7 +16,7 @@ from aitbcd.backlog import WINDOW, Backlog, Entry, claim_of, lane_of, wish_of
 from aitbcd.engine.attempt import AGAIN_FIRST_S, AGAIN_MOST_S, Attempt
 from aitbcd.engine.pool import Pool
 from aitbcd.engine.room import Disk, Quota
-from aitbcd.engine.standby import Standby
+from aitbcd.engine.standby import STREAM, Standby
 from aitbcd.engine.terms import Terms
 from aitbcd.model import Job, JobSpec, Lane
 from aitbcd.planner import Cap, Claim, Line, Placement, Use
@@ -184,7 +184,9 @@ class Queue:
         return True
 
     def _assign_ahead(self) -> None:
-        if vacancies := self._standby.vacancies:
+        vacancies = self._standby.vacancies
+        # Of a few that wait none need be ahead, and a later one of a higher priority comes first.
+        if vacancies and len(self._backlog) >= STREAM:
             # Not for GPUs: what is free of them shows when it is.
             lines = [line for line in self._backlog.lines() if not line.lane.has_gpus]
             for placement in self._plan(lines, self.whole)[:vacancies]:

@@ -13,8 +13,8 @@ from aitbcd.engine.attempt import Attempt
 
 #: What is over sooner (from its room to its end, seconds) is short.
 SHORT_S = 0.05
-#: So many short ones in a row are a stream of them.
-_STREAM = 8
+#: So many short ones in a row are a stream of them, and so many have to wait for it to go on.
+STREAM = 8
 
 
 class Standby:
@@ -30,7 +30,7 @@ class Standby:
     @property
     def vacancies(self) -> int:
         """How many may be assigned ahead now."""
-        return self._slots - len(self._line) if self._short_ones >= _STREAM else 0
+        return self._slots - len(self._line) if self._short_ones >= STREAM else 0
 
     def add(self, attempt: Attempt) -> None:
         self._line.append(attempt)

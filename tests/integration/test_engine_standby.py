@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from aitbcd.engine.standby import STREAM
 from aitbcd.model import Job, JobState, Reason
 from tests.integration.engines import Rig, engine_in, scenario
 
@@ -22,6 +23,8 @@ async def stream_then_long(rig: Rig, folder: Path, *next_ones: str) -> tuple[Job
         await rig.submit("true")
     long = await rig.submit("sleep", "1000")
     behind = [await rig.submit("touch", str(folder / name)) for name in next_ones]
+    for _ in range(STREAM):
+        await rig.submit("true")
     gate.write_text("go\n")
     await rig.reached(long, JobState.RUNNING)
     await rig.reached(behind[0], JobState.ASSIGNED)

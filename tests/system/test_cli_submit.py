@@ -191,6 +191,10 @@ def test_what_is_asked_for_reaches_the_job(cli: Cli) -> None:
         "priority": "low",
         "retries": 3,
         "artifacts": ["*.pt", "b/*"],
+        "gpu_type": None,
+        "min_vram": None,
+        "gpu": [],
+        "vram": None,
     }
 
 
