@@ -6,7 +6,7 @@ from a user's shell (argv, paths, environment) is bytes, because it need not be 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
@@ -80,6 +80,8 @@ class Owner:
 
     uid: int
     name: str
+    #: He may see, cancel and delete everybody's jobs: root, or of the administrators' group.
+    is_admin: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

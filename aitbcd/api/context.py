@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+#: Its members see, cancel and delete everybody's jobs, and drain GPUs.
+ADMIN_GROUP = "aitbc-admin"
+
 T = TypeVar("T")
 #: Reads of large files that may wait for the disk at the same time.
 _READERS = 4
@@ -101,8 +104,8 @@ class Api:
         """
         if len(ref) > _REF_LENGTH_MAX:
             raise NoSuchJob(f"there is no job {ref[:_REF_LENGTH_MAX]}...", ref=ref)
-        # Root sees everybody's jobs; its latest is still its own.
-        uid = None if owner.uid == 0 and ref != "@" else owner.uid
+        # An administrator sees everybody's jobs; his latest is still his own.
+        uid = None if owner.is_admin and ref != "@" else owner.uid
         return await self.store.resolve(ref, uid)
 
     async def readable_job(self, request: Request, *, is_use: bool = True) -> Job:
@@ -185,7 +188,7 @@ def _on_counted(used: asyncio.Future[None]) -> None:
 
 def sees_all(owner: Owner) -> None:
     """Refuse anybody but root."""
-    if owner.uid != 0:
+    if not owner.is_admin:
         raise Forbidden(
-            "only root sees everybody's jobs", hint="leave out --all (over HTTP: all=true)"
+            "only administrators see everybody's jobs", hint="leave out --all (over HTTP: all=true)"
         )

@@ -21,9 +21,9 @@ STATUS = choices("status", "In one of these states", [state.value for state in J
 FROM = moment("from", "Submitted at this time or later")
 TO = moment("to", "Submitted before this time, or on this day or before", is_end=True)
 DAYS = number("days", "Submitted in the last so many days", 1, _DAYS_MAX, default=None)
-USER = text("user", "Of this user: another one than oneself is root's to ask")
+USER = text("user", "Of this user: another one than oneself is the administrators' to ask")
 NAME = text("name", "Of this name; * stands for any characters, ? for one", longest=255)
-ALL = flag("all", "Everybody's: root's alone")
+ALL = flag("all", "Everybody's: for administrators")
 SORT = choice(
     "sort",
     "By what: the newest, the last to end, the longest first, names from a to z; - reverses",
@@ -65,9 +65,9 @@ def whose(owner: Owner, asked: Asked) -> int | None:
         return None
     if asked[USER] in (None, owner.name):
         return owner.uid
-    if owner.uid != 0:
+    if not owner.is_admin:
         raise Forbidden(
-            f"only root sees the jobs of {asked[USER]}; you are {owner.name}",
+            f"only administrators see the jobs of {asked[USER]}; you are {owner.name}",
             hint="everybody's place in the queue is shown by: aitbcctl queue",
         )
     return None

@@ -7,9 +7,9 @@ import os
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aitbcd import users, wire
+from aitbcd import wire
 from aitbcd.api import metrics
-from aitbcd.api.context import Api, caller
+from aitbcd.api.context import ADMIN_GROUP, Api, caller
 from aitbcd.api.messages import JsonResponse
 from aitbcd.api.operations import Asked, Operation, Schema, required, text
 from aitbcd.api.schemas import (
@@ -29,7 +29,6 @@ from aitbcd.errors import Forbidden, NoSuchFile, StorageFull, WrongState
 from aitbcd.model import Owner
 
 #: Its members may do what otherwise root alone may.
-ADMIN_GROUP = "aitbc-admin"
 _REASON = required(
     text("reason", "Why, for those who wait", r"^[^\x00-\x1f\x7f]*$", 200, "a line of text")
 )
@@ -67,14 +66,14 @@ class _Gpus:
         return JsonResponse(inventory(await self._api.gpus.look(), owner))
 
     async def drain(self, request: Request, asked: Asked) -> Response:
-        owner = await _administrator(request)
+        owner = _administrator(request)
         uuid = request.path_params["uuid"]
         return JsonResponse(
             _gpu(await self._api.gpus.drain(uuid, asked[_REASON], owner.name), owner)
         )
 
     async def resume(self, request: Request, asked: Asked) -> Response:
-        owner = await _administrator(request)
+        owner = _administrator(request)
         return JsonResponse(_gpu(await self._api.gpus.resume(request.path_params["uuid"]), owner))
 
     async def metrics(self, request: Request, asked: Asked) -> Response:
@@ -83,14 +82,14 @@ class _Gpus:
         return Response(page, media_type=metrics.MEDIA_TYPE)
 
 
-async def _administrator(request: Request) -> Owner:
+def _administrator(request: Request) -> Owner:
     """Return who asks.
 
     Raises:
         Forbidden: it is not root, the daemon's own user, or of the group of administrators.
     """
     owner = caller(request).owner
-    if owner.uid in (0, os.getuid()) or ADMIN_GROUP in (await users.groups_of(owner.uid) or ()):
+    if owner.is_admin or owner.uid == os.getuid():
         return owner
     raise Forbidden(
         "only an administrator drains and resumes GPUs",
@@ -147,7 +146,7 @@ def _gpu(gpu: Gpu, viewer: Owner) -> dict[str, wire.Json]:
 
 def _process(one: Process, viewer: Owner) -> dict[str, wire.Json]:
     command = one.command
-    if one.job_id and command and viewer.uid != 0 and viewer.name != one.user:
+    if one.job_id and command and not viewer.is_admin and viewer.name != one.user:
         command = command.partition(" ")[0]
     return {
         "pid": one.pid,

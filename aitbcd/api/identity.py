@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 from aitbcd import users
-from aitbcd.api.context import Api, Caller
+from aitbcd.api.context import ADMIN_GROUP, Api, Caller
 from aitbcd.api.keyring import MAKE_ANOTHER
 from aitbcd.api.limits import Limit
 from aitbcd.api.peer import Peer, is_forwarded, owner_of
@@ -70,19 +71,21 @@ class Identity:
             # Asked here, where it can be waited for; who he is is looked up again and again.
             await users.find(peer.uid)
         owner = owner_of(peer, is_shared=self._api.members is not None)
-        await self._check_member(owner)
-        return Caller(owner)
+        return Caller(await self._member(owner))
 
-    async def _check_member(self, owner: Owner) -> None:
-        """Refuse whom this machine's administrator does not let use it.
+    async def _member(self, owner: Owner) -> Owner:
+        """Return the same user with the rights of his groups, where others than ours are served.
 
         Raises:
             Forbidden: he is in none of the groups.
             Unavailable: the user database does not say.
         """
-        if self._api.members is None or owner.uid in (0, os.getuid()):
-            return
+        if not self._api.is_shared or owner.uid in (0, os.getuid()):
+            return owner
         groups = await users.groups_of(owner.uid)
+        is_admin = ADMIN_GROUP in (groups or ())
+        if self._api.members is None:
+            return replace(owner, is_admin=is_admin)
         if groups is None:
             raise Unavailable(
                 f"the user database of this machine does not say which groups {owner.name} is in",
@@ -95,6 +98,7 @@ class Identity:
                 hint=f"an administrator adds you: usermod --append --groups {self._api.members[0]}"
                 f" {owner.name}; it counts within a minute",
             )
+        return replace(owner, is_admin=is_admin)
 
     async def _by_key(self, peer: Peer, secrets: list[bytes]) -> Caller:
         if len(secrets) > 1:
@@ -116,7 +120,7 @@ class Identity:
                 f"the API key was made for {key.owner.name}, who is {owner.name} now",
                 hint=MAKE_ANOTHER,
             )
-        await self._check_member(owner)
+        owner = await self._member(owner)
         return Caller(owner, key.plan, key.is_read_only, key)
 
 

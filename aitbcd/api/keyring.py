@@ -92,7 +92,7 @@ class Keyring:
         """
         for key in self.of(owner.uid):
             if key.name == name and _is_over(key, now):
-                await self.revoke(key.id, owner.uid, now)
+                await self.revoke(key.id, owner, now)
         if len(self.of(owner.uid)) >= KEYS_MAX:
             raise WrongState(
                 f"{owner.name} has {KEYS_MAX} keys, and no more are allowed",
@@ -108,15 +108,15 @@ class Keyring:
         return key, secret
 
     async def revoke(
-        self, ref: str, uid: int, now: int, *, but: Callable[[], None] | None = None
+        self, ref: str, owner: Owner, now: int, *, but: Callable[[], None] | None = None
     ) -> Key:
         """Let a key, by its id or name, count no more; what it has open is ended, except ``but``.
 
         Raises:
-            NoSuchKey: this user has none; of others' keys root knows the ids.
+            NoSuchKey: this user has none; of others' keys administrators know the ids.
         """
-        found = [key for key in self.of(uid) if ref in (key.id, key.name)]
-        if uid == 0:
+        found = [key for key in self.of(owner.uid) if ref in (key.id, key.name)]
+        if owner.is_admin:
             found += [key for key in self.of(None) if key.id == ref]
         if not found:
             detail = f"there is no key '{ref[:80]}'"

@@ -36,7 +36,7 @@ _AFTER = text(
     "after", "The next of the page before", r"^[0-9]{20}-key_[0-9a-hjkmnp-tv-z]{8}$",
     wanted="the next of a page",
 )  # fmt: skip
-_ALL = flag("all", "Everybody's: root's alone")
+_ALL = flag("all", "Everybody's: for administrators")
 
 
 def operations(api: Api) -> list[Operation]:
@@ -113,11 +113,11 @@ class _Keys:
     async def revoke(self, request: Request, asked: Asked) -> Response:
         owner, now = caller(request).owner, time.time_ns() // 1000
         ref: str = request.path_params["name"]
-        await self._api.keyring.revoke(ref, owner.uid, now, but=request.state.abort)
+        await self._api.keyring.revoke(ref, owner, now, but=request.state.abort)
         return JsonResponse({"revoked": 1})
 
     async def _check_plan(self, who: Caller, plan: str | None) -> None:
-        if plan is None or who.owner.uid in (0, os.getuid()):
+        if plan is None or who.owner.is_admin or who.owner.uid == os.getuid():
             return
         groups = await users.groups_of(who.owner.uid) or ()
         own = plans.name_of(self._api.settings, who.owner.name, groups)

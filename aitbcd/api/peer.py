@@ -147,7 +147,7 @@ def owner_of(peer: Peer, *, is_shared: bool = False) -> Owner:
             f"uid {peer.uid} has no entry in this machine's user database",
             hint="an administrator can add it (useradd, or the directory service)",
         )
-    return Owner(user.uid, user.name)
+    return Owner(user.uid, user.name, is_admin=user.uid == 0)
 
 
 class Site:

@@ -46,7 +46,7 @@ _AFTER = text(
     "after", "The next of the page before", r"^share_[0-9a-hjkmnp-tv-z]{8}$", 32,
     "the next of a page",
 )  # fmt: skip
-_ALL = flag("all", "Everybody's: root's alone")
+_ALL = flag("all", "Everybody's: for administrators")
 _FORMAT = choice("format", "As what; a browser gets the page", ["zip", "html"], default=None)
 
 #: A link is a secret in an address: it must not travel further than to who has it.

@@ -123,7 +123,7 @@ class _Updates:
         owner = caller(socket).owner
         _refuse_unknown(socket)
         since = _since(socket)
-        uid = None if owner.uid == 0 else owner.uid
+        uid = None if owner.is_admin else owner.uid
         ref = socket.query_params.get("job_id")
         job = None if ref is None else await self._api.find(owner, ref)
         oldest, newest = await self._api.store.event_span()

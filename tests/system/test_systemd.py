@@ -99,6 +99,23 @@ def test_who_is_in_no_group_of_it_is_told_so(machine: Machine, how: str) -> None
     assert machine.code("env AITBC_URL=http://[::1]:8000 aitbcctl list", user="ada") == 0
 
 
+def test_an_administrator_sees_and_ends_everybody_s_jobs_and_nobody_else_does(
+    machine: Machine,
+) -> None:
+    job = gated(machine)
+    for verb in ("get", "logs", "cancel --force", "delete --force"):
+        assert machine.code(f"aitbcctl {verb} {job}", user="bob") == 3
+    assert machine.code("aitbcctl list --all", user="bob") == 4
+    assert job in machine("aitbcctl list --all", user="pat")
+    assert machine.code(f"aitbcctl get {job}", user="pat") == 0
+    assert machine.code(f"aitbcctl cancel --force {job}", user="pat") == 0
+    assert until(machine, job, "canceled", "completed", "failed")["status"] == "canceled"
+    assert machine.code(f"aitbcctl delete --force {job}", user="pat") == 0
+    own = submit(machine, "id -un", user="pat")
+    until(machine, own, "completed", user="pat")
+    assert machine("aitbcctl logs @", user="pat") == "pat\n"
+
+
 def test_root_has_no_jobs_unless_that_is_said(machine: Machine) -> None:
     said = machine("aitbcctl submit --wait -- touch /root/ran", check=False)
     assert "jobs do not run as root here" in said
