@@ -267,7 +267,7 @@ def _asked(job: Json, width: int | None) -> list[tuple[str, str]]:
     if job.get("manifest_sha256"):
         facts.append(("sha256", plain(job["manifest_sha256"])))
     if job.get("shares"):
-        facts.append(("shared", f"{job['shares']} times: aitbcctl share --list {job['job_id']}"))
+        facts.append(("shares", f"{job['shares']}: aitbcctl share --list {job['job_id']}"))
     return facts
 
 
