@@ -35,7 +35,8 @@ class TestQueue:
         assert all(line.startswith("*") for line in lines)
         assert "until " in lines[0]
         assert "waits for 1 CPU core" in lines[1]
-        assert "waits behind 1 earlier job" in lines[2]
+        # The first of its priority, with its own obstacle.
+        assert f"waits for {cores} CPU core" in lines[2]
         page = own_cli.json("queue", "--limit", "2")
         rest = own_cli.json("queue", "--limit", "2", "--after", page["next"])
         assert [job["job_id"] for job in page["jobs"] + rest["jobs"]] == [running, second, first]
