@@ -25,8 +25,8 @@ from aitbcd.errors import (
 
 #: Seconds that a body may pause.
 BODY_PAUSE_S = 30.0
-#: Larger bodies are kept in a file while they arrive.
-_IN_MEMORY_MAX = 1 << 20
+#: Larger bodies are kept in a file while they arrive: one user may have ten thousand under way.
+_IN_MEMORY_MAX = 64 << 10
 #: More than any number of ours has, and few enough for int() (it refuses thousands).
 _DIGITS_MAX = 40
 

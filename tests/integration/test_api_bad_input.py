@@ -121,6 +121,18 @@ def test_memory_stays_flat_whatever_is_sent(box: Box) -> None:
     assert proc_numbers(box.service.pid, "status")["VmHWM"] - high < 64 * MIB
 
 
+def test_bodies_that_do_not_come_to_their_end_take_no_memory(tmp_path: Path) -> None:
+    with serving(tmp_path) as box, ExitStack() as unfinished:
+        before = proc_numbers(box.service.pid, "smaps_rollup")["Pss"]
+        for _ in range(20):
+            sock = unfinished.enter_context(box.connect())
+            sock.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n")
+            # All but what the kernel keeps is with the daemon when this returns.
+            sock.sendall(b'{"argv":["' + b"x" * 8_000_000)
+        assert box.run("true")["status"] == "completed"
+        assert proc_numbers(box.service.pid, "smaps_rollup")["Pss"] - before < 40_000_000
+
+
 def test_arguments_and_environment_larger_than_a_packet_arrive_whole(box: Box) -> None:
     # A single string may have 128 KiB for the kernel.
     parts = [bytes([65 + place]) * 60_000 + b"\xff\n" for place in range(5)]
