@@ -115,10 +115,7 @@ def test_a_list_is_filtered_by_name_and_in_any_order(box: Box) -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_parameter_is_named(box: Box, route: str, query: str, field: str) -> None:
-    refused = problem(box.http.get(f"/v1/{route}?{query}"), 422, "invalid-value")
-    assert refused["field"] == field
-    expected = {"after": "expected the next of a page", "limit": "expected a whole number"}
-    assert expected[field] in refused["detail"]
+    assert problem(box.http.get(f"/v1/{route}?{query}"), 422, "invalid-value")["field"] == field
 
 
 @pytest.mark.parametrize("route", ["jobs", "queue", "shares", "keys", "retention"])
