@@ -161,7 +161,7 @@ def filter_options(function: _Command) -> _Command:
         click.option("--name", metavar="NAME", help="Only of this name; * and ? are wildcards."),
         click.option("--sort", type=click.Choice(SORTS), metavar="KEY",
                      help="created (the default), finished, duration or name; -KEY reverses it."),
-        click.option("--all", "is_all", is_flag=True, help="Everybody's; for root."),
+        click.option("--all", "is_all", is_flag=True, help="Everybody's; for administrators."),
     )):  # fmt: skip
         function = option(function)
     return function

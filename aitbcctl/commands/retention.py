@@ -15,7 +15,7 @@ from aitbcctl.terminal import put, put_json, say
 
 @click.group("retention", invoke_without_command=True)
 @click.option("--dry-run", is_flag=True, help="List what will be deleted, and when.")
-@click.option("--all", "is_all", is_flag=True, help="Everybody's; for root.")
+@click.option("--all", "is_all", is_flag=True, help="Everybody's; for administrators.")
 @options.json_option("Print it as the API gives it.")
 @click.pass_context
 def command(ctx: click.Context, dry_run: bool, is_all: bool, as_json: bool) -> int:
@@ -52,7 +52,7 @@ def command(ctx: click.Context, dry_run: bool, is_all: bool, as_json: bool) -> i
 def resume(as_json: bool) -> int:
     """Go on deleting what expired, after the clock jumped.
 
-    For root, or the user of the daemon. Look at the clock first.
+    For administrators and the user of the daemon. Look at the clock first.
 
     \b
     Example:

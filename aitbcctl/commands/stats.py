@@ -13,7 +13,7 @@ from aitbcctl.terminal import put, put_json
 @click.option(
     "--by", type=click.Choice(["user", "name", "day"]), help="A line for each of these, too."
 )
-@click.option("--all", "is_all", is_flag=True, help="Everybody's; for root.")
+@click.option("--all", "is_all", is_flag=True, help="Everybody's; for administrators.")
 @options.json_option("Print the numbers as the API gives them.")
 def command(
     days: int | None,

@@ -120,8 +120,8 @@ def test_root_may_see_and_end_anybodys_job(root: Cli, other: Cli, user_name: str
     assert job not in root.job_ids(), "the list is of one's own"
     for options in (["--all"], ["--user", user_name]):
         assert job in [one["job_id"] for one in root.json("list", *options)["jobs"]]
-    assert b"only root" in other("list", "--all", code=4).stderr
-    assert b"only root" in other("list", "--user", "root", code=4).stderr
+    assert b"only administrators" in other("list", "--all", code=4).stderr
+    assert b"only administrators" in other("list", "--user", "root", code=4).stderr
     assert job in other("queue").stdout.decode()
     root("cancel", "--force", job)
     assert other.status(job)["status"] == "canceled"
