@@ -38,6 +38,7 @@ VERBS = {
     "config": "Check the daemon's configuration before it counts.",
     "completion": "Print a script that completes words in your shell.",
     "gpus": "Show the machine's GPUs and who uses them.",
+    "doctor": "Look for what is wrong with the daemon and this machine.",
     "demo": "See it all once: a daemon, a real job, its results.",
 }
 #: Verbs that are another one.

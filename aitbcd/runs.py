@@ -280,6 +280,7 @@ class Runs:
         #: What jobs inherit; the daemon's own is raised for its connections.
         self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._launched_at = 0.0
+        #: 0 while there is none.
         self.launcher_pid = 0
         self._ready = asyncio.Event()
         self._is_open = False
@@ -404,6 +405,7 @@ class Runs:
     def _on_launcher_end(self) -> None:
         self._ready.clear()
         self._launcher = None
+        self.launcher_pid = 0
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(LauncherGone())

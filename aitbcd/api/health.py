@@ -11,7 +11,7 @@ from aitbcd import __version__
 from aitbcd.api.context import Api, caller
 from aitbcd.api.messages import JsonResponse
 from aitbcd.api.operations import Asked, Operation
-from aitbcd.api.schemas import INTEGER, STRING, json, record
+from aitbcd.api.schemas import INTEGER, STRING, json, optional, record
 from aitbcd.errors import AitbcError
 
 
@@ -22,10 +22,17 @@ def operations(api: Api) -> list[Operation]:
             caller(request)
         except AitbcError:
             return JsonResponse(answer)
-        return JsonResponse(answer | {"pid": os.getpid(), "state_dir": os.fspath(api.paths.state)})
+        return JsonResponse(
+            answer
+            | {
+                "pid": os.getpid(),
+                "launcher_pid": api.engine.launcher_pid or None,
+                "state_dir": os.fspath(api.paths.state),
+            }
+        )
 
     shown = record(status=STRING, version=STRING)
-    shown["properties"] |= {"pid": INTEGER, "state_dir": STRING}
+    shown["properties"] |= {"pid": INTEGER, "launcher_pid": optional(INTEGER), "state_dir": STRING}
     answer = json("It serves; to users of this machine also which one it is", shown)
     return [
         Operation("GET", "/healthz", health, "Whether the daemon serves", (answer,), is_public=True)

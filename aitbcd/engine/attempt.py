@@ -153,7 +153,8 @@ class Attempt:
             return "starts when a job before it has ended"
         if self._due_at is None or time.monotonic() < self._due_at:
             return None
-        who = f"launcher (pid {self._parts.runs.launcher_pid})"
+        pid = self._parts.runs.launcher_pid
+        who = f"launcher (pid {pid})" if pid else "launcher"
         if self._is_placed:
             who = f"supervisor (pid {self._handle.pid})" if self._handle else "supervisor"
         return f"its {who} does not answer: it is stopped or the machine is overloaded"

@@ -174,6 +174,11 @@ class Engine:
         return len(self._active)
 
     @property
+    def launcher_pid(self) -> int:
+        """Return who starts jobs; 0 while nobody does."""
+        return self._runs.launcher_pid
+
+    @property
     def whole(self) -> Claim:
         return self._whole
 

@@ -205,6 +205,16 @@ def test_a_broken_configuration_changes_nothing_until_it_is_mended(machine: Mach
     assert machine("systemctl is-active aitbcd") == "active\n"
 
 
+def test_the_doctor_finds_what_is_stopped(machine: Machine) -> None:
+    assert machine.code("aitbcctl doctor") == 0
+    machine("systemctl stop aitbcd-launcher")
+    said = machine("aitbcctl doctor || :")
+    assert "FAIL  aitbcd-launcher.service: inactive (dead)" in said
+    assert "FAIL  launcher: there is none" in said
+    machine("systemctl start aitbcd-launcher")
+    wait_for("it is found again", lambda: machine.code("aitbcctl doctor") == 0)
+
+
 def test_the_daemon_is_exposed_no_more_than_systemd_s_own_services(machine: Machine) -> None:
     said = machine("systemd-analyze security --no-pager aitbcd.service", check=False)
     found = re.search(r"Overall exposure level for aitbcd.service: ([\d.]+)", said)

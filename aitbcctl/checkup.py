@@ -1,0 +1,196 @@
+"""What ``aitbcctl doctor`` looks at: each check yields findings, and none of them changes anything.
+
+A check that the daemon has to answer is left out where it does not; that is a finding itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aitbcctl.client import Client
+from aitbcd import __version__, paths, settings
+from aitbcd.errors import AitbcError, SettingsError
+from aitbcd.units import format_size
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+Json = dict[str, Any]
+
+_UNITS = ("aitbcd.socket", "aitbcd.service", "aitbcd-launcher.service", "aitbcd-jobs.service")
+#: An extra, which a taken port or a machine without IPv6 may cost.
+_EXTRA_UNITS = ("aitbcd-tcp.socket",)
+#: Below this much free a machine is about to stop starting jobs.
+_LITTLE_BYTES = 2 << 30
+_FEW_INODES = 10_000
+_PAGE = 200
+
+
+class Finding(NamedTuple):
+    #: What was looked at.
+    about: str
+    state: str
+    detail: str
+    #: What to do, where something is to be done.
+    hint: str | None = None
+
+
+def look(client: Client) -> Iterator[Finding]:
+    """Yield all findings, in the order in which to read them."""
+    yield from _units()
+    yield from _configuration()
+    try:
+        health = client.get("/healthz")
+        mine = client.get("/v1/jobs", limit=1)
+    except AitbcError as error:
+        yield Finding("daemon", FAIL, error.detail, error.hint)
+        return
+    yield from _daemon(health, mine)
+    state = health.get("state_dir")
+    if state is not None:
+        yield from _disk(state)
+        yield from _orphans(client, state)
+    for check in (_clock, _gpus):
+        yield from _asked(check, client)
+
+
+def _asked(check: Callable[[Client], Iterable[Finding]], client: Client) -> Iterator[Finding]:
+    try:
+        yield from check(client)
+    except AitbcError as error:
+        yield Finding(check.__name__.strip("_"), FAIL, error.detail, error.hint)
+
+
+def _units() -> Iterator[Finding]:
+    if not os.path.isdir("/run/systemd/system") or not shutil.which("systemctl"):
+        return
+    for unit in (*_UNITS, *_EXTRA_UNITS):
+        command = ["systemctl", "show", "--property=LoadState,ActiveState,SubState", unit]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+        if said.get("LoadState") != "loaded":
+            continue
+        now = f"{said.get('ActiveState')} ({said.get('SubState')})"
+        if said.get("ActiveState") == "active":
+            yield Finding(unit, OK, now)
+        else:
+            state = WARN if unit in _EXTRA_UNITS else FAIL
+            hint = f"systemctl start {unit}; if it does not: journalctl --unit {unit} --lines 20"
+            yield Finding(unit, state, now, hint)
+
+
+def _configuration() -> Iterator[Finding]:
+    own = paths.resolve(environ=os.environ, uid=os.getuid()).config
+    path = own if own.exists() else Path(paths.SYSTEM_CONFIG)
+    if not path.exists():
+        yield Finding("configuration", OK, "there is no file, so all is as it comes")
+        return
+    try:
+        settings.load(path)
+    except SettingsError as error:
+        yield Finding("configuration", FAIL, error.detail, error.hint)
+    else:
+        yield Finding("configuration", OK, f"{path} is right")
+
+
+def _daemon(health: Json, mine: Json) -> Iterator[Finding]:
+    version = health.get("version")
+    if version == __version__:
+        yield Finding("daemon", OK, f"version {version} answers, and serves you")
+    else:
+        hint = "restart the older one; jobs go on: systemctl restart aitbcd"
+        yield Finding("daemon", WARN, f"it is {version}, and this program {__version__}", hint)
+    if "launcher_pid" not in health:
+        return
+    if pid := health["launcher_pid"]:
+        yield Finding("launcher", OK, f"it is there, pid {pid}")
+    else:
+        hint = "systemctl start aitbcd-launcher; why it ended: journalctl -u aitbcd-launcher"
+        yield Finding("launcher", FAIL, "there is none, so that no job starts", hint)
+
+
+def _disk(state: str) -> Iterator[Finding]:
+    try:
+        about = os.statvfs(state)
+    except OSError as error:
+        yield Finding("disk", WARN, f"{state} cannot be looked at: {error.strerror}")
+        return
+    free = about.f_bavail * about.f_frsize
+    said = f"{format_size(free)} free for results in {state}"
+    hint = "see whose results take it: aitbcctl stats --all; delete some, or shorten a retention"
+    few = about.f_files and about.f_favail < _FEW_INODES
+    if few:
+        yield Finding("disk", WARN, f"{about.f_favail} files can still be made in {state}", hint)
+    elif free < _LITTLE_BYTES:
+        yield Finding("disk", WARN, said, hint)
+    else:
+        yield Finding("disk", OK, said)
+
+
+def _clock(client: Client) -> Iterator[Finding]:
+    if stop := client.get("/v1/retention", limit=1).get("stopped"):
+        hint = "set the clock right, or say that it is: aitbcctl retention resume"
+        yield Finding("clock", FAIL, f"nothing expires: {stop['reason']}", hint)
+    else:
+        yield Finding("clock", OK, "it agrees with how long the machine has run")
+
+
+def _gpus(client: Client) -> Iterator[Finding]:
+    seen = client.get("/v1/gpus")
+    if problem := seen.get("problem"):
+        yield Finding("gpus", OK if not seen["gpus"] else FAIL, problem)
+    for gpu in seen["gpus"]:
+        about = f"gpu {gpu['index']}"
+        if gpu["state"] in ("free", "busy"):
+            yield Finding(about, OK, f"{gpu['name']}: {gpu['state']}")
+        else:
+            state = FAIL if gpu["state"] in ("lost", "quarantined") else WARN
+            detail = f"{gpu['name']} is {gpu['state']}: {gpu.get('reason') or 'no reason is known'}"
+            yield Finding(about, state, detail, "see aitbcctl gpus")
+
+
+def _orphans(client: Client, state: str) -> Iterator[Finding]:
+    """Look for processes of jobs that are over: the daemon's own, as far as we may see them."""
+    marks = list(_marked(os.fsencode(f"{state}/results/.")))
+    # Asked afterwards, so that what has just ended is not taken for an orphan.
+    active = _active(client)
+    left = [f"{pid} of {job}" for pid, job in marks if job not in active and _lives(pid)]
+    if left:
+        hint = "end them: kill PID; and please report how they came to be"
+        yield Finding("orphans", WARN, f"of jobs that are over: {', '.join(left[:20])}", hint)
+    else:
+        whose = "" if os.getuid() == 0 else " of yours"
+        yield Finding("orphans", OK, f"no process{whose} is left of a job that is over")
+
+
+def _active(client: Client) -> set[str]:
+    found: set[str] = set()
+    after: str | None = None
+    while True:
+        page = client.get("/v1/queue", limit=_PAGE, **({"after": after} if after else {}))
+        found.update(job["job_id"] for job in page["jobs"] if job["status"] != "pending")
+        after = page["next"]
+        # Running ones come first.
+        if after is None or any(job["status"] == "pending" for job in page["jobs"]):
+            return found
+
+
+def _marked(ours: bytes) -> Iterator[tuple[int, str]]:
+    """Yield processes whose environment says that they are of a job of this daemon."""
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            words = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        said = dict(word.split(b"=", 1) for word in words if b"=" in word)
+        if b"AITBC_JOB_ID" in said and said.get(b"AITBC_RESULT", b"").startswith(ours):
+            yield int(name), said[b"AITBC_JOB_ID"].decode("utf-8", "replace")
+
+
+def _lives(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")

@@ -1,0 +1,34 @@
+"""``aitbcctl doctor``: what a support person would ask for, each line with what to do."""
+
+from __future__ import annotations
+
+import click
+
+from aitbcctl import checkup, options
+from aitbcctl.render import plain
+from aitbcctl.terminal import put, put_json
+
+_SHOWN = {checkup.OK: "OK  ", checkup.WARN: "warn", checkup.FAIL: "FAIL"}
+
+
+@click.command("doctor")
+@options.json_option("Print the findings, each with about, state, detail and hint.")
+def command(as_json: bool) -> int:
+    """Look for what is wrong with the daemon and this machine, and say what to do.
+
+    Changes nothing. As root it sees more. Exit code 1 if something fails.
+
+    \b
+    Example:
+      sudo aitbcctl doctor
+    """
+    found = []
+    for finding in checkup.look(options.client()):
+        found.append(finding)
+        if not as_json:
+            put(f"{_SHOWN[finding.state]}  {plain(finding.about)}: {plain(finding.detail)}")
+            if finding.hint:
+                put(f"      {plain(finding.hint)}")
+    if as_json:
+        put_json({"findings": [finding._asdict() for finding in found]})
+    return int(any(finding.state == checkup.FAIL for finding in found))

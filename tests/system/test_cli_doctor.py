@@ -1,0 +1,77 @@
+"""``aitbcctl doctor``: finds what is wrong, and finds nothing where nothing is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.service import wait_for
+from tests.system.conftest import Cli, Gate
+
+
+def findings(cli: Cli, code: int = 0, **environ: str) -> dict[str, Any]:
+    done = cli("doctor", "--json", code=code, environ=environ)
+    return {each["about"]: each for each in json.loads(done.stdout)["findings"]}
+
+
+def test_nothing_is_wrong_while_all_is_well(cli: Cli, gate: Gate) -> None:
+    job = cli.shell(gate.wait)
+    cli.until(job, "running")
+    found = findings(cli)
+    assert {"daemon", "launcher", "configuration", "disk", "clock", "orphans", "gpus"} <= set(found)
+    assert found["orphans"]["state"] == found["launcher"]["state"] == "ok"
+    said = cli("doctor").stdout.decode()
+    assert "OK    daemon: version" in said
+    gate.open()
+    cli.ended(job)
+
+
+def test_a_daemon_that_is_away_fails_with_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    found = findings(cli, code=1, AITBC_SOCKET=str(tmp_path / "none.sock"))
+    assert found["daemon"]["state"] == "fail"
+    assert found["daemon"]["hint"]
+
+
+def test_a_wrong_configuration_fails_with_its_line(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text("[jobs]\nx = 1\n")
+    found = findings(cli, code=1, AITBCD_CONFIG=str(file))
+    assert "line 2: unknown key 'x'" in found["configuration"]["detail"]
+
+
+def test_what_claims_to_be_of_a_job_that_is_over_is_an_orphan(cli: Cli) -> None:
+    job = cli.submit("true")
+    cli.ended(job)
+    building = f"{cli.daemon.state}/results/.{job}"
+    orphan = subprocess.Popen(
+        ["sleep", "1000"],
+        env={
+            "AITBC_JOB_ID": job,
+            "AITBC_RESULT": f"{building}/result.txt",
+            "PATH": os.environ["PATH"],
+        },
+    )
+    try:
+        found = findings(cli)
+        assert found["orphans"]["state"] == "warn"
+        assert f"{orphan.pid} of {job}" in found["orphans"]["detail"]
+    finally:
+        orphan.kill()
+        orphan.wait()
+
+
+def test_a_launcher_that_is_gone_fails_until_there_is_another(own_cli: Cli) -> None:
+    own_cli.ended(own_cli.submit("true"))
+    pid = int(findings(own_cli)["launcher"]["detail"].split()[-1])
+    os.kill(pid, signal.SIGKILL)
+
+    def is_replaced() -> bool:
+        done = own_cli.daemon.run("aitbcctl", "doctor", "--json")
+        found = {each["about"]: each for each in json.loads(done.stdout)["findings"]}["launcher"]
+        return found["state"] == "ok" and str(pid) not in found["detail"].split()
+
+    wait_for("there is another", is_replaced)
