@@ -12,6 +12,7 @@ import pytest
 from aitbcd.engine.room import Disk
 from aitbcd.model import Job, JobSpec, JobState, Owner
 from aitbcd.settings import Storage
+from aitbcd.units import format_size
 from tests.integration.engines import Rig, engine_in, scenario, until
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
@@ -95,8 +96,10 @@ async def test_a_user_over_his_quota_waits_and_others_go_on(folder: Path) -> Non
         specs = [JobSpec((b"true",), cwd=b"/") for _ in range(300)]
         await rig.engine.submit_batch(ANN, lambda: [specs])
         waiting = await rig.submit("true", owner=ANN)
+        assert kept.ending is not None
+        size = format_size(kept.ending.result_bytes)
         assert rig.engine.waiting(await rig.job(waiting)) == (
-            "waits for room: 200 KiB of results are kept of the 100 KiB that a user may have;"
+            f"waits for room: {size} of results are kept of the 100 KiB that a user may have;"
             " delete some: aitbcctl delete JOB"
         )
         # There is no such user, which is found out by starting his job.
