@@ -8,7 +8,7 @@ GPUs are known by UUID: an index is only where one is at present.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from aitbcd.devices import LINKS, Gpu, GpuState
 from aitbcd.units import format_size
@@ -65,7 +65,7 @@ class Stock:
             before = held.get(uuid, NOTHING_HELD)
             shares = before.shares if share is None else (*before.shares, share)
             held[uuid] = Held((*before.jobs, job), shares, share is None)
-        return replace(self, held=held)
+        return Stock(self.gpus, held, self.collected, self.avoided, self.shares_max)
 
     def collecting(self, wish: Wish) -> Stock:
         """Return the stock without what is kept free for a job that waits for more."""
@@ -75,7 +75,8 @@ class Stock:
             # The one with most room will have enough first.
             fitting = [gpu for gpu in self.gpus if fits(gpu, wish) and self._has_room(gpu)]
             kept = [gpu.uuid for gpu in sorted(fitting, key=self._room)[-1:]]
-        return replace(self, collected=self.collected | frozenset(kept))
+        collected = self.collected.union(kept)
+        return Stock(self.gpus, self.held, collected, self.avoided, self.shares_max)
 
     @property
     def has_room(self) -> bool:

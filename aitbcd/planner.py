@@ -7,8 +7,8 @@ A job that lacks GPUs is overtaken by those that do without: free GPUs of its ki
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from heapq import heapify, heappop, heappush
+from collections.abc import Container, Iterable, Iterator, Mapping
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
 from aitbcd.allotment import Stock, Wish
@@ -80,6 +80,8 @@ class Placement(NamedTuple):
     gpu_uuids: tuple[str, ...]
 
 
+#: How many jobs of a line that lack GPUs are looked past for one of another kind.
+_PASSED_MOST = 8
 _NOTHING, _NO_CAP = Use(), Cap()
 _Turn = tuple[int, int, int, int, int]
 
@@ -103,16 +105,23 @@ def plan(
     caps = caps or {}
     queues = _Queues(lines, uses)
     chosen: list[Placement] = []
+    refused: set[Wish] = set()
     while (found := queues.first()) is not None:
         waiting, lane = found
         use = uses.get(lane.uid, _NOTHING)
         if caps.get(lane.uid, _NO_CAP).reached_by(use, waiting.wish):
             queues.leave()
             continue
-        uuids = stock.allot(waiting.wish)
+        # Within one plan GPUs only become fewer: what was refused once need not be tried again.
+        uuids = None if waiting.wish in refused else stock.allot(waiting.wish)
         if uuids is None:
-            stock = stock.collecting(waiting.wish)
-            queues.skip() if stock.has_room else queues.leave()
+            if waiting.wish not in refused:
+                refused.add(waiting.wish)
+                stock = stock.collecting(waiting.wish)
+                if not stock.has_room:
+                    queues.leave_gpus()
+                    continue
+            queues.pass_over(refused)
             continue
         if not waiting.claim.fits(free):
             break
@@ -122,6 +131,8 @@ def plan(
             stock = stock.with_held(str(waiting.number), uuids, waiting.wish.share)
         chosen.append(Placement(waiting.number, lane, uuids))
         queues.skip()
+        if uuids and not stock.has_room:
+            queues.leave_gpus()
     return chosen
 
 
@@ -138,11 +149,13 @@ class _Queues:
             if (waiting := next(jobs, None)) is not None:
                 self._turns.append((self._turn(len(self._lines) - 1, waiting), waiting))
         heapify(self._turns)
+        #: By line, how many jobs were passed over.
+        self._passed = [0] * len(self._lines)
 
     def _turn(self, at: int, waiting: Waiting) -> _Turn:
-        lane = self._lines[at][0]
-        use = self._uses.get(lane.uid, _NOTHING)
-        return -lane.priority, use.gpus, use.cpus, waiting.number, at
+        priority, uid, _ = self._lines[at][0]
+        _, gpus, cpus = self._uses.get(uid, _NOTHING)
+        return -priority, gpus, cpus, waiting.number, at
 
     def first(self) -> tuple[Waiting, Lane] | None:
         """Return the job whose turn it is, and its lane."""
@@ -151,13 +164,30 @@ class _Queues:
             current = self._turn(turn[-1], waiting)
             if current == turn:
                 return waiting, self._lines[turn[-1]][0]
-            heappop(self._turns)
-            heappush(self._turns, (current, waiting))
+            heapreplace(self._turns, (current, waiting))
         return None
 
     def leave(self) -> None:
         """Leave the first line out."""
         heappop(self._turns)
+
+    def leave_gpus(self) -> None:
+        """Leave all lines out that are for GPUs."""
+        self._turns = [one for one in self._turns if not self._lines[one[0][-1]][0].has_gpus]
+        heapify(self._turns)
+
+    def pass_over(self, refused: Container[Wish]) -> None:
+        """Go on to the next job of the first line that asks for something else; not for ever."""
+        turn, _ = self._turns[0]
+        at = turn[-1]
+        for waiting in self._lines[at][1]:
+            self._passed[at] += 1
+            if self._passed[at] == _PASSED_MOST:
+                break
+            if waiting.wish not in refused:
+                heapreplace(self._turns, (self._turn(at, waiting), waiting))
+                return
+        self.leave()
 
     def skip(self) -> None:
         """Go on to the next job of the first line."""

@@ -63,6 +63,11 @@ class Pool:
     def inventory(self) -> Inventory:
         return self._gpus.inventory
 
+    @property
+    def age_s(self) -> float:
+        """Return how old the inventory is."""
+        return self._gpus.age_s
+
     async def look(self, *, max_age_s: float) -> Inventory:
         return await self._gpus.look(max_age_s=max_age_s)
 

@@ -30,6 +30,8 @@ _SPACE_S = 2.0
 _FOREIGN_S = 3.0
 #: What is known of GPUs is that old at most when one is given.
 _FRESH_S = 0.2
+#: Pause before a driver that does not answer is asked again for a job's sake.
+_PAUSE_S = 1.0
 #: How many jobs or GPUs a sentence names.
 _NAMED = 3
 
@@ -70,7 +72,6 @@ class Queue:
         self._backlog = Backlog()
         self._is_pumping = self._is_refilling = self._is_looking = False
         self._is_closed = False
-        self._looked_at = 0.0
         #: Why nothing starts at present; None when nothing is in the way.
         self._obstacle: str | None = None
         self._obstacle_pause_s = AGAIN_FIRST_S
@@ -162,9 +163,8 @@ class Queue:
         if chosen and (lack := self._disk.lack()):
             self._hold_for_space(lack)
             return
-        is_fresh = time.monotonic() - self._looked_at <= _FRESH_S
         for placement in chosen:
-            if placement.gpu_uuids and not is_fresh:
+            if placement.gpu_uuids and not self._is_fresh:
                 self._look()
             elif entry := self._backlog.take(placement.lane, placement.number):
                 self.let_go(self._begin(entry, placement.gpu_uuids))
@@ -200,6 +200,10 @@ class Queue:
                 caps[uid] = Cap(limits.running, limits.gpus)
         return planner.plan(lines, free, self._pool.stock(), self._uses, caps)
 
+    @property
+    def _is_fresh(self) -> bool:
+        return self._pool.age_s <= _FRESH_S
+
     def _look(self) -> None:
         """Look at the GPUs before some are given, beside: other jobs need not wait for that."""
         if not self._is_looking:
@@ -209,8 +213,9 @@ class Queue:
     async def _look_and_pump(self) -> None:
         try:
             await self._pool.look(max_age_s=_FRESH_S / 2)
-            # Also where the driver did not answer: then no GPU is free.
-            self._looked_at = time.monotonic()
+            if not self._is_fresh:
+                # The driver takes its time: what is known of its GPUs may be no more true.
+                await asyncio.sleep(_PAUSE_S)
         finally:
             self._is_looking = False
         self._pump_now()

@@ -122,10 +122,15 @@ class Gpus:
             await asyncio.wait({looking}, timeout=PATIENCE_S)
         return self.inventory
 
+    @property
+    def age_s(self) -> float:
+        """Return how long ago the last look was over."""
+        return time.monotonic() - self._looked_at
+
     def _is_fresh(self, max_age_s: float) -> bool:
         if self._child is None:
             max_age_s = max(max_age_s, min(_FRESH_FAILURE_S, self._settings.retry_s))
-        return time.monotonic() - self._looked_at <= max_age_s
+        return self.age_s <= max_age_s
 
     async def drain(self, uuid: str, reason: str, user: str) -> Gpu:
         """Let a GPU take no new job; what runs there goes on.

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import history, proc
+from tests.bench import history, planning, proc
 from tests.bench.client import Connection, jobs_in, wait_until
 from tests.service import PROGRAMS, Service, children, descendants, environ_of, wait_for
 
@@ -52,9 +52,10 @@ class Counts:
     history: tuple[int, int] = (1_000, 1_000_000)
     idle_s: float = 10.0
     supervisors: int = 100
+    planned: int = 10_000
 
 
-QUICK = Counts(1, 20, 3, 2, (50, 200), 5, (100, 500), 0.5, 3)
+QUICK = Counts(1, 20, 3, 2, (50, 200), 5, (100, 500), 0.5, 3, 50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +356,22 @@ def newest(connection: Connection) -> float:
     return seconds
 
 
+def planned(bench: Bench) -> list[Row]:
+    times = [planning.decide(bench.counts.planned) for _ in range(bench.counts.rounds)]
+    bare = min(planning.plainly(bench.counts.planned) for _ in range(bench.counts.rounds))
+    decision = min(times)
+    return [
+        Row(
+            f"a decision, {bench.counts.planned:,} jobs over 16 GPUs",
+            f"{decision:.0f} us",
+            f"first come, any GPU {bare:.2f} us",
+            f"x{decision / bare:.0f}",
+            "50 us",
+            decision <= 50,
+        )
+    ]
+
+
 def listing(bench: Bench) -> list[Row]:
     few, many = 100, max(bench.counts.batches)
     with (
@@ -503,6 +520,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "latency": latency,
     "cli": command_line,
     "batch": batches,
+    "plan": planned,
     "list": listing,
     "idle": idle,
     "supervisors": supervisors,
