@@ -21,8 +21,8 @@ MIB = 1 << 20
 #: Root's jobs under another name: a user by his uid alone is enough for the queue.
 ANN, BEN = Owner(0, "ann"), Owner(4_000_001, "ben")
 TWENTY = '[storage]\nreserve = "20M"\n'
-QUOTA = '[storage]\nreserve = 0\nquota = "100K"\n'
-KEEP_200K = ("sh", "-c", "head -c 200K /dev/zero > $AITBC_ARTIFACTS_DIR/file")
+QUOTA = '[storage]\nreserve = 0\nquota = "4M"\n'
+KEEP_5M = ("sh", "-c", "head -c 5M /dev/zero > $AITBC_ARTIFACTS_DIR/file")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_disk_that_says_nothing_is_waited_for(tmp_path: Path) -> None:
 @scenario
 async def test_a_user_over_his_quota_waits_and_others_go_on(folder: Path) -> None:
     async with engine_in(folder, QUOTA) as rig:
-        kept = await rig.run(*KEEP_200K, owner=ANN)
+        kept = await rig.run(*KEEP_5M, owner=ANN)
         assert kept.status is JobState.COMPLETED
 
         async def is_known() -> bool:
@@ -99,7 +99,7 @@ async def test_a_user_over_his_quota_waits_and_others_go_on(folder: Path) -> Non
         assert kept.ending is not None
         size = format_size(kept.ending.result_bytes)
         assert rig.engine.waiting(await rig.job(waiting)) == (
-            f"waits for room: {size} of results are kept of the 100 KiB that a user may have;"
+            f"waits for room: {size} of results are kept of the 4 MiB that a user may have;"
             " delete some: aitbcctl delete JOB"
         )
         # There is no such user, which is found out by starting his job.
@@ -113,7 +113,7 @@ async def test_a_user_over_his_quota_waits_and_others_go_on(folder: Path) -> Non
 @scenario
 async def test_a_quota_is_known_again_after_a_restart(folder: Path) -> None:
     async with engine_in(folder, "[storage]\nreserve = 0\n") as rig:
-        await rig.run(*KEEP_200K, owner=ANN)
+        await rig.run(*KEEP_5M, owner=ANN)
         holder = await rig.reached(
             await rig.submit("sleep", "1000", cpus=4, owner=ANN), JobState.RUNNING
         )
