@@ -244,6 +244,18 @@ async def test_every_part_of_an_ending_is_kept(store: Store) -> None:
 
 
 @on_store
+async def test_what_an_attempt_was_given_is_kept_with_it(store: Store) -> None:
+    await store.submit(ANN, replace(TRUE, gpus=2), at=NOW)
+    uuids, models = ("GPU-1", "MIG-2"), ("NVIDIA H100 80GB HBM3", "NVIDIA H100 MIG 1g.10gb")
+    await store.move(replace(assign(1), gpu_uuids=uuids, gpu_models=models))
+    assert await store.placement(1, 1) == (BOOT, models)
+    [attempt] = await store.attempts(1)
+    assert attempt.gpu_uuids == uuids
+    [job] = await store.active()
+    assert job.gpu_uuids == uuids
+
+
+@on_store
 async def test_a_repeated_job_inherits_nothing_of_its_last_attempt(store: Store) -> None:
     lost = ending(Reason.LOST, at=NOW + 5, message="its supervisor was killed", exit_code=7)
     first, _ = await store.submit(ANN, replace(TRUE, retries=1), at=NOW)
