@@ -54,7 +54,8 @@ class Pool:
         self._spawn = spawn
         #: Told that more, or less, can be given.
         self._on_change = on_change
-        self._holds: dict[int, _Hold] = {}
+        #: By number and attempt: the next attempt may begin while the last one's are not free yet.
+        self._holds: dict[tuple[int, int], _Hold] = {}
         self._quarantined: dict[str, str] = {}
         gpus.oversee(self.jobs_on, self._quarantined.get)
         gpus.listen(lambda _: on_change())
@@ -106,17 +107,17 @@ class Pool:
         if job.gpu_uuids:
             found = [self.inventory.find(uuid) for uuid in job.gpu_uuids]
             before = {gpu.uuid: gpu.memory_used for gpu in found if gpu}
-            self._holds[job.number] = _Hold(job, list(job.gpu_uuids), before)
+            self._holds[_key(job)] = _Hold(job, list(job.gpu_uuids), before)
             self._gpus.review()
 
     def take_again(self, job: Job) -> None:
         """Note what a job has had since before this daemon."""
         if job.gpu_uuids:
-            self._holds[job.number] = _Hold(job, list(job.gpu_uuids))
+            self._holds[_key(job)] = _Hold(job, list(job.gpu_uuids))
 
     def give_back(self, job: Job) -> None:
         """Take back what a job had, as soon as nothing is left of it there."""
-        if hold := self._holds.get(job.number):
+        if hold := self._holds.get(_key(job)):
             self._spawn(self._release(hold))
 
     async def _release(self, hold: _Hold) -> None:
@@ -161,8 +162,8 @@ class Pool:
         if not gone:
             return
         hold.uuids = [uuid for uuid in hold.uuids if uuid in left]
-        if not hold.uuids and self._holds.get(hold.job.number) is hold:
-            del self._holds[hold.job.number]
+        if not hold.uuids:
+            del self._holds[_key(hold.job)]
         told = [uuid for uuid in gone if self._quarantined.pop(uuid, None)]
         for uuid in told:
             _log.warning("gpu=%s is free again", uuid)
@@ -182,3 +183,7 @@ class Pool:
         """Tell whether a job waits for a GPU of whose being left alone nobody tells us."""
         foreign = [gpu for gpu in self.inventory.gpus if gpu.state is GpuState.FOREIGN]
         return bool(foreign) and any(fits(gpu, wish) for wish in wishes for gpu in foreign)
+
+
+def _key(job: Job) -> tuple[int, int]:
+    return job.number, job.attempt

@@ -351,6 +351,38 @@ def test_a_gpu_whose_memory_does_not_come_back_is_quarantined_until_it_does(
     go(scenario())
 
 
+def test_a_repeated_job_does_not_get_back_what_its_last_attempt_left_full(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0), gpu(1))
+    gate = tmp_path / "gate"
+    line = f"while [ ! -e {gate}$AITBC_ATTEMPT ]; do sleep 0.01; done; test $AITBC_ATTEMPT = 2"
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            job = await rig.submit("sh", "-c", line, gpus=1, retries=1)
+            first = (await rig.reached(job, JobState.RUNNING)).gpu_uuids
+            assert first == (uuid_of(0),)
+            driver.write(gpu(0, used=9 * GIB), gpu(1))
+            gate.with_name("gate1").touch()
+
+            async def is_repeated() -> bool:
+                found = await rig.job(job)
+                return found.status is JobState.RUNNING and found.attempt == 2
+
+            await until("it runs again", is_repeated)
+            assert (await rig.job(job)).gpu_uuids == (uuid_of(1),)
+            other = await rig.submit("true", gpus=1, gpu=("0",))
+            await becomes(rig, 0, GpuState.QUARANTINED)
+            assert (await rig.job(other)).status is JobState.PENDING
+            gate.with_name("gate2").touch()
+            assert (await rig.ended(job)).status is JobState.COMPLETED
+            driver.write(gpu(0), gpu(1))
+            await rig.ended(other)
+
+    go(scenario())
+
+
 def test_what_escaped_from_a_job_is_ended_before_its_gpu_is_free(
     driver: Driver, tmp_path: Path
 ) -> None:
