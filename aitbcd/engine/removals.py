@@ -26,7 +26,8 @@ _log = logging.getLogger(__name__)
 
 #: Packages that are removed at the same time, and of one user: a large one must not hold up others.
 _AT_ONCE, _AT_ONCE_OF_ONE = 8, 2
-#: How many are held in memory of those that the store knows.
+#: How many are read at once of those that the store knows. Of a user with as many in memory no more
+#: are read: they may be hundreds of thousands.
 _PAGE = 200
 #: Pause before a package is tried again: at first, at most while it is read (which its owner can
 #: do for ever with all of his), at most otherwise.
@@ -75,6 +76,8 @@ class Removals:
         self._is_unread = False
         self._read_to = 0
         self._has_new = False
+        #: Users of whom the store has more than is known here.
+        self._crowded: set[int] = set()
 
     def close(self) -> None:
         for timer in self._paused:
@@ -132,6 +135,9 @@ class Removals:
         if theirs:
             # At the end: the others are next.
             self._due[uid] = theirs
+        elif uid in self._crowded:
+            self._crowded.discard(uid)
+            self._is_unread, self._read_to = True, 0
         return removal
 
     def _first(self) -> int | None:
@@ -141,7 +147,8 @@ class Removals:
     async def _read_page(self) -> None:
         if self._read_to == 0:
             self._has_new = False
-        page = await self._store.removals(self._read_to, _PAGE)
+        self._crowded |= {uid for uid, theirs in self._due.items() if len(theirs) >= _PAGE}
+        page = await self._store.removals(self._read_to, _PAGE, without=self._crowded)
         for row in page:
             if row[0] not in self._known:
                 self._put(self._know(*row))

@@ -411,7 +411,8 @@ INSERT OR IGNORE INTO removals (number) VALUES (?)
 -- removals --
 -- Packages that are to go.
 SELECT r.number, j.uid FROM removals r JOIN jobs j ON j.number = r.number
-WHERE r.number > :after ORDER BY r.number LIMIT :limit
+WHERE r.number > :after AND j.uid NOT IN (SELECT value FROM json_each(:without))
+ORDER BY r.number LIMIT :limit
 
 -- drop_removal --
 -- It is gone.

@@ -441,9 +441,17 @@ class Store:
         """Return jobs whose results go until now, the oldest first."""
         return (await self._lookups.run(expiring.page, None, now, None, limit, self._ids)).jobs
 
-    async def removals(self, after: int = 0, limit: int = 1000) -> list[tuple[int, str, int]]:
-        """Return (number, job_id, uid) of packages that are to be removed, by number."""
-        found = await self._lookups.fetch(QUERIES["removals"], after=after, limit=limit)
+    async def removals(
+        self, after: int = 0, limit: int = 1000, *, without: Collection[int] = ()
+    ) -> list[tuple[int, str, int]]:
+        """Return (number, job_id, uid) of packages that are to be removed, by number.
+
+        Args:
+            without: leave out those of these users.
+        """
+        found = await self._lookups.fetch(
+            QUERIES["removals"], after=after, limit=limit, without=str(list(without))
+        )
         return [(number, self._ids.of(number), uid) for number, uid in found]
 
     async def usage(self, uid: int) -> int:

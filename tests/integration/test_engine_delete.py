@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from aitbcd.engine import removals
 from aitbcd.errors import NoSuchJob, WrongState
 from aitbcd.model import JobState, Owner, Priority
 from tests.integration.conftest import new_user
@@ -184,7 +185,7 @@ async def test_who_stops_the_removal_of_his_results_stops_nobody_elses(folder: P
         async with engine_in(folder) as rig:
             his = [
                 await rig.run("sh", "-c", make, owner=Owner(stopping.uid, stopping.name))
-                for _ in range(3)
+                for _ in range(6)
             ]
             others = await rig.run("true", owner=Owner(other.uid, other.name))
             deleting = [asyncio.create_task(rig.engine.delete(job)) for job in his]
@@ -214,3 +215,19 @@ def _stop_all(uid: int) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+@scenario
+async def test_more_packages_than_are_kept_in_mind_all_go(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(removals, "_PAGE", 4)
+        async with engine_in(folder) as rig:
+            jobs = [await rig.submit("true") for _ in range(40)]
+            ended = [await rig.ended(job) for job in jobs]
+            assert len(list(rig.results.iterdir())) == len(jobs)
+            last = max(job.expires_at or 0 for job in ended)
+            await rig.store.expire([job.number for job in ended], at=last)
+            assert len(await rig.store.removals()) == len(jobs)
+            rig.engine._removals.look()
+            for job in jobs:
+                await rig.gone(job)
