@@ -59,10 +59,11 @@ async def test_failed_and_canceled_jobs_are_charged_too(folder: Path) -> None:
 @scenario
 async def test_every_attempt_is_charged_once(folder: Path) -> None:
     async with engine_in(folder, CONFIG) as rig:
-        job = await rig.run("sh", "-c", "sleep 0.05; exit 1", retries=2)
+        job = await rig.run("sh", "-c", "sleep 0.2; exit 1", retries=2)
         assert (job.status, job.attempt) == (JobState.FAILED, 3)
         found = await charges(rig, job)
         assert len(found) == 3
+        # On a busy machine a start is noted a little after it was.
         assert min(found) >= 50_000
 
 

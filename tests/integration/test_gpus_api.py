@@ -150,7 +150,7 @@ def test_only_administrators_drain(gpu_box: Box, shared: Driver, ada: User, bob:
 
 
 def test_a_jobs_process_is_the_jobs_and_its_arguments_the_owners(
-    gpu_box: Box, shared: Driver, ada: User, tmp_path: Path
+    gpu_box: Box, shared: Driver, bob: User, tmp_path: Path
 ) -> None:
     shared.write(*PLAIN)
     gate = tmp_path / "gate"
@@ -167,14 +167,14 @@ def test_a_jobs_process_is_the_jobs_and_its_arguments_the_owners(
     assert (one["job_id"], one["pid"], one["user"]) == (job, pid, "root")
     assert str(gate) in one["command"]
     assert document["gpus"][0]["jobs"] == [job]
-    (other,) = ada.ask(gpu_box.service.socket, "GET", "/v1/gpus").json["gpus"][0]["processes"]
+    (other,) = bob.ask(gpu_box.service.socket, "GET", "/v1/gpus").json["gpus"][0]["processes"]
     assert other["command"] == "sh"
     # Saying that it is of this job does not make another user's process so.
     environ = {"PATH": os.environ["PATH"], "AITBC_JOB_ID": job}
-    with program("sleep", "3600", user=ada.uid, env=environ) as liar:
+    with program("sleep", "3600", user=bob.uid, env=environ) as liar:
         shared.write(gpu(0), gpu(1, "4090", process=[process(liar.pid, GIB)]))
         (one,) = reached(gpu_box, ["free", "foreign"])["gpus"][1]["processes"]
-    assert (one["job_id"], one["user"]) == (None, ada.name)
+    assert (one["job_id"], one["user"]) == (None, bob.name)
     gate.touch()
     gpu_box.ended(job)
 
