@@ -27,7 +27,6 @@ CACHE = Path(os.environ.get("AITBCD_TEST_CACHE", "/var/cache/aitbcd-tests"))
 _INCLUDED = (
     "systemd,systemd-sysv,dbus,python3,adduser,passwd,procps,iproute2,curl,util-linux,coreutils"
 )
-_MIRROR = "http://deb.debian.org/debian"
 ROOT = Path(__file__).resolve().parents[1]
 #: Where the program and what it needs lie in the machine.
 _OURS, _NEEDED = "/opt/aitbcd/source", "/opt/aitbcd/needed"
@@ -62,8 +61,9 @@ def tree() -> Path:
         if not made.exists():
             new = CACHE / f"{RELEASE}.new"
             shutil.rmtree(new, ignore_errors=True)
+            # From where debootstrap itself is told to take it.
             command = ["debootstrap", "--variant=minbase", f"--include={_INCLUDED}"]
-            subprocess.run([*command, RELEASE, new, _MIRROR], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*command, RELEASE, new], check=True, stdout=subprocess.DEVNULL)
             new.rename(made)
     return made
 
