@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -29,6 +28,7 @@ from aitbcd.api.activation import Handed
 from aitbcd.api.context import Api
 from aitbcd.api.keyring import Keyring
 from aitbcd.api.socket import Clients, Server, check_free, shown_address
+from aitbcd.clock import now_us
 from aitbcd.devices import Inventory
 from aitbcd.engine import Engine
 from aitbcd.errors import AitbcError
@@ -124,7 +124,7 @@ async def _serve(
         gpus = Gpus(chosen.gpus, drains, Claims(where).job_of)
         stack.push_async_callback(gpus.close)
         gpus.open()
-        store = await Store.open(where.db, now=time.time_ns() // 1000)
+        store = await Store.open(where.db, now=now_us())
         stack.push_async_callback(store.close)
         runs = Runs(where, boot_id=this_machine.boot_id, is_separate=is_separate)
         stack.push_async_callback(runs.close)

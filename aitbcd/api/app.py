@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -34,6 +33,7 @@ from aitbcd.api.context import Api, Caller
 from aitbcd.api.identity import Identity
 from aitbcd.api.messages import StreamBroken, problem_response
 from aitbcd.api.peer import Peer, check_origin
+from aitbcd.clock import now_us
 from aitbcd.errors import AitbcError, BadRequest, NoSuchFile
 from aitbcd.model import Key
 
@@ -86,7 +86,7 @@ class _Gate:
         if key is None:
             await self._pass(scope, receive, send)
             return
-        with self._keyring.using(key, scope["state"]["abort"], time.time_ns() // 1000):
+        with self._keyring.using(key, scope["state"]["abort"], now_us()):
             await self._pass(scope, receive, send)
 
     async def _admit(self, scope: Scope) -> Key | None:

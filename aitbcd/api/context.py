@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from starlette.requests import HTTPConnection, Request
 
 from aitbcd.api.keyring import Keyring
 from aitbcd.api.peer import Site
+from aitbcd.clock import now_us
 from aitbcd.engine import Engine
 from aitbcd.errors import AitbcError, AmbiguousJob, Forbidden, NoSuchJob
 from aitbcd.feed import Feed
@@ -139,12 +139,12 @@ class Api:
             return None
         if ref.removeprefix("job_") not in (job.job_id.removeprefix("job_"), str(job.number)):
             return None
-        now = time.time_ns() // 1000
+        now = now_us()
         return await self.store.share_with(caller(request).owner.name, job.number, now)
 
     def count_use(self, share: Share) -> None:
         """Count a use of a share, without waiting for that."""
-        used = self.store.used_share(share.id, time.time_ns() // 1000)
+        used = self.store.used_share(share.id, now_us())
         used.add_done_callback(_on_counted)
 
     def stop(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Self
@@ -18,6 +17,7 @@ from aitbcd.api.messages import JsonResponse, stream
 from aitbcd.api.operations import Asked, Operation, flag, number
 from aitbcd.api.schemas import json, page, raw, ref
 from aitbcd.api.ticking import percentages
+from aitbcd.clock import now_us
 from aitbcd.model import Event, Job, JobState
 
 LINES = "application/x-ndjson"
@@ -89,7 +89,7 @@ async def _all_events(api: Api, job: Job, since: int) -> list[Event]:
 def _progress(job: Job, percent: int) -> dict[str, wire.Json]:
     return {
         "progress": percent,
-        "time": wire.rfc3339_exact(time.time_ns() // 1000),
+        "time": wire.rfc3339_exact(now_us()),
         "job_id": job.job_id,
         "number": job.number,
     }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from aitbcd.api.context import sees_all
 from aitbcd.api.operations import Asked, Parameter, choice, choices, flag, moment, number, text
+from aitbcd.clock import now_us
 from aitbcd.errors import Forbidden
 from aitbcd.model import JobState, Owner
 from aitbcd.store import JobFilter, Sort
@@ -77,4 +76,4 @@ def since(begin: int | None, days: int | None) -> int | None:
     """Return where a span of time begins that is given by a time, by days until now, or both."""
     if days is None:
         return begin
-    return max(begin or 0, time.time_ns() // 1000 - days * _DAY_US)
+    return max(begin or 0, now_us() - days * _DAY_US)

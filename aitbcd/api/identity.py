@@ -16,6 +16,7 @@ from aitbcd.api.context import ADMIN_GROUP, Api, Caller
 from aitbcd.api.keyring import MAKE_ANOTHER
 from aitbcd.api.limits import Limit
 from aitbcd.api.peer import Peer, is_forwarded, owner_of
+from aitbcd.clock import now_us
 from aitbcd.errors import AitbcError, Forbidden, RateLimited, Unauthorized, Unavailable
 from aitbcd.model import Owner
 
@@ -111,7 +112,7 @@ class Identity:
             raise Unauthorized(
                 "the API key is not known here: it is wrong, or was revoked", hint=MAKE_ANOTHER
             )
-        self._keyring.use(key, time.time_ns() // 1000)
+        self._keyring.use(key, now_us())
         await users.find(key.owner.uid)
         owner = owner_of(Peer(key.owner.uid, is_tcp=True), is_shared=self._api.members is not None)
         if owner.name != key.owner.name:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +21,7 @@ from aitbcd.api.operations import (
     text,
 )
 from aitbcd.api.schemas import BOOLEAN, INTEGER, MOMENT, STRING, json, optional, page, record
+from aitbcd.clock import now_us
 from aitbcd.errors import Forbidden, NoSuchKey, NotSatisfiable, WrongState
 from aitbcd.model import Key
 
@@ -81,7 +81,7 @@ class _Keys:
                 hint="make it on the machine itself: aitbcctl key create --name NAME",
             )
         await self._check_plan(who, plan)
-        now = time.time_ns() // 1000
+        now = now_us()
         lasts_s = asked[_EXPIRES]
         if lasts_s is not None and lasts_s < 1:
             raise NotSatisfiable("the key would expire at once", hint="for example 90d")
@@ -111,7 +111,7 @@ class _Keys:
         )
 
     async def revoke(self, request: Request, asked: Asked) -> Response:
-        owner, now = caller(request).owner, time.time_ns() // 1000
+        owner, now = caller(request).owner, now_us()
         ref: str = request.path_params["name"]
         await self._api.keyring.revoke(ref, owner, now, but=request.state.abort)
         return JsonResponse({"revoked": 1})

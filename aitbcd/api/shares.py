@@ -10,7 +10,6 @@ import hashlib
 import pwd
 import re
 import secrets
-import time
 from urllib.parse import unquote_to_bytes
 
 from starlette.requests import Request
@@ -24,6 +23,7 @@ from aitbcd.api.operations import Asked, Operation, choice, duration, flag, numb
 from aitbcd.api.peer import FIRST_USER_UID
 from aitbcd.api.results import refuse_without_results, send_file, send_zip
 from aitbcd.api.schemas import BOOLEAN, INTEGER, MOMENT, STRING, json, optional, page, raw, record
+from aitbcd.clock import now_us
 from aitbcd.errors import (
     BadRange,
     NoResults,
@@ -109,7 +109,7 @@ class _Shares:
         owner = caller(request).owner
         job = await self._api.job(request)
         refuse_without_results(job)
-        user, lasts_s, now = asked[_WITH], asked[_EXPIRES], _now_us()
+        user, lasts_s, now = asked[_WITH], asked[_EXPIRES], now_us()
         lasts_s = _DEFAULT_S if lasts_s is None else lasts_s
         if lasts_s < 1:
             raise NotSatisfiable("the share would be over at once", hint="for example 7d")
@@ -139,7 +139,7 @@ class _Shares:
 
     async def revoke(self, request: Request, asked: Asked) -> Response:
         job = await self._api.job(request)
-        revoked = await self._api.store.revoke_shares(job.number, _now_us())
+        revoked = await self._api.store.revoke_shares(job.number, now_us())
         return JsonResponse({"revoked": revoked})
 
     async def _page(self, uid: int | None, number: int | None, asked: Asked) -> Response:
@@ -207,7 +207,7 @@ class _Shares:
         share = None
         if _TOKEN.fullmatch(token):
             share = await self._api.store.share_by_digest(_digest(token))
-        if share is None or share.revoked_at is not None or share.expires_at <= _now_us():
+        if share is None or share.revoked_at is not None or share.expires_at <= now_us():
             raise NoSuchShare(
                 "this link is wrong, has expired or was revoked",
                 hint="ask whoever gave it to you for another one",
@@ -249,7 +249,3 @@ def _uid_of(user: str) -> int | None:
         return pwd.getpwnam(user).pw_uid
     except (KeyError, ValueError):
         return None
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

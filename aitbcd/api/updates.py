@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
@@ -24,6 +23,7 @@ from aitbcd.api import view
 from aitbcd.api.context import Api, caller
 from aitbcd.api.ticking import percentages
 from aitbcd.api.websocket import SLOW, SLOW_REASON
+from aitbcd.clock import now_us
 from aitbcd.errors import BadRequest, InvalidValue
 from aitbcd.model import Event, Job, JobState
 
@@ -251,7 +251,7 @@ class _Ticker:
                 "number": self._number,
                 "status": JobState.RUNNING.value,
                 "progress": percent,
-                "time": wire.rfc3339_exact(time.time_ns() // 1000),
+                "time": wire.rfc3339_exact(now_us()),
             }
         ).decode()
 

@@ -7,12 +7,12 @@ from it, else from earlier runs of the same name or command.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from functools import partial
 
 from aitbcd import wire
 from aitbcd.api.context import Api
+from aitbcd.clock import now_us
 from aitbcd.model import Job, JobState, ResultsState
 from aitbcd.results import listing, reported
 from aitbcd.store import digest_of_command
@@ -51,7 +51,7 @@ async def details(api: Api, job: Job) -> dict[str, wire.Json]:
     spec = await api.store.spec(job.number)
     attempts = await api.store.attempts(job.number)
     events = await api.store.events(number=job.number)
-    shares = await api.store.count_shares(job.number, now())
+    shares = await api.store.count_shares(job.number, now_us())
     files: list[listing.StoredFile] = []
     total = 0
     if job.ending is not None and job.ending.results is ResultsState.KEPT:
@@ -90,15 +90,11 @@ async def estimate(api: Api, job: Job, percent: int) -> int | None:
     if job.status is not JobState.RUNNING or job.started_at is None:
         return None
     if percent > 0:
-        return job.started_at + max(0, now() - job.started_at) * 100 // percent
+        return job.started_at + max(0, now_us() - job.started_at) * 100 // percent
     typical = await api.store.typical_us(job.owner.uid, job.name, await _digest(api, job))
-    if typical is None or job.started_at + typical < now():
+    if typical is None or job.started_at + typical < now_us():
         return None
     return job.started_at + typical
-
-
-def now() -> int:
-    return time.time_ns() // 1000
 
 
 async def _digest(api: Api, job: Job) -> bytes:
