@@ -522,9 +522,7 @@ class Attempt:
         until = at = min(ending.finished_at, now_us())
         if ending.reason is Reason.LOST:
             until = reported.last_sign(self._folder(is_sealed=True)) or at
-        charge_micro = self._parts.terms.charge_micro(
-            self.job, self._gpu_models, self._used_us(until)
-        )
+        charge_micro = self._charge_micro(self._used_us(until))
         ending = replace(ending, finished_at=at, charge_micro=charge_micro)
         await self._record(status, ending, None)
 

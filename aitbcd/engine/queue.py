@@ -122,16 +122,13 @@ class Queue:
 
     def let_go(self, attempt: Attempt) -> None:
         """Let a job start, on what it takes."""
-        self._give_room(attempt)
+        self._free = self._free.minus(claim_of(attempt.job))
+        self._holders[attempt.job.number] = time.monotonic()
         attempt.has_room.set()
 
     def stand_by(self, attempt: Attempt) -> None:
         """Let an assigned job start when there is room, before anything that waits."""
         self._standby.add(attempt)
-
-    def _give_room(self, attempt: Attempt) -> None:
-        self._free = self._free.minus(claim_of(attempt.job))
-        self._holders[attempt.job.number] = time.monotonic()
 
     def vacate(self, attempt: Attempt) -> None:
         """Have back what a job took."""
@@ -179,8 +176,7 @@ class Queue:
         while attempt := self._standby.first():
             if not claim_of(attempt.job).fits(self._free):
                 return False
-            self._give_room(attempt)
-            self._standby.call_up()
+            self.let_go(attempt)
         return True
 
     def _assign_ahead(self) -> None:

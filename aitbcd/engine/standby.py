@@ -36,11 +36,7 @@ class Standby:
         self._line.append(attempt)
 
     def first(self) -> Attempt | None:
-        """Return whose turn it is; nobody who was canceled meanwhile."""
+        """Return whose turn it is; nobody who has been let go, or was canceled meanwhile."""
         while self._line and self._line[0].has_room.is_set():
             self._line.popleft()
         return self._line[0] if self._line else None
-
-    def call_up(self) -> None:
-        """Let the first one go."""
-        self._line.popleft().has_room.set()
