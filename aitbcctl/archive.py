@@ -17,13 +17,11 @@ from aitbcctl.crew import Crew
 from aitbcctl.following import Patience
 from aitbcctl.meter import Meter
 from aitbcctl.package import claim, other_content, partial_of, placing, put_in_place
-from aitbcctl.sources import LIST, Corrupt, put
+from aitbcctl.sources import LIST, LIST_MAX, Corrupt, put
 from aitbcd import manifest
 from aitbcd.errors import BadRange, ClientFailure, Unavailable, Unreachable
 
 _PIECE = 1024 * 1024
-#: A list of more than a million files.
-_LIST_MAX = 256 * 1024 * 1024
 
 
 def fetch(
@@ -164,7 +162,7 @@ def listed(path: str) -> tuple[str, bytes | None, int]:
             (top,) = tops
             size = sum(entry.file_size for entry in entries)
             held = [entry for entry in entries if entry.filename == top + suffix]
-            if not held or held[0].file_size > _LIST_MAX:
+            if not held or held[0].file_size > LIST_MAX:
                 return top, None, size
             return top, archive.read(held[0]), size
     except (BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
-from contextlib import suppress
 
+from aitbcctl.files import written_whole
 from aitbcctl.refusals import Refused
-from aitbcctl.sources import LIST
+from aitbcctl.sources import LIST, LIST_MAX
 from aitbcd import manifest
 from aitbcd.errors import ClientFailure
 
 _OF_A_JOB = re.compile(rb"(?:\A|/)job_[0-9a-z]{8}/")
-#: Far more than a list of ours has.
-_LIST_MAX = 256 * 1024 * 1024
 
 
 def check_is_free(*, force: bool) -> None:
@@ -28,7 +25,7 @@ def check_is_free(*, force: bool) -> None:
         return
     try:
         with open(LIST, "rb") as file:
-            names = manifest.parse(file.read(_LIST_MAX))
+            names = manifest.parse(file.read(LIST_MAX))
     except (OSError, manifest.BadManifest):
         names = {b"": ""}
     if not all(_OF_A_JOB.search(name) for name in names):
@@ -43,18 +40,10 @@ def write(folder: str, text: bytes, digests: dict[bytes, str]) -> None:
     digests = digests | {LIST: hashlib.sha256(text).hexdigest()}
     prefix = os.fsencode(os.path.normpath(folder))
     lines = manifest.build((b"%s/%s" % (prefix, name), digest) for name, digest in digests.items())
-    path = ""
     try:
-        fd, path = tempfile.mkstemp(prefix=f".{manifest.FILE_NAME}.", dir=".")
-        with open(fd, "wb") as file:
-            file.write(lines)
-            mask = os.umask(0o077)
-            os.umask(mask)
-            os.fchmod(fd, 0o666 & ~mask)
-        os.rename(path, LIST)
+        with written_whole(manifest.FILE_NAME) as put:
+            put(lines)
     except OSError as error:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
         raise ClientFailure(
             f"cannot write {manifest.FILE_NAME} here: {error.strerror}",
             hint="go to a directory of yours",

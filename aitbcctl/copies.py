@@ -15,14 +15,12 @@ from aitbcctl import archive
 from aitbcctl.checking import digests_below
 from aitbcctl.client import Client, Json, job_path
 from aitbcctl.meter import Meter
-from aitbcctl.sources import LIST
+from aitbcctl.sources import LIST, LIST_MAX
 from aitbcctl.terminal import say
 from aitbcd import manifest, wire
 from aitbcd.errors import AitbcError, ClientFailure, NoSuchJob
 
 _JOB_ID = re.compile(r"job_[0-9a-z]{8}")
-#: A list of more than a million files.
-_LIST_MAX = 256 * 1024 * 1024
 Differences = list[tuple[str, bytes]]
 
 
@@ -50,13 +48,18 @@ def verify(client: Client, ref: str | None, path: str) -> Json:
 def _compare(text: bytes | None, sealed: str | None, found: dict[bytes, str]) -> Differences:
     if text is None:
         return [("manifest" if LIST in found else "missing", LIST)]
-    is_other = sealed not in (None, hashlib.sha256(text).hexdigest())
-    differences: Differences = [("manifest", LIST)] if is_other else []
+    differences = _of_list(text, sealed)
     files = {name: digest for name, digest in found.items() if name != LIST}
     try:
         return differences + manifest.compare(manifest.parse(text), files)
     except manifest.BadManifest:
         return differences or [("manifest", LIST)]
+
+
+def _of_list(text: bytes, sealed: str | None) -> Differences:
+    """Return how a list differs from what the daemon recorded of it, where that is known."""
+    is_other = sealed not in (None, hashlib.sha256(text).hexdigest())
+    return [("manifest", LIST)] if is_other else []
 
 
 def _folder(path: str, ref: str | None) -> str:
@@ -78,10 +81,10 @@ def _folder(path: str, ref: str | None) -> str:
 def _read(path: str) -> bytes | None:
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            text = file.read(_LIST_MAX + 1)
+            text = file.read(LIST_MAX + 1)
     except OSError:
         return None
-    return text if len(text) <= _LIST_MAX else None
+    return text if len(text) <= LIST_MAX else None
 
 
 def _sealed(client: Client, ref: str | None, name: str) -> str | None:
@@ -111,8 +114,7 @@ def _verify_zip(client: Client, ref: str | None, path: str) -> Json:
     sealed = _sealed(client, ref, job_id or name)
     if text is None:
         return _answer(0, size, [("missing", LIST)])
-    is_other = sealed not in (None, hashlib.sha256(text).hexdigest())
-    differences: Differences = [("manifest", LIST)] if is_other else []
+    differences = _of_list(text, sealed)
     try:
         stated = manifest.parse(text)
     except manifest.BadManifest:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tomllib
 from typing import Any
 
 from aitbcctl.client import Json
+from aitbcctl.files import contents
 from aitbcctl.refusals import Usage
-from aitbcd.errors import ClientFailure, TooLarge
 
 FILE_MAX = 16 * 1024 * 1024
 
@@ -25,7 +24,7 @@ def read(file: str) -> Json:
         Usage: it is no job; the text says where.
         ClientFailure: it cannot be read.
     """
-    raw = _bytes(file)
+    raw = contents(file, FILE_MAX, "a job")
     is_json = file.endswith(".json") or (
         not file.endswith(".toml") and raw.lstrip().startswith(b"{")
     )
@@ -56,20 +55,6 @@ def entries(job: Json) -> list[Any]:
     if isinstance(env, dict):
         return [f"{name}={value}" for name, value in env.items()]
     return list(env) if isinstance(env, list) else [env]
-
-
-def _bytes(file: str) -> bytes:
-    try:
-        if file == "-":
-            data = sys.stdin.buffer.read(FILE_MAX + 1)
-        else:
-            with open(file, "rb") as opened:
-                data = opened.read(FILE_MAX + 1)
-    except OSError as error:
-        raise ClientFailure(f"cannot read {file}: {error.strerror}") from None
-    if len(data) > FILE_MAX:
-        raise TooLarge(f"{file} is larger than {FILE_MAX >> 20} MiB, the limit of a job")
-    return data
 
 
 def _check_is_json(file: str, job: Json) -> None:

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 
 from aitbcctl.checking import Tell, difference, digest, names_below
 from aitbcctl.crew import Crew
+from aitbcctl.files import umask
 from aitbcctl.following import Patience
 from aitbcctl.refusals import Refused
 from aitbcctl.sources import (
@@ -284,9 +285,7 @@ def _sync_file_system(root: bytes) -> None:
 
 def put_in_place(built: str, target: str) -> None:
     """Give what was built its final name; what was there under it goes."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    os.chmod(built, (0o777 if os.path.isdir(built) else 0o666) & ~mask)
+    os.chmod(built, (0o777 if os.path.isdir(built) else 0o666) & ~umask())
     aside = f"{built}.replaced"
     _remove(aside)
     if os.path.lexists(target):

@@ -20,7 +20,7 @@ from aitbcd.errors import BadRange, ClientFailure, NoSuchFile
 
 LIST = manifest.FILE_NAME.encode()
 #: A list of more than a million files.
-_LIST_MAX = 256 * 1024 * 1024
+LIST_MAX = 256 * 1024 * 1024
 _PIECE = 1024 * 1024
 #: Past the page cache's read-ahead, and short enough to be left at ^C.
 _SPAN = 8 * 1024 * 1024
@@ -201,7 +201,7 @@ def read_list(files: Source, sealed: str | None) -> tuple[bytes, dict[bytes, str
         with closing(file):
             for piece in file.pieces():
                 text += piece
-                if len(text) > _LIST_MAX:
+                if len(text) > LIST_MAX:
                     raise Corrupt(f"{manifest.FILE_NAME} is larger than any that is sealed")
     if sealed is not None and hashlib.sha256(text).hexdigest() != sealed:
         raise Corrupt(f"{manifest.FILE_NAME} was changed after the job's end; nothing was copied")

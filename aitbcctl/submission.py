@@ -11,15 +11,14 @@ from __future__ import annotations
 import json
 import os
 import stat
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from aitbcctl import environment
+from aitbcctl import environment, files
 from aitbcctl.client import Client, Json
 from aitbcctl.refusals import Usage
 from aitbcctl.terminal import complain, flush, put, put_json, say
-from aitbcd.errors import AitbcError, ClientFailure, TooLarge
+from aitbcd.errors import AitbcError
 
 #: The daemon's limit for a batch with defaults, which is one JSON document.
 BATCH_MAX = 16 * 1024 * 1024
@@ -178,7 +177,7 @@ def describe(
     if artifacts:
         from_file = list(job.get("artifacts") or []) if given else []
         job["artifacts"] = from_file + [_text(os.fsencode(glob)) for glob in artifacts]
-    job.setdefault("umask", f"{_umask():04o}")
+    job.setdefault("umask", f"{files.umask():04o}")
     return job
 
 
@@ -309,12 +308,6 @@ def _assignment(entry: str) -> bytes:
     return os.fsencode(entry)
 
 
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
 def _wait_for(client: Client, job: Json, follow: bool, as_json: bool) -> int:
     from aitbcctl import following
 
@@ -350,7 +343,8 @@ def _wait_for_batch(client: Client, file: str, defaults: Json, as_json: bool) ->
 
 
 def _post_batch(client: Client, file: str, defaults: Json) -> Json:
-    lines = _read_batch(file)
+    batch = files.contents(file, BATCH_MAX, "one batch", hint="split it, by lines, into several")
+    lines = batch.split(b"\n")
     # Each line is parsed here, so that one that is no JSON is named by its line in the file.
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
     jobs = [_batch_line(file, number, lines[number - 1]) for number in numbers]
@@ -374,20 +368,3 @@ def _batch_line(file: str, number: int, line: bytes) -> Json:
     except ValueError as error:
         raise Usage(f"{file}, line {number}: {error}; nothing was submitted") from None
     return job
-
-
-def _read_batch(file: str) -> list[bytes]:
-    try:
-        if file == "-":
-            data = sys.stdin.buffer.read(BATCH_MAX + 1)
-        else:
-            with open(file, "rb") as opened:
-                data = opened.read(BATCH_MAX + 1)
-    except OSError as error:
-        raise ClientFailure(f"cannot read {file}: {error.strerror}") from None
-    if len(data) > BATCH_MAX:
-        raise TooLarge(
-            f"{file} is larger than {BATCH_MAX >> 20} MiB, the limit of one batch",
-            hint="split it, by lines, into several",
-        )
-    return data.split(b"\n")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from aitbcctl import options, terminal
+from aitbcctl.files import written_whole
 from aitbcctl.meter import Meter
 from aitbcctl.render import plain, size
 from aitbcctl.terminal import put, say
@@ -69,29 +69,17 @@ def _written(path: str) -> Iterator[Put]:
     Raises:
         ClientFailure: it could not be written; what was there is there.
     """
-    beside = ""
     try:
         if _is_special(path):
             with open(path, "wb") as file:
                 yield file.write
-            return
-        fd, beside = tempfile.mkstemp(prefix=f".{os.path.basename(path)[:100]}.",
-                                      dir=os.path.dirname(path) or ".")  # fmt: skip
-        with open(fd, "wb") as file:
-            yield file.write
-            file.flush()
-            os.fsync(fd)
-            mask = os.umask(0o077)
-            os.umask(mask)
-            os.fchmod(fd, 0o666 & ~mask)
-        os.rename(beside, path)
+        else:
+            with written_whole(path) as write:
+                yield write
     except OSError as error:
         raise ClientFailure(
             f"cannot write {path}: {error.strerror}", hint="choose another --output"
         ) from None
-    finally:
-        with suppress(OSError):
-            os.unlink(beside)
 
 
 def _is_special(path: str) -> bool:
