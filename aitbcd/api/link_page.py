@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass
 from html import escape
 from urllib.parse import quote
 
@@ -18,14 +17,13 @@ from aitbcd import manifest, wire
 from aitbcd.api.context import Api
 from aitbcd.errors import AitbcError, NoResults
 from aitbcd.model import Job, JobState, Share
-from aitbcd.results import beneath
+from aitbcd.results import beneath, listing
+from aitbcd.results.listing import StoredFile
 from aitbcd.results.package import Package
 from aitbcd.units import format_size
 
 #: Files that are listed; the zip has all.
 _LISTED_MAX = 1000
-#: A manifest that is larger is not read: it has far more lines than that.
-_MANIFEST_BYTES_MAX = 16 << 20
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
@@ -51,17 +49,10 @@ _POLICY = (
 _HEADERS = {"content-security-policy": _POLICY, "x-content-type-options": "nosniff"}
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: bytes
-    size: int | None
-    digest: str
-
-
 async def show(api: Api, request: Request, job: Job, share: Share) -> Response:
     """Return the page of a link."""
 
-    def read() -> tuple[list[_File], int]:
+    def read() -> tuple[list[StoredFile], int]:
         with Package(api.paths.package(job.job_id)) as package:
             return _files(package)
 
@@ -83,26 +74,17 @@ def refuse(error: AitbcError) -> Response:
     return HTMLResponse(_document(error.title, body), error.status, _HEADERS)
 
 
-def _files(package: Package) -> tuple[list[_File], int]:
+def _files(package: Package) -> tuple[list[StoredFile], int]:
     """Return the first files of the manifest, and how many there are."""
     with package.open(manifest.FILE_NAME.encode()) as stated:
-        if stated.size > _MANIFEST_BYTES_MAX:
+        if stated.size > listing.BYTES_MAX:
             return [], -1
-        text = stated.pread(_MANIFEST_BYTES_MAX, 0)
+        text = stated.pread(listing.BYTES_MAX, 0)
     digests = manifest.parse(text)
-    listed = sorted(digests)[:_LISTED_MAX]
-    return [_File(path, _size(package, path), digests[path]) for path in listed], len(digests)
+    return listing.sized(package, digests, _LISTED_MAX), len(digests)
 
 
-def _size(package: Package, path: bytes) -> int | None:
-    try:
-        with package.open(path) as file:
-            return file.size
-    except (beneath.NotThere, PermissionError):
-        return None
-
-
-def _page(job: Job, share: Share, files: list[_File], total: int, token: str) -> str:
+def _page(job: Job, share: Share, files: list[StoredFile], total: int, token: str) -> str:
     size = format_size(job.ending.result_bytes) if job.ending else ""
     name = f" &ldquo;{escape(job.name)}&rdquo;" if job.name else ""
     title = f"{escape(job.job_id)}{name}"
@@ -143,14 +125,15 @@ def _document(title: str, body: str) -> str:
 """
 
 
-def _row(file: _File, token: str) -> str:
-    shown = escape(file.path.decode(errors="backslashreplace"))
-    size = "" if file.size is None else format_size(file.size)
+def _row(file: StoredFile, token: str) -> str:
+    path, bytes_of, digest = file
+    shown = escape(path.decode(errors="backslashreplace"))
+    size = "" if bytes_of is None else format_size(bytes_of)
     # Relative to the page itself, wherever a proxy has put it.
-    link = escape(f"{token}/files/{quote(file.path)}")
+    link = escape(f"{token}/files/{quote(path)}")
     return (
         f'<tr><td><a href="{link}">{shown}</a></td><td class="size">{size}</td>'
-        f'<td class="sum">{escape(file.digest)}</td></tr>'
+        f'<td class="sum">{escape(digest)}</td></tr>'
     )
 
 

@@ -103,10 +103,7 @@ class _Results:
         return send_file(self._api, request, await self._job(request), b"output.json")
 
     async def file(self, request: Request, asked: Asked) -> Response:
-        job = await self._job(request)
-        # The decoded path has lost what is no UTF-8.
-        _, _, path = request.scope["raw_path"].partition(b"/files/")
-        return send_file(self._api, request, job, unquote_to_bytes(path))
+        return send_file(self._api, request, await self._job(request), path_of(request))
 
     async def verify(self, request: Request, asked: Asked) -> Response:
         job = await self._job(request)
@@ -177,6 +174,12 @@ async def send_zip(api: Api, request: Request, job: Job) -> Response:
     headers["content-disposition"] = f'attachment; filename="{job.job_id}.zip"'
     pieces = iterated(api, archive.pieces(*(span or ())))
     return stream(request, pieces, "application/zip", headers, status, release=archive.close)
+
+
+def path_of(request: Request) -> bytes:
+    """Return the path of the file that a request is for: decoded, it has lost what is no UTF-8."""
+    _, _, path = request.scope["raw_path"].partition(b"/files/")
+    return unquote_to_bytes(path)
 
 
 def send_file(api: Api, request: Request, job: Job, path: bytes) -> Response:

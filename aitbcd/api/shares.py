@@ -10,7 +10,6 @@ import hashlib
 import pwd
 import re
 import secrets
-from urllib.parse import unquote_to_bytes
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,7 +20,7 @@ from aitbcd.api.context import Api, caller, sees_all
 from aitbcd.api.messages import JsonResponse
 from aitbcd.api.operations import Asked, Operation, choice, duration, flag, number, text
 from aitbcd.api.peer import FIRST_USER_UID
-from aitbcd.api.results import refuse_without_results, send_file, send_zip
+from aitbcd.api.results import path_of, refuse_without_results, send_file, send_zip
 from aitbcd.api.schemas import BOOLEAN, INTEGER, MOMENT, STRING, json, optional, page, raw, record
 from aitbcd.clock import now_us
 from aitbcd.errors import (
@@ -197,9 +196,7 @@ class _Shares:
 
     async def file(self, request: Request, asked: Asked) -> Response:
         share, job = await self._find(request)
-        # The decoded path has lost what is no UTF-8.
-        _, _, path = request.scope["raw_path"].partition(b"/files/")
-        answer = send_file(self._api, request, job, unquote_to_bytes(path))
+        answer = send_file(self._api, request, job, path_of(request))
         return self._private(request, answer, share)
 
     async def _find(self, request: Request) -> tuple[Share, Job]:

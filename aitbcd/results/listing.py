@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
 from aitbcd import manifest
 from aitbcd.results import beneath
+from aitbcd.results.package import Package
 
 _PIECE = 1 << 20
-#: Of a manifest that is looked at.
-_BYTES_MAX = 16 << 20
+#: Of a manifest that is looked at: what is larger has far more lines than fit on a page.
+BYTES_MAX = 16 << 20
 #: A path, its size (None where the file is missing or is none), its sha256.
 StoredFile: TypeAlias = tuple[bytes, int | None, str]
 
@@ -22,29 +23,23 @@ def first(package: Path, most: int, digest: str) -> list[StoredFile]:
     What its owner has made unreadable, or no manifest, has none.
     """
     try:
-        folder = beneath.open_folder(package)
-    except (beneath.NotThere, PermissionError):
-        return []
-    try:
-        if stated := _stated(folder, most):
-            stated[manifest.FILE_NAME.encode()] = digest
-        return [(path, _size(folder, path), stated[path]) for path in sorted(stated)[:most]]
-    finally:
-        os.close(folder)
-
-
-def _stated(folder: int, most: int) -> dict[bytes, str]:
-    try:
-        with beneath.OpenFile(beneath.open_beneath(folder, manifest.FILE_NAME.encode())) as file:
-            return manifest.parse(_lines(file, most))
+        with Package(package) as held, held.open(manifest.FILE_NAME.encode()) as file:
+            if stated := manifest.parse(_lines(file, most)):
+                stated[manifest.FILE_NAME.encode()] = digest
+            return sized(held, stated, most)
     except (beneath.NotThere, PermissionError, manifest.BadManifest):
-        return {}
+        return []
+
+
+def sized(package: Package, stated: Mapping[bytes, str], most: int) -> list[StoredFile]:
+    """Return the first of the files that a manifest states, with their sizes."""
+    return [(path, _size(package, path), stated[path]) for path in sorted(stated)[:most]]
 
 
 def _lines(file: beneath.OpenFile, most: int) -> bytes:
     """Return at most so many whole lines from the start."""
     text = bytearray()
-    while text.count(b"\n") < most and len(text) < _BYTES_MAX:
+    while text.count(b"\n") < most and len(text) < BYTES_MAX:
         piece = file.pread(_PIECE, len(text))
         if not piece:
             break
@@ -53,9 +48,9 @@ def _lines(file: beneath.OpenFile, most: int) -> bytes:
     return b"".join(line + b"\n" for line in lines[:-1][:most])
 
 
-def _size(folder: int, path: bytes) -> int | None:
+def _size(package: Package, path: bytes) -> int | None:
     try:
-        with beneath.OpenFile(beneath.open_beneath(folder, path)) as file:
+        with package.open(path) as file:
             return file.size
     except (beneath.NotThere, PermissionError):
         return None
