@@ -65,6 +65,7 @@ def start_message(
     results: str,
     grace_s: float,
     log_limit: int,
+    no_new_privs: bool = False,
     gpu_uuids: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Return the request to start an attempt."""
@@ -81,6 +82,7 @@ def start_message(
         "timeout_s": spec.timeout_s,
         "grace_s": grace_s,
         "log_limit": log_limit,
+        "no_new_privs": no_new_privs,
     }
 
 

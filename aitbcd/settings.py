@@ -146,12 +146,15 @@ class Gpus:
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """Who has jobs where the launcher is a service of root's; it reads these by itself too."""
+    """How jobs are started; a launcher that is a service of root's reads this by itself too."""
 
-    #: Groups whose members are served and have their jobs run as themselves.
+    #: Where it is a service of root's: groups whose members are served and have their jobs run as
+    #: themselves.
     groups: tuple[str, ...] = ("aitbc", "aitbc-admin")
-    #: Root may have jobs too.
+    #: There: root may have jobs too.
     root: bool = False
+    #: No job gets more rights than its user has: set-id programs (sudo, newuidmap) give none.
+    no_new_privs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +395,7 @@ TABLES: Mapping[str, Table] = {
         {
             "groups": _Key("groups", _groups, 'names of groups, for example ["aitbc"]'),
             "root": _Key("root", _flag, "true or false"),
+            "no_new_privs": _Key("no_new_privs", _flag, "true or false"),
         },
     ),
     "gpus": Table(

@@ -282,6 +282,7 @@ class Attempt:
             results=self._parts.results,
             grace_s=self._parts.settings.jobs.cancel_grace_s,
             log_limit=self._parts.settings.jobs.log_limit,
+            no_new_privs=self._parts.settings.launcher.no_new_privs,
             gpu_uuids=self.job.gpu_uuids,
         )
         self._due_at = time.monotonic() + _ANSWER_S

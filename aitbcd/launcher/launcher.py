@@ -254,6 +254,8 @@ class Launcher:
     # -- attempts ---------------------------------------------------------------------------
 
     def _start(self, spec: Message) -> None:
+        if self._rules:
+            self._rules.restrict(spec)
         name = protocol.folder_name(spec["job"], spec["attempt"])
         worker = self._idle.pop() if self._idle else None
         try:

@@ -9,12 +9,15 @@ import socket
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # linux/prctl.h, linux/falloc.h, sys/inotify.h
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 # linux/ioprio.h: this process, and the class that gets the disk when nobody else wants it.
 _IOPRIO_WHO_PROCESS, _IOPRIO_IDLE = 1, 3 << 13
 #: The C library has no function for it: asm/unistd.h.
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
+# linux/keyctl.h
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
 _IN_MODIFY, _IN_ONESHOT = 0x2, 0x80000000
 
 _fallocate = _libc.fallocate
@@ -49,6 +52,21 @@ def notify(state: str) -> None:
 def become_subreaper() -> None:
     """Let orphaned descendants become our children (prctl(2), PR_SET_CHILD_SUBREAPER)."""
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def forbid_new_privileges() -> None:
+    """Let no program that this process executes get more rights: no set-id bits count any more."""
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def leave_session_keyring() -> None:
+    """Let this process and its children have keys of their own (session-keyring(7)).
+
+    A kernel without keys, or a container that may not use them, has none to keep apart.
+    """
+    number = _KEYCTL.get(os.uname().machine)
+    if number is not None:
+        _libc.syscall(ctypes.c_long(number), _KEYCTL_JOIN_SESSION_KEYRING, None)
 
 
 def close_all_but(*kept: int) -> None:

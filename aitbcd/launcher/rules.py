@@ -35,6 +35,14 @@ class Account(NamedTuple):
     groups: tuple[str, ...]
 
 
+class _Table(NamedTuple):
+    """``[launcher]`` with its defaults."""
+
+    groups: tuple[str, ...] = GROUPS
+    root: bool = False
+    no_new_privs: bool = False
+
+
 class Refusal(Exception):
     """What was asked is not done for this user; the text says why."""
 
@@ -49,7 +57,7 @@ class Rules:
         """
         self._daemon_uid = daemon_uid
         self._path = path
-        self._groups, self._is_root_allowed = _load(path)
+        self._table = _load(path)
         self._known: dict[int, tuple[float, Account]] = {}
 
     def check(self, request: dict[str, Any]) -> None:
@@ -60,7 +68,7 @@ class Rules:
         """
         uid, gid, name = request["uid"], request["gid"], request["user"]
         if uid == 0 and (gid, name) == (0, "root"):
-            if not self._is_root_allowed:
+            if not self._table.root:
                 raise Refusal(
                     f"jobs do not run as root here; {self._path} says otherwise with"
                     " [launcher] root = true"
@@ -74,13 +82,19 @@ class Rules:
         account = self._account(uid)
         if (gid, name) != (account.gid, account.name):
             raise Refusal(f"uid {uid} is not the user {name} with the group {gid}")
-        if request["op"] == "start" and not set(self._groups) & set(account.groups):
-            raise Refusal(f"the user {name} is in none of the groups {', '.join(self._groups)}")
+        groups = self._table.groups
+        if request["op"] == "start" and not set(groups) & set(account.groups):
+            raise Refusal(f"the user {name} is in none of the groups {', '.join(groups)}")
+
+    def restrict(self, spec: dict[str, Any]) -> None:
+        """Take from a job that may start what no job gets here, whatever its daemon says."""
+        if self._table.no_new_privs:
+            spec["no_new_privs"] = True
 
     def reload(self) -> None:
         """Read the table again; a wrong one changes nothing, and that is said."""
         try:
-            self._groups, self._is_root_allowed = _load(self._path)
+            self._table = _load(self._path)
         except (OSError, ValueError) as problem:
             print(f"aitbcd launcher: the table as it was stays: {problem}", file=sys.stderr)
 
@@ -118,8 +132,7 @@ def _look_up(uid: int) -> dict[str, Any]:
     return {"gid": entry.pw_gid, "name": entry.pw_name, "groups": names}
 
 
-def _load(path: str) -> tuple[tuple[str, ...], bool]:
-    """Return the groups, and whether root may have jobs; the defaults where there is no file."""
+def _load(path: str) -> _Table:
     import tomllib
 
     try:
@@ -130,14 +143,15 @@ def _load(path: str) -> tuple[tuple[str, ...], bool]:
                 raise OSError(errno.EPERM, words, path)
             table = tomllib.loads(file.read().decode()).get("launcher", {})
     except FileNotFoundError:
-        return GROUPS, False
+        return _Table()
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
-    groups, root = table.get("groups", list(GROUPS)), table.get("root", False)
+    if unknown := set(table) - set(_Table._fields):
+        raise ValueError(f"{path}: unknown key in [launcher]: {sorted(unknown)[0]}")
+    groups = table.pop("groups", list(GROUPS))
     if not isinstance(groups, list) or not all(isinstance(each, str) for each in groups):
         raise ValueError(f"{path}: groups in [launcher] is {groups!r}: expected a list of names")
-    if not isinstance(root, bool):
-        raise ValueError(f"{path}: root in [launcher] is {root!r}: expected true or false")
-    if unknown := set(table) - {"groups", "root"}:
-        raise ValueError(f"{path}: unknown key in [launcher]: {sorted(unknown)[0]}")
-    return tuple(groups), root
+    for key, value in table.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{path}: {key} in [launcher] is {value!r}: expected true or false")
+    return _Table(tuple(groups), **table)

@@ -1,8 +1,8 @@
 """Start a job's program: as whom, where, with which environment and standard streams.
 
 For the supervisor's own user with posix_spawn(3), which costs half of a fork from Python; for
-another user with a fork that becomes that user. Either way the program gets a session of its
-own, default signals, none blocked, and no descriptor but 0, 1 and 2.
+another user, or a job that may get no new privileges, with a fork that sees to it. Either way the
+program gets a session of its own, default signals, none blocked, and no descriptor but 0, 1 and 2.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import stat
 from typing import Any
 
 from aitbcd.launcher.identity import Identity
+from aitbcd.launcher.linux import forbid_new_privileges, leave_session_keyring
 
 #: Seconds for a user's own file systems to answer before the program runs.
 _START_S = 60.0
@@ -36,7 +37,7 @@ def start(spec: dict[str, Any], stdout: int, stderr: int, who: Identity | None) 
     Raises:
         CannotStart: with what was wrong; nothing runs.
     """
-    if who is None:
+    if who is None and not spec.get("no_new_privs"):
         return _spawn(spec, stdout, stderr)
     return _fork(spec, stdout, stderr, who)
 
@@ -80,7 +81,7 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
         os.umask(_OUR_UMASK)
 
 
-def _fork(spec: dict[str, Any], stdout: int, stderr: int, who: Identity) -> int:
+def _fork(spec: dict[str, Any], stdout: int, stderr: int, who: Identity | None) -> int:
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -104,7 +105,7 @@ def _fork(spec: dict[str, Any], stdout: int, stderr: int, who: Identity) -> int:
 
 
 def _become_program(
-    spec: dict[str, Any], streams: tuple[int, int], who: Identity, writing: int
+    spec: dict[str, Any], streams: tuple[int, int], who: Identity | None, writing: int
 ) -> None:
     """The child's life between fork and exec."""
     try:
@@ -113,7 +114,12 @@ def _become_program(
         for number in _not_default():
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        who.become()
+        if who is not None:
+            # As root, so that it is root's: users may have few keys.
+            leave_session_keyring()
+            who.become()
+        if spec.get("no_new_privs"):
+            forbid_new_privileges()
         _enter(spec)
         for to, fd in enumerate((_open_stdin(spec), *streams)):
             os.dup2(fd, to)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import resource
 import shutil
 import signal
 import stat
@@ -356,11 +357,22 @@ def test_nothing_of_how_the_daemon_was_started_reaches_a_job(box: Box) -> None:
         os.umask(0o077)
         os.chdir("/tmp")
 
+    few = (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+    def with_few_descriptors() -> None:
+        before()
+        resource.setrlimit(resource.RLIMIT_NOFILE, few)
+
     box.service.stop()
     wait_for("the launcher ends", lambda: not box._launchers())
-    start_oddly(box, before)
+    start_oddly(box, with_few_descriptors)
+    # The next one is started by a daemon that has long changed what it needs otherwise.
+    for pid in box._launchers():
+        os.kill(pid, signal.SIGKILL)
     found = look(box)
     check_plain(box, found)
+    # The daemon takes more for itself, with which select(2) of old programs cannot deal.
+    assert found["limits"][resource.RLIMIT_NOFILE] == list(few)
     assert found["umask"] == "0022"
     # They hear of the ends of their children.
     job = box.submit("sleep", "1000")
@@ -501,6 +513,49 @@ def test_another_users_job_is_his_in_every_respect(box: Box, user: pwd.struct_pa
         assert stat.S_IMODE((Path(user.pw_dir) / "made").stat().st_mode) == 0o640
         assert (package / "result.txt").read_text() == "42\n"
         box.verify(job)
+
+
+@needs_root
+def test_users_have_no_keys_of_the_kernel_s_in_common(box: Box, user: pwd.struct_passwd) -> None:
+    if not os.path.exists("/proc/keys"):
+        pytest.skip("this kernel keeps no keys")
+    seen = []
+    for _ in range(2):
+        job = submit_as(box, user, "cat", "/proc/keys")
+        box.wait_end(job)
+        keys = [line.split() for line in log(box, job, "stdout.log").decode().splitlines()]
+        # It may look at those that it was given, whosoever they are.
+        mine = [key[0] for key in keys if key[8].startswith("_ses")]
+        assert len(mine) == 1
+        seen += mine
+    assert len(set(seen)) == 2
+
+
+@needs_root
+def test_set_id_programs_give_no_rights_where_that_is_configured(
+    box: Box, user: pwd.struct_passwd
+) -> None:
+    shutil.copy2("/usr/bin/id", box.folder / "id")
+    (box.folder / "id").chmod(0o4755)
+    program = ("sh", "-c", "./id -u; grep NoNewPrivs /proc/self/status")
+    words = {"cwd": str(box.folder)}
+
+    def said(job: str) -> list[str]:
+        assert box.wait_end(job)["status"] == "completed"
+        return log(box, job, "stdout.log").decode().split()
+
+    assert said(submit_as(box, user, *program, **words)) == ["0", "NoNewPrivs:", "0"]
+    config = box.service.config
+    config.write_text(f"{config.read_text()}[launcher]\nno_new_privs = true\n")
+    box.restart()
+    forbidden = [str(user.pw_uid), "NoNewPrivs:", "1"]
+    assert said(submit_as(box, user, *program, **words)) == forbidden
+    # Also of the daemon's own user, whose jobs are started by other means.
+    found = look(box, stdin="/dev/null")
+    check_plain(box, found)
+    assert found["flags"][0] == "1"
+    refused = box.wait_end(box.submit("./nothing", **words))
+    assert refused["message"] == "cannot start ./nothing: No such file or directory"
 
 
 @needs_root

@@ -72,6 +72,7 @@ def test_a_plain_job() -> None:
         "timeout_s": None,
         "grace_s": 10.0,
         "log_limit": 1 << 30,
+        "no_new_privs": False,
     }
 
 

@@ -162,6 +162,7 @@ def test_a_table_that_others_can_write_is_not_believed(
         ("[launcher", "Expected ']'"),
         ("[launcher]\ngroups = 'all'\n", "expected a list of names"),
         ("[launcher]\nroot = 1\n", "expected true or false"),
+        ("[launcher]\nno_new_privs = 'no'\n", "no_new_privs in [launcher] is 'no': expected true"),
         ("[launcher]\nuser = 'x'\n", "unknown key in [launcher]: user"),
     ],
 )
@@ -183,6 +184,17 @@ def test_a_wrong_table_starts_nothing_and_changes_nothing_later(
     stage.process.send_signal(signal.SIGHUP)
     wait_for("it is said", lambda: words in stage.said()[before:], log=stage.log)
     assert daemon.run(stage.spec("/bin/true", who=other)).facts["exit_code"] == 0
+
+
+def test_new_privileges_are_forbidden_by_its_own_table(
+    stage: Stage, service: Who, other: Who, config: Path
+) -> None:
+    config.write_text(config.read_text() + "no_new_privs = true\n")
+    assert launch(stage, service, config), stage.said()
+    daemon = stage.connect()
+    daemon.hello()
+    spec = stage.shell("grep NoNewPrivs /proc/self/status", who=other, no_new_privs=False)
+    assert daemon.run(spec).stdout == b"NoNewPrivs:\t1\n"
 
 
 def test_the_table_is_read_again_on_sighup(stage: Stage, separate: Daemon, config: Path) -> None:
