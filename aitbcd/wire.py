@@ -697,6 +697,7 @@ def queued(
         "started_at": rfc3339(job.started_at),
         "since": rfc3339(since),
         "until": rfc3339(estimate or limit),
+        "estimated_completion": rfc3339(estimate),
         "waiting": waiting,
         "progress": progress,
         "is_mine": is_mine,

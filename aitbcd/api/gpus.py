@@ -13,6 +13,7 @@ from aitbcd.api.context import ADMIN_GROUP, Api, caller
 from aitbcd.api.messages import JsonResponse
 from aitbcd.api.operations import Asked, Operation, Schema, required, text
 from aitbcd.api.schemas import (
+    BOOLEAN,
     INTEGER,
     MOMENT,
     NUMBER,
@@ -154,13 +155,14 @@ def _process(one: Process, viewer: Owner) -> dict[str, wire.Json]:
         "command": command,
         "memory": one.memory,
         "job_id": one.job_id,
+        "foreign": one.is_foreign,
         "since": wire.rfc3339(one.since),
     }
 
 
 _PROCESS = record(
     pid=INTEGER, user=optional(STRING), command=optional(STRING), memory=optional(INTEGER),
-    job_id=optional(STRING), since=optional(MOMENT),
+    job_id=optional(STRING), foreign=BOOLEAN, since=optional(MOMENT),
 )  # fmt: skip
 _LINKS: Schema = {"type": "object", "additionalProperties": one_of(*LINKS)}
 _GPU = record(

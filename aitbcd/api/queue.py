@@ -10,15 +10,18 @@ from aitbcd.api import view
 from aitbcd.api.context import Api, caller
 from aitbcd.api.filters import AFTER, LIMIT
 from aitbcd.api.messages import JsonResponse
-from aitbcd.api.operations import Asked, Operation
-from aitbcd.api.schemas import json, page, ref
+from aitbcd.api.operations import Asked, Operation, flag
+from aitbcd.api.schemas import INTEGER, json, page, ref
 from aitbcd.errors import WrongCursor
+
+_GPUS = flag("gpus", "Only jobs that have GPUs or wait for some, and how many of them wait")
 
 
 def operations(api: Api) -> list[Operation]:
     async def show(request: Request, asked: Asked) -> Response:
         owner = caller(request).owner
-        found = await api.store.queue(asked[AFTER], asked[LIMIT])
+        needs_gpus = asked[_GPUS]
+        found = await api.store.queue(asked[AFTER], asked[LIMIT], needs_gpus=needs_gpus)
         jobs = [
             wire.queued(
                 job,
@@ -29,12 +32,17 @@ def operations(api: Api) -> list[Operation]:
             )
             for job in found.jobs
         ]
-        return JsonResponse({"jobs": jobs, "next": found.next})
+        document: dict[str, wire.Json] = {"jobs": jobs, "next": found.next}
+        if needs_gpus:
+            document["pending"] = await api.store.count_pending_for_gpus()
+        return JsonResponse(document)
 
+    queue = page("jobs", ref("Queued"))
+    queue["properties"]["pending"] = INTEGER
     return [
         Operation(
             "GET", "/v1/queue", show, "Show everybody's queue: what runs, then what waits",
-            (json("One page of it", page("jobs", ref("Queued"))),), query=(LIMIT, AFTER),
+            (json("One page of it", queue),), query=(LIMIT, AFTER, _GPUS),
             errors=(WrongCursor,),
         )
     ]  # fmt: skip

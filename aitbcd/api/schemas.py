@@ -90,7 +90,8 @@ _QUEUED = record(
     job_id=STRING, number=INTEGER, user=STRING, name=optional(STRING), status=_STATES,
     priority=STRING, cpus=INTEGER, gpus=INTEGER, memory=optional(INTEGER), gpu_uuids=array(STRING),
     attempt=INTEGER, created_at=MOMENT, started_at=optional(MOMENT), since=MOMENT,
-    until=optional(MOMENT), waiting=optional(STRING), progress=INTEGER, is_mine=BOOLEAN,
+    until=optional(MOMENT), estimated_completion=optional(MOMENT), waiting=optional(STRING),
+    progress=INTEGER, is_mine=BOOLEAN,
 )  # fmt: skip
 
 

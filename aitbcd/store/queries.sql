@@ -12,6 +12,11 @@ SELECT
 -- How many jobs wait.
 SELECT count(*) FROM jobs WHERE finished_at IS NULL AND current IS NULL
 
+-- count_pending_for_gpus --
+-- How many jobs wait for GPUs.
+SELECT count(*) FROM jobs INDEXED BY jobs_lanes
+WHERE finished_at IS NULL AND current IS NULL AND (gpus > 0) = 1
+
 -- meta --
 -- One value that the store keeps about itself.
 SELECT value FROM meta WHERE key = :key
@@ -275,12 +280,13 @@ INSERT INTO owners (uid, user) VALUES (?, ?) ON CONFLICT (uid) DO UPDATE SET use
 -- Fragment of the queue: what may run, in the order of its assignments. There is an active job
 -- for a slot at most, so they are sorted.
 WHERE j.finished_at IS NULL AND j.current IS NOT NULL
-AND (a.assigned_at, j.number) > (:value, :after)
+AND (a.assigned_at, j.number) > (:value, :after) AND (j.gpus > 0 OR NOT :needs_gpus)
 ORDER BY a.assigned_at, j.number LIMIT :limit
 
 -- queue_of_waiting --
 -- Fragment of the queue: what waits with one priority, in the order of the submits.
 WHERE j.finished_at IS NULL AND j.current IS NULL AND j.priority = :value AND j.number > :after
+AND (j.gpus > 0 OR NOT :needs_gpus)
 ORDER BY j.number LIMIT :limit
 
 -- specs --

@@ -24,14 +24,22 @@ class QueuePage:
     next: str | None
 
 
-def page(connection: sqlite3.Connection, after: str | None, limit: int, ids: JobIds) -> QueuePage:
+def page(
+    connection: sqlite3.Connection,
+    after: str | None,
+    limit: int,
+    ids: JobIds,
+    needs_gpus: bool,
+) -> QueuePage:
     """Return one page, as of now."""
     jobs: list[Job] = []
     for where, value, number in _parts(after):
         # One more than asked for tells whether there is a next page.
         if (missing := limit + 1 - len(jobs)) > 0:
             statement = f"{QUERIES['select_job']} {QUERIES[where]}"
-            values: dict[str, Any] = {"value": value, "after": number, "limit": missing}
+            values: dict[str, Any] = {
+                "value": value, "after": number, "limit": missing, "needs_gpus": needs_gpus
+            }  # fmt: skip
             jobs += [rows.job(row, ids) for row in connection.execute(statement, values)]
     shown = jobs[:limit]
     return QueuePage(shown, _cursor(shown[-1]) if shown and len(jobs) > limit else None)

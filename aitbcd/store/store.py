@@ -409,6 +409,11 @@ class Store:
         """Return how many jobs wait; it is kept, not counted."""
         return self._writer.pending
 
+    async def count_pending_for_gpus(self) -> int:
+        """Return how many jobs wait for GPUs; counted, by an index of what waits."""
+        rows = await self._lookups.fetch(QUERIES["count_pending_for_gpus"])
+        return int(rows[0][0])
+
     async def keys(self) -> dict[bytes, Key]:
         """Return all API keys that are not revoked, by the digests of their secrets."""
         found = await self._lookups.fetch(QUERIES["keys"])
@@ -488,16 +493,18 @@ class Store:
                 return
             page = await self.list_jobs(replace(wanted, limit=_PIECE, after=page.next))
 
-    async def queue(self, after: str | None = None, limit: int = 50) -> QueuePage:
+    async def queue(
+        self, after: str | None = None, limit: int = 50, *, needs_gpus: bool = False
+    ) -> QueuePage:
         """Return a page of everybody's queue: what may run, then what waits in its order.
 
-        A job that starts while the pages are read moves from the second part to the first: it is
-        never there twice, and may be in none.
+        With ``needs_gpus`` only jobs that have or want GPUs. A job that starts while the pages are
+        read moves from the second part to the first: it is never there twice, and may be in none.
 
         Raises:
             InvalidValue: no page gave such a cursor.
         """
-        return await self._lists.run(queue.page, after, limit, self._ids)
+        return await self._lists.run(queue.page, after, limit, self._ids, needs_gpus)
 
     async def stats(self, wanted: Wanted) -> Stats:
         """Return figures of many jobs from the totals that are kept, deleted jobs included."""

@@ -262,6 +262,9 @@ def test_a_new_daemon_gives_nobody_what_a_running_job_has(driver: Driver, tmp_pa
         assert (shown[held[0]]["state"], shown[held[0]]["jobs"]) == ("busy", [job])
         queued = box.http.get("/v1/queue").json()["jobs"]
         assert [one["gpu_uuids"] for one in queued if one["job_id"] == job] == [held]
+        box.submit("true", cpus=1)
+        page = box.http.get("/v1/queue", params={"gpus": "true", "limit": 1}).json()
+        assert (page["jobs"], page["pending"]) == (queued[:1], 1)
         box.http.post(f"/v1/jobs/{job}/cancel", json={"force": True})
         assert box.reached(waiting, "running")["gpu_uuids"] == held
         for each in (other, waiting):

@@ -215,6 +215,19 @@ async def test_the_queue_shows_what_runs_then_what_waits(store: Store) -> None:
 
 
 @on_store
+async def test_the_queue_for_gpus_leaves_out_all_that_need_none(store: Store) -> None:
+    gpus = replace(TRUE, gpus=1)
+    for spec in (TRUE, gpus, TRUE, gpus, replace(gpus, priority=Priority.HIGH), TRUE):
+        await store.submit(ANN, spec, at=NOW)
+    await store.move(assign(1), assign(2))
+    first = await store.queue(limit=2, needs_gpus=True)
+    assert [job.number for job in first.jobs] == [2, 5]
+    rest = await store.queue(first.next, needs_gpus=True)
+    assert ([job.number for job in rest.jobs], rest.next) == ([4], None)
+    assert await store.count_pending_for_gpus() == 2
+
+
+@on_store
 async def test_a_key_is_known_by_its_digest_until_it_is_revoked(store: Store) -> None:
     digest, other = sha256(b"one").digest(), sha256(b"two").digest()
     key = await store.add_key(ANN, "laptop", digest, plan="pro", is_read_only=True, at=NOW)
