@@ -23,6 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from aitbcd import output
 from aitbcd.errors import StartupError
@@ -112,6 +115,21 @@ class Finding:
     started_at: int | None = None
 
 
+def _encode(message: Message) -> bytes:
+    # A tenth of the time; but it knows no lone surrogates, which are rare.
+    try:
+        return msgspec.json.encode(message)
+    except UnicodeEncodeError:
+        return protocol.encode(message)
+
+
+def _decode(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        return protocol.decode(data)
+
+
 class _Packets:
     """A SOCK_SEQPACKET connection in the event loop."""
 
@@ -132,7 +150,7 @@ class _Packets:
 
     def send(self, message: Message) -> None:
         """Send now or when the other side reads; ``on_end`` says when it is gone."""
-        packet = protocol.encode(message)
+        packet = _encode(message)
         if self._unsent:
             self._unsent.append(packet)
         elif self.is_open and not self._try_send(packet):
@@ -157,7 +175,7 @@ class _Packets:
 
     def _read(self) -> None:
         try:
-            received = protocol.receive(self._sock)
+            received = protocol.receive(self._sock, _decode)
         except BlockingIOError:
             return
         except (ValueError, OSError) as error:

@@ -42,6 +42,7 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 VERSION = 1
@@ -152,6 +153,10 @@ def encode(message: Message) -> bytes:
     return _encoder.encode(message).encode()
 
 
+def decode(data: bytes) -> Any:
+    return json.loads(data.decode())
+
+
 def send_packet(sock: socket.socket, packet: bytes, fds: list[int] | None = None) -> None:
     """Send an encoded message with descriptors.
 
@@ -177,8 +182,13 @@ def send(sock: socket.socket, message: Message, fds: list[int] | None = None) ->
     send_packet(sock, encode(message), fds)
 
 
-def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+def receive(
+    sock: socket.socket, decode: Callable[[bytes], Any] = decode
+) -> tuple[Message, list[int]] | None:
     """Return the next message and its descriptors (close-on-exec), or None at end-of-file.
+
+    Args:
+        decode: reads JSON, and raises ValueError for what is none.
 
     Raises:
         BlockingIOError: nothing is there on a non-blocking socket.
@@ -198,9 +208,9 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     try:
         if flags & _CUT:
             raise ValueError("a packet larger than the protocol allows")
-        message = json.loads(data.decode())
+        message = decode(data)
         if "memfd" in message:
-            message = json.loads(_read_sealed(fds.pop()))
+            message = decode(_read_sealed(fds.pop()))
         if not isinstance(message, dict):
             raise ValueError("a packet that is no object")
     except (ValueError, TypeError, IndexError, RecursionError, OSError) as error:
