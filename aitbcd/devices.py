@@ -91,6 +91,7 @@ class Gpu:
     energy: float | None = None
     #: MHz.
     sm_clock: int | None = None
+    memory_clock: int | None = None
     #: The NUMA node that it is near to, and the cores there.
     numa_node: int | None = None
     cpus: tuple[int, ...] = ()

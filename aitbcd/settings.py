@@ -142,6 +142,8 @@ class Gpus:
     foreign: str = "wait"
     #: How many jobs may share one GPU.
     shares: int = 8
+    #: Seconds between two samples of the GPUs of running jobs; 0 for none.
+    sample_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,11 @@ def _pause(value: Any) -> float:
     if seconds < 0.1:
         raise ValueError
     return seconds
+
+
+def _pause_or_none(value: Any) -> float:
+    seconds = parse_duration(value)
+    return seconds and _pause(value)
 
 
 def _loopback_address(value: Any) -> str:
@@ -411,6 +418,9 @@ TABLES: Mapping[str, Table] = {
             ),
             "foreign": _Key("foreign", _foreign, '"wait", "avoid" or "ignore"'),
             "shares": _Key("shares", _whole_number, "a whole number from 1, for example 8"),
+            "sample": _Key(
+                "sample_s", _pause_or_none, 'a duration from 0.1 s, for example "1s"; "0" for none'
+            ),
         },
     ),
 }

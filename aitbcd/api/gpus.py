@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,7 +30,9 @@ from aitbcd.devices import LINKS, Gpu, GpuState, Inventory, Process
 from aitbcd.errors import Forbidden, NoSuchFile, StorageFull, WrongState
 from aitbcd.model import Owner
 
-#: Its members may do what otherwise root alone may.
+#: The utilization of a GPU in the last minute.
+Recent = Callable[[str], list[int]]
+
 _REASON = required(
     text("reason", "Why, for those who wait", r"^[^\x00-\x1f\x7f]*$", 200, "a line of text")
 )
@@ -64,18 +67,19 @@ class _Gpus:
 
     async def list(self, request: Request, asked: Asked) -> Response:
         owner = caller(request).owner
-        return JsonResponse(inventory(await self._api.gpus.look(), owner))
+        seen = await self._api.gpus.look()
+        return JsonResponse(inventory(seen, owner, self._api.gpus.recent))
 
     async def drain(self, request: Request, asked: Asked) -> Response:
         owner = _administrator(request)
         uuid = request.path_params["uuid"]
-        return JsonResponse(
-            _gpu(await self._api.gpus.drain(uuid, asked[_REASON], owner.name), owner)
-        )
+        drained = await self._api.gpus.drain(uuid, asked[_REASON], owner.name)
+        return JsonResponse(_gpu(drained, owner, self._api.gpus.recent))
 
     async def resume(self, request: Request, asked: Asked) -> Response:
         owner = _administrator(request)
-        return JsonResponse(_gpu(await self._api.gpus.resume(request.path_params["uuid"]), owner))
+        resumed = await self._api.gpus.resume(request.path_params["uuid"])
+        return JsonResponse(_gpu(resumed, owner, self._api.gpus.recent))
 
     async def metrics(self, request: Request, asked: Asked) -> Response:
         seen = await self._api.gpus.look()
@@ -101,18 +105,18 @@ def _administrator(request: Request) -> Owner:
 # --- as JSON --------------------------------------------------------------------------------
 
 
-def inventory(seen: Inventory, viewer: Owner) -> dict[str, wire.Json]:
+def inventory(seen: Inventory, viewer: Owner, recent: Recent) -> dict[str, wire.Json]:
     """Return what ``viewer`` may know: of others' jobs not their arguments."""
     return {
         "problem": seen.problem,
         "driver_version": seen.driver_version,
         "cuda_version": seen.cuda_version,
         "time": wire.rfc3339_exact(seen.at),
-        "gpus": [_gpu(gpu, viewer) for gpu in seen.gpus],
+        "gpus": [_gpu(gpu, viewer, recent) for gpu in seen.gpus],
     }
 
 
-def _gpu(gpu: Gpu, viewer: Owner) -> dict[str, wire.Json]:
+def _gpu(gpu: Gpu, viewer: Owner, recent: Recent) -> dict[str, wire.Json]:
     mig = gpu.mig
     return {
         "index": gpu.index,
@@ -132,6 +136,8 @@ def _gpu(gpu: Gpu, viewer: Owner) -> dict[str, wire.Json]:
         "temperature": gpu.temperature,
         "energy": gpu.energy,
         "sm_clock": gpu.sm_clock,
+        "memory_clock": gpu.memory_clock,
+        "recent": [*recent(gpu.uuid)],
         "numa_node": gpu.numa_node,
         "cpus": list(gpu.cpus),
         "links": dict(gpu.links),
@@ -171,8 +177,8 @@ _GPU = record(
     reason=optional(STRING), jobs=array(STRING), processes=array(_PROCESS),
     bus_id=optional(STRING), compute_capability=optional(STRING), power=optional(NUMBER),
     power_limit=optional(NUMBER), temperature=optional(INTEGER), energy=optional(NUMBER),
-    sm_clock=optional(INTEGER), numa_node=optional(INTEGER), cpus=array(INTEGER), links=_LINKS,
-    faults=array(STRING),
+    sm_clock=optional(INTEGER), memory_clock=optional(INTEGER), recent=array(INTEGER),
+    numa_node=optional(INTEGER), cpus=array(INTEGER), links=_LINKS, faults=array(STRING),
     mig=optional(record(parent=STRING, gpu_instance=INTEGER, compute_instance=INTEGER)),
 )  # fmt: skip
 _INVENTORY = record(

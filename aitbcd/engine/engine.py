@@ -21,6 +21,7 @@ from aitbcd.engine.pool import Pool
 from aitbcd.engine.queue import Queue
 from aitbcd.engine.removals import Removals
 from aitbcd.engine.room import Disk, Quota
+from aitbcd.engine.sampling import Sampling
 from aitbcd.engine.sweeper import Sweeper
 from aitbcd.engine.terms import Terms
 from aitbcd.errors import Forbidden, WrongState
@@ -88,6 +89,7 @@ class Engine:
             spawn=self._spawn,
             on_change=lambda: self._queue.pump(),
         )
+        self._sampling = Sampling(gpus, settings.gpus, spawn=self._spawn)
         self._active: dict[int, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._queue = Queue(
@@ -131,6 +133,7 @@ class Engine:
             boot_id, models = await self._store.placement(job.number, job.attempt)
             attempt = Attempt(self._parts, job, None, boot_id, models)
             self._pool.take_again(job)
+            self._sampling.begin(job)
             attempt.assigned.set()
             self._attend_to(attempt, is_new=False)
             if self._may_stand_by(job, boot_id):
@@ -162,6 +165,7 @@ class Engine:
 
     def on_settings(self) -> None:
         """Look again at what waits: the configuration has changed."""
+        self._sampling.resume()
         self._spawn(self._look_again())
 
     async def _look_again(self) -> None:
@@ -389,6 +393,7 @@ class Engine:
         models = self._pool.models(gpu_uuids)
         attempt = Attempt(self._parts, job, entry.spec, self._machine.boot_id, models)
         self._pool.take(job)
+        self._sampling.begin(job)
         self._attend_to(attempt, is_new=True)
         return attempt
 
@@ -411,6 +416,7 @@ class Engine:
         self._queue.returned(attempt.job)
 
     def _on_free(self, attempt: Attempt) -> None:
+        self._sampling.stop(attempt.job)
         self._pool.give_back(attempt.job)
         self._queue.vacate(attempt)
 

@@ -6,13 +6,13 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from aitbcd.gpus.facts import Failure, Fault, Message, Report
+from aitbcd.gpus.facts import DeviceFacts, Failure, Fault, Message, Report
 
 #: A report of sixteen GPUs with hundreds of processes is far smaller.
 _LINE_MAX = 16 << 20
@@ -40,7 +40,7 @@ class Child:
     def __init__(self, process: Process, on_fault: Callable[[Fault | None], None]) -> None:
         self._process = process
         self._on_fault = on_fault
-        self._answer: asyncio.Future[Report] | None = None
+        self._answer: asyncio.Future[Message] | None = None
         self._failure: Failure | None = None
         self._is_outdated = False
         self._reading = asyncio.create_task(self._read())
@@ -70,11 +70,20 @@ class Child:
         Raises:
             ProbeEnded: there will be no answer.
         """
+        report = (await self._exchange("")).report
+        assert report is not None
+        return report
+
+    async def sample(self, uuids: Iterable[str]) -> tuple[DeviceFacts, ...]:
+        """Return some GPUs that were in the last report, as they are now. Raises as ``ask``."""
+        return (await self._exchange(" ".join(uuids))).sample or ()
+
+    async def _exchange(self, question: str) -> Message:
         assert self._process.stdin is not None
         if self._reading.done():
             raise await self._ended()
         self._answer = asyncio.get_running_loop().create_future()
-        self._process.stdin.write(b"\n")
+        self._process.stdin.write(f"{question}\n".encode())
         either: set[asyncio.Future[Any]] = {self._answer, self._reading}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if self._answer.done():
@@ -111,9 +120,9 @@ class Child:
             self.kill()
 
     def _take(self, message: Message) -> None:
-        if message.report is not None and self._answer is not None:
-            if not self._answer.done():
-                self._answer.set_result(message.report)
+        if message.report is not None or message.sample is not None:
+            if self._answer is not None and not self._answer.done():
+                self._answer.set_result(message)
         elif message.failure is not None:
             self._failure = message.failure
         elif message.is_outdated:

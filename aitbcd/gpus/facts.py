@@ -37,6 +37,7 @@ class DeviceFacts:
     temperature: int | None = None
     energy: float | None = None
     sm_clock: int | None = None
+    memory_clock: int | None = None
     numa_node: int | None = None
     cpus: tuple[int, ...] = ()
     links: dict[str, str] = field(default_factory=dict)
@@ -92,6 +93,8 @@ class Message:
     """A line of the probe: one of these."""
 
     report: Report | None = None
+    #: The GPUs that were asked for, with what changes read anew and all else as last reported.
+    sample: tuple[DeviceFacts, ...] | None = None
     fault: Fault | None = None
     failure: Failure | None = None
     #: Look: something happened that is no fault of one known GPU.

@@ -2,7 +2,8 @@
 
 Nothing is polled: a look follows a question (at most one a second), an XID error, the arrival of a
 driver, or the end of a short wait that an earlier look began. Only while a driver is there and
-fails is it tried again by the clock, with pauses that grow.
+fails is it tried again by the clock, with pauses that grow. A sample is a look at some GPUs, and
+at no more than changes all the time there; whoever wants one asks for it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 
 from aitbcd import users
 from aitbcd.clock import now_us
@@ -22,7 +25,7 @@ from aitbcd.gpus import advice, driver
 from aitbcd.gpus.arrival import Arrival
 from aitbcd.gpus.child import Child, ProbeEnded
 from aitbcd.gpus.drains import Drain, Drains, Xid
-from aitbcd.gpus.facts import Fault, ProcessFacts, Report
+from aitbcd.gpus.facts import DeviceFacts, Fault, ProcessFacts, Report
 from aitbcd.gpus.judge import Judge, Policy, summary
 from aitbcd.settings import Gpus as Settings
 
@@ -38,6 +41,9 @@ _FRESH_FAILURE_S = 10.0
 _FIRST_DEADLINE_FACTOR = 6
 #: The pause before a driver that fails is tried again grows up to this multiple.
 _RETRY_GROWTH_MAX = 16
+
+#: How long, and how dense, the utilization of a GPU is kept in mind.
+_RECENT_S, _RECENT_MAX, _RECENT_STEP_S = 60.0, 60, 0.9
 
 #: Which job a process belongs to.
 JobOf = Callable[[ProcessFacts], str | None]
@@ -61,6 +67,10 @@ class Gpus:
         #: One that did not answer and cannot be ended; no other is started beside it.
         self._stuck: Child | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._sampling: asyncio.Task[bool] | None = None
+        self._watchers: list[Callable[[Gpu], None]] = []
+        #: By UUID, of what was sampled: when (monotonic) and the utilization.
+        self._recent: dict[str, deque[tuple[float, int]]] = {}
         self._looked_at = -math.inf
         self._is_first = True
         #: When a driver that fails is asked again; when a GPU that was left is looked at again.
@@ -71,6 +81,8 @@ class Gpus:
         self._deadline_s = settings.deadline_s
         #: Something happened during a look: look once more.
         self._is_stirred = False
+        #: The next look is to be with a new probe.
+        self._is_anew = False
         #: The probe hears of no more errors.
         self._is_deaf = False
         self._absence: str | None = None
@@ -91,7 +103,8 @@ class Gpus:
                 timer.cancel()
         if self._arrival is not None:
             self._arrival.close()
-        tasks = [task for task in (self._looking, self._ending) if task is not None]
+        under_way = (self._looking, self._sampling, self._ending)
+        tasks = [task for task in under_way if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -101,6 +114,15 @@ class Gpus:
     def listen(self, listener: Callable[[Inventory], None]) -> None:
         """Be told of every change that decides what may run, from the event loop."""
         self._listeners.append(listener)
+
+    def on_seen(self, watcher: Callable[[Gpu], None]) -> None:
+        """Be told of each GPU that jobs have, whenever it was looked at or sampled.
+
+        While jobs run that is about once a second (``gpus.sample``), from the event loop. Its
+        ``jobs`` have it, its ``processes`` are there now: those of jobs with their ``job_id``,
+        those that nobody's job started with ``is_foreign``. One that is ``lost`` shows none.
+        """
+        self._watchers.append(watcher)
 
     def oversee(
         self, jobs_on: Callable[[str], tuple[str, ...]], quarantine: Callable[[str], str | None]
@@ -121,6 +143,32 @@ class Gpus:
         if not self._is_fresh(max_age_s) and (looking := self._look_beside()) is not None:
             await asyncio.wait({looking}, timeout=PATIENCE_S)
         return self.inventory
+
+    async def sample(self, uuids: Collection[str]) -> bool:
+        """Read what changes of some GPUs, into ``inventory``; False when nothing was to be had.
+
+        For one who asks at a time. A driver that fails or hangs is told of as after a look, and
+        not asked for this.
+        """
+        if self._looking is not None and not self._looking.done():
+            # It sees them, too.
+            await asyncio.wait({self._looking})
+            is_seen = self._seen is not None
+        elif self._child is None or self._is_closed:
+            return False
+        else:
+            # A task of its own: who asks may go, and the answer must still be taken.
+            self._sampling = sampling = asyncio.create_task(self._sample(self._child, uuids))
+            await asyncio.wait({sampling})
+            is_seen = not sampling.cancelled() and sampling.result()
+        if is_seen:
+            self._note_recent(uuids)
+        return is_seen
+
+    def recent(self, uuid: str) -> list[int]:
+        """Return the utilization of the last minute, the oldest first, of what was sampled."""
+        since = time.monotonic() - _RECENT_S
+        return [utilization for at, utilization in self._recent.get(uuid, ()) if at >= since]
 
     @property
     def age_s(self) -> float:
@@ -190,13 +238,22 @@ class Gpus:
 
     async def _look(self) -> None:
         try:
+            if self._sampling is not None:
+                # One question at a time.
+                await asyncio.wait({self._sampling})
+            if self._stuck is not None:
+                return
+            if self._is_anew and self._child is not None:
+                self._child.kill()
+                self._child = None
+            self._is_anew = False
             if self._child is None and driver.library(os.environ) is None:
                 self._absence = self._absence or advice.absent(driver.hardware())
                 self._fail(self._absence, is_tried_again=False)
             else:
                 report = await self._report()
-                self._names = await _names_in(report)
-                self._succeed(report)
+                self._names = await _names_of(_uids_in(report.devices))
+                self._succeed(report, now_us())
         except TimeoutError:
             self._give_up()
         except ProbeEnded as ended:
@@ -229,15 +286,49 @@ class Gpus:
         async with asyncio.timeout(self._deadline_s):
             return await self._child.ask()
 
+    async def _sample(self, child: Child, uuids: Iterable[str]) -> bool:
+        self._deadline_s = self._settings.deadline_s
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                devices = await child.sample(uuids)
+        except TimeoutError:
+            self._give_up()
+            return False
+        except ProbeEnded as ended:
+            self._child = None
+            if ended.is_outdated:
+                self._look_beside()
+            else:
+                self._fail(_why(ended))
+            return False
+        self._names |= await _names_of(_uids_in(devices) - self._names.keys())
+        if self._seen is None:
+            return False
+        found = {device.uuid: device for device in devices}
+        seen = tuple(found.get(device.uuid, device) for device in self._seen.devices)
+        self._succeed(replace(self._seen, devices=seen), self.inventory.at)
+        return True
+
+    def _note_recent(self, uuids: Iterable[str]) -> None:
+        now = time.monotonic()
+        for gpu in filter(None, map(self.inventory.find, uuids)):
+            kept = self._recent.setdefault(gpu.uuid, deque(maxlen=_RECENT_MAX))
+            if gpu.utilization is not None and (not kept or now - kept[-1][0] >= _RECENT_STEP_S):
+                kept.append((now, gpu.utilization))
+
     def _judged(self, report: Report, at: int) -> Inventory:
         gpus = self._judge.gpus(report.devices, now_us())
         problem = _problem_of(report, gpus)
         return Inventory(at, problem, report.driver_version, report.cuda_version, gpus)
 
-    def _succeed(self, report: Report) -> None:
+    def _succeed(self, report: Report, at: int) -> None:
         self._seen = report
-        inventory = self._judged(report, now_us())
+        inventory = self._judged(report, at)
         self._publish(inventory)
+        for gpu in inventory.gpus:
+            if gpu.jobs:
+                for watcher in self._watchers:
+                    watcher(gpu)
         is_lost = any(gpu.state is GpuState.LOST for gpu in inventory.gpus)
         if inventory.problem is not None or is_lost or self._is_deaf:
             self._retry()
@@ -302,9 +393,7 @@ class Gpus:
         if self._looking is not None and not self._looking.done():
             self._retry()
             return
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+        self._is_anew = True
         self._look_beside()
 
     # -- what the probe says ----------------------------------------------------------------------
@@ -337,10 +426,14 @@ class Gpus:
         return self._names[process.uid], self._job_of(process)
 
 
-async def _names_in(report: Report) -> dict[int, str]:
-    """Return the names of all users of GPUs; the user database may take its time."""
-    uids = {one.uid for device in report.devices for one in device.processes}
-    return {uid: await _name_of(uid) for uid in uids if uid is not None}
+def _uids_in(devices: Iterable[DeviceFacts]) -> set[int]:
+    found = {one.uid for device in devices for one in device.processes}
+    return {uid for uid in found if uid is not None}
+
+
+async def _names_of(uids: Iterable[int]) -> dict[int, str]:
+    """Return the names of users; the user database may take its time."""
+    return {uid: await _name_of(uid) for uid in uids}
 
 
 async def _name_of(uid: int) -> str:

@@ -95,6 +95,7 @@ class Judge:
             temperature=facts.temperature,
             energy=facts.energy,
             sm_clock=facts.sm_clock,
+            memory_clock=facts.memory_clock,
             numa_node=facts.numa_node,
             cpus=facts.cpus,
             links=facts.links,
@@ -197,6 +198,7 @@ def _lost(gpu: Gpu, reason: str) -> Gpu:
         power=None,
         temperature=None,
         sm_clock=None,
+        memory_clock=None,
         processes=(),
     )
 
