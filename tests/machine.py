@@ -20,6 +20,7 @@ from typing import Self
 
 import starlette
 
+from aitbcd.launcher import cgroups
 from tests.service import DEADLINE_S, children, wait_for
 
 RELEASE = "bookworm"
@@ -75,6 +76,8 @@ class Machine:
         self._folder = Path(tempfile.mkdtemp(prefix="aitbcd-machine-"))
         self.root = self._folder / "root"
         self.log = self._folder / "console.log"
+        #: Where its cgroups begin. Two machines in one would have each other's units.
+        self._cgroups = [Path(each) / self._folder.name for each in cgroups.own_folders()]
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = 0
 
@@ -110,6 +113,9 @@ class Machine:
     def _clean(self) -> None:
         for path in (self.root, self._folder):
             subprocess.run(["umount", "--lazy", path], check=False)
+        for path in self._cgroups:
+            for folder, _, _ in os.walk(path, topdown=False):
+                os.rmdir(folder)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -119,9 +125,13 @@ class Machine:
     def boot(self) -> None:
         """Boot; return when all units have been started."""
         needed = Path(starlette.__file__).parents[1]
+        for path in self._cgroups:
+            path.mkdir(exist_ok=True)
+        enter = "".join(f"echo $$ >{path}/cgroup.procs; " for path in self._cgroups)
         with self.log.open("ab") as log:
             self._nspawn = subprocess.Popen(
                 [
+                    *("/bin/sh", "-ec", f'{enter}exec "$@"', "sh"),
                     *("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit"),
                     *("--console=pipe", "--private-network", "--hostname=lab"),
                     *(f"--bind-ro={ROOT}:{_OURS}", f"--bind-ro={needed}:{_NEEDED}"),
