@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import attrgetter
+from typing import NamedTuple
 
 from aitbcd.devices import LINKS, Gpu, GpuState
 from aitbcd.units import format_size
@@ -19,11 +22,10 @@ _FARTHEST = len(LINKS)
 _AS_SOLD = 0.98
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a job asks of GPUs."""
+class Wish(NamedTuple):
+    """What a job asks of GPUs; a tuple, because it is looked up many times in a decision."""
 
-    count: int = 0
+    count: int = 0  # type: ignore[assignment] # tuple.count, which nobody needs here
     #: Any part of a model's name.
     model: str | None = None
     #: Bytes that each has to have.
@@ -34,57 +36,74 @@ class Wish:
     share: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What jobs hold of one GPU: all of it, or shares."""
+class Held(NamedTuple):
+    """What a job has of these GPUs: all of them, or a share of one."""
 
-    jobs: tuple[str, ...] = ()
+    uuids: Sequence[str]
+    #: Bytes; None is all.
+    share: int | None = None
+
+
+class Place(NamedTuple):
+    """A GPU, and what is left of it to give."""
+
+    gpu: Gpu
+    #: Bytes that jobs have of it.
     shares: tuple[int, ...] = ()
-    is_whole: bool = False
-
-
-NOTHING_HELD = Held()
+    #: Nobody has any of it.
+    is_free: bool = False
+    #: Bytes that another share may have.
+    room: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """The GPUs at one moment, what is held of them, and what is collected for a job that waits."""
+    """What there is to give at one moment."""
 
-    gpus: Sequence[Gpu] = ()
-    held: Mapping[str, Held] = field(default_factory=dict)
-    collected: frozenset[str] = frozenset()
+    #: By UUID, what has anything left.
+    places: Mapping[str, Place] = field(default_factory=dict)
     #: Given only where no other will do.
     avoided: frozenset[str] = frozenset()
     #: Jobs that may share one GPU.
     shares_max: int = 8
 
-    def with_held(self, job: str, uuids: Iterable[str], share: int | None) -> Stock:
+    @classmethod
+    def of(
+        cls,
+        gpus: Iterable[Gpu],
+        held: Iterable[Held] = (),
+        *,
+        avoided: frozenset[str] = frozenset(),
+        shares_max: int = 8,
+    ) -> Stock:
+        """Return what is left of GPUs beside what jobs have."""
+        places = {gpu.uuid: _place(gpu, (), shares_max) for gpu in gpus}
+        for each in held:
+            _hold(places, each, shares_max)
+        left = {uuid: place for uuid, place in places.items() if place.is_free or place.room}
+        return cls(left, avoided, shares_max)
+
+    def with_held(self, held: Held) -> Stock:
         """Return the stock after a job got these."""
-        held = dict(self.held)
-        for uuid in uuids:
-            before = held.get(uuid, NOTHING_HELD)
-            shares = before.shares if share is None else (*before.shares, share)
-            held[uuid] = Held((*before.jobs, job), shares, share is None)
-        return Stock(self.gpus, held, self.collected, self.avoided, self.shares_max)
+        places = dict(self.places)
+        _hold(places, held, self.shares_max)
+        return Stock(places, self.avoided, self.shares_max)
 
     def collecting(self, wish: Wish) -> Stock:
         """Return the stock without what is kept free for a job that waits for more."""
         if wish.share is None:
-            kept = [gpu.uuid for gpu in self._free(wish)][: wish.count]
+            kept = [gpu.uuid for gpu in self.free(wish)][: wish.count]
         else:
             # The one with most room will have enough first.
-            fitting = [gpu for gpu in self.gpus if fits(gpu, wish) and self._has_room(gpu)]
-            kept = [gpu.uuid for gpu in sorted(fitting, key=self._room)[-1:]]
-        collected = self.collected.union(kept)
-        return Stock(self.gpus, self.held, collected, self.avoided, self.shares_max)
+            fitting = [each for each in self.places.values() if fits(each.gpu, wish)]
+            kept = [each.gpu.uuid for each in sorted(fitting, key=attrgetter("room"))[-1:]]
+        places = {uuid: place for uuid, place in self.places.items() if uuid not in kept}
+        return Stock(places, self.avoided, self.shares_max)
 
     @property
     def has_room(self) -> bool:
         """Tell whether any GPU is left to give."""
-        return any(self._has_room(gpu) for gpu in self.gpus)
-
-    def _has_room(self, gpu: Gpu) -> bool:
-        return gpu.uuid not in self.collected and self._room(gpu) > 0
+        return bool(self.places)
 
     def allot(self, wish: Wish) -> tuple[str, ...] | None:
         """Return the UUIDs that a job gets, None while they are not free."""
@@ -92,43 +111,44 @@ class Stock:
             return self._allot_share(wish, wish.share)
         if not wish.count:
             return ()
-        free = self._free(wish)
-        if len(free) < wish.count:
+        if len(self.places) < wish.count or len(free := self.free(wish)) < wish.count:
             return None
         if self.avoided:
             liked = [gpu for gpu in free if gpu.uuid not in self.avoided]
             free = liked if len(liked) >= wish.count else free
         return tuple(gpu.uuid for gpu in _closest(free, wish.count))
 
-    def _free(self, wish: Wish) -> list[Gpu]:
-        return [
-            gpu
-            for gpu in self.gpus
-            if gpu.state is GpuState.FREE
-            and gpu.uuid not in self.collected
-            and not self.held.get(gpu.uuid, NOTHING_HELD).jobs
-            and fits(gpu, wish)
-        ]
+    def free(self, wish: Wish) -> list[Gpu]:
+        """Return the whole GPUs of the kind that is asked for."""
+        return [each.gpu for each in self.places.values() if each.is_free and fits(each.gpu, wish)]
 
     def _allot_share(self, wish: Wish, share: int) -> tuple[str, ...] | None:
-        best: tuple[bool, bool, int, str] | None = None
-        for gpu in self.gpus:
-            room = self._room(gpu)
-            if room < share or gpu.uuid in self.collected or not fits(gpu, wish):
-                continue
-            is_new = not self.held.get(gpu.uuid, NOTHING_HELD).shares
-            candidate = (gpu.uuid in self.avoided, is_new, room, gpu.uuid)
-            best = candidate if best is None else min(best, candidate)
-        return best and (best[3],)
+        candidates = [
+            (uuid in self.avoided, place.is_free, place.room, uuid)
+            for uuid, place in self.places.items()
+            if place.room >= share and fits(place.gpu, wish)
+        ]
+        return (min(candidates)[-1],) if candidates else None
 
-    def _room(self, gpu: Gpu) -> int:
-        """Return the bytes that another share of this GPU may have; -1 for none at all."""
-        held = self.held.get(gpu.uuid, NOTHING_HELD)
-        if held.is_whole or len(held.shares) >= self.shares_max:
-            return -1
-        if gpu.state is not GpuState.FREE and not (held.shares and gpu.state is GpuState.BUSY):
-            return -1
-        return gpu.memory_total - sum(held.shares)
+
+def _place(gpu: Gpu, shares: tuple[int, ...], shares_max: int) -> Place:
+    is_free = gpu.state is GpuState.FREE and not shares
+    is_shared = bool(shares) and gpu.state in (GpuState.FREE, GpuState.BUSY)
+    if len(shares) < shares_max and (is_free or is_shared):
+        return Place(gpu, shares, is_free, max(gpu.memory_total - sum(shares), 0))
+    return Place(gpu, shares)
+
+
+def _hold(places: dict[str, Place], held: Held, shares_max: int) -> None:
+    """Take from places what a job has."""
+    for uuid in held.uuids:
+        if held.share is None:
+            places.pop(uuid, None)
+        elif uuid in places:
+            before = places[uuid]
+            places[uuid] = _place(before.gpu, (*before.shares, held.share), shares_max)
+            if not places[uuid].room:
+                del places[uuid]
 
 
 def fits(gpu: Gpu, wish: Wish) -> bool:
@@ -141,6 +161,7 @@ def fits(gpu: Gpu, wish: Wish) -> bool:
     return gpu.memory_total >= max(least, wish.share or 0)
 
 
+@lru_cache(maxsize=256)
 def is_model(name: str, part: str) -> bool:
     """Tell whether ``part`` names this model: all of its words, in any case."""
     lowered = name.casefold()
@@ -173,7 +194,7 @@ def lacking(stock: Stock, wish: Wish) -> str:
     """Return what a job waits for, as the end of a sentence: ``1 of 2 GPUs with 40 GiB``."""
     if wish.share is not None:
         return f"room for {format_size(wish.share)} on a GPU"
-    missing = max(1, wish.count - len(stock._free(wish)))
+    missing = max(1, wish.count - len(stock.free(wish)))
     return f"{missing} of {describe(wish)}" if wish.count > 1 else describe(wish)
 
 
@@ -202,12 +223,14 @@ def inventory(gpus: Sequence[Gpu]) -> str:
     return ", ".join(kinds) or "no GPUs"
 
 
-def _closest(free: Sequence[Gpu], count: int) -> list[Gpu]:
+def _closest(free: Sequence[Gpu], count: int) -> Sequence[Gpu]:
     """Return ``count`` GPUs that are near each other, of the smallest memory that will do.
 
     Greedy from each GPU as a start: for as many as a machine has, the best of these is the best or
     next to it, and it takes microseconds.
     """
+    if count == len(free):
+        return free
     if count == 1:
         return [min(free, key=_modesty)]
     sets = (_around(start, free, count) for start in free)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 from aitbcd.allotment import Wish
@@ -27,10 +28,12 @@ class Entry(NamedTuple):
     job: Job
     #: None when it was not at hand.
     spec: JobSpec | None
+    #: The same for the planner, which looks at it many times.
+    waiting: Waiting
 
-    @property
-    def waiting(self) -> Waiting:
-        return Waiting(self.job.number, claim_of(self.job), wish_of(self.job))
+    @classmethod
+    def of(cls, job: Job, spec: JobSpec | None) -> Entry:
+        return cls(job, spec, Waiting(job.number, claim_of(job), wish_of(job)))
 
 
 def claim_of(job: Job) -> Claim:
@@ -47,6 +50,9 @@ def lane_of(job: Job) -> Lane:
 
 def _number(entry: Entry) -> int:
     return entry.job.number
+
+
+_waiting = attrgetter("waiting")
 
 
 @dataclass(slots=True)
@@ -87,9 +93,9 @@ class Backlog:
         return not self._is_known or any(window.is_low for window in self._windows.values())
 
     def lines(self) -> list[Line]:
-        """Return the lanes for the planner; what waits there is made as it is asked for."""
+        """Return the lanes for the planner."""
         return [
-            Line(lane, (entry.waiting for entry in window.entries))
+            Line(lane, map(_waiting, window.entries))
             for lane, window in self._windows.items()
             if window.entries
         ]
@@ -123,7 +129,7 @@ class Backlog:
         if window is None and self._is_known:
             window = self._windows[lane_of(job)] = _Window(is_whole=True)
         if window is not None:
-            window.offer(Entry(job, spec))
+            window.offer(Entry.of(job, spec))
 
     def arrived(self, uid: int) -> None:
         """Note that jobs of a user came which were not offered one by one."""
@@ -194,7 +200,7 @@ class Backlog:
             known = {_number(entry): entry.spec for entry in (before.entries if before else ())}
             kept[lane] = _Window(
                 [
-                    Entry(job, known.get(job.number) or specs.get(job.number))
+                    Entry.of(job, known.get(job.number) or specs.get(job.number))
                     for job in jobs
                     if job.number not in but
                 ],

@@ -7,11 +7,12 @@ A job that lacks GPUs is overtaken by those that do without: free GPUs of its ki
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
-from heapq import heapify, heappop, heappush, heapreplace
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import heapify, heappop, heapreplace
+from itertools import islice
 from typing import NamedTuple
 
-from aitbcd.allotment import Stock, Wish
+from aitbcd.allotment import Held, Stock, Wish
 from aitbcd.model import Lane
 
 
@@ -81,9 +82,10 @@ class Placement(NamedTuple):
 
 
 #: How many jobs of a line that lack GPUs are looked past for one of another kind.
-_PASSED_MOST = 8
-_NOTHING, _NO_CAP = Use(), Cap()
-_Turn = tuple[int, int, int, int, int]
+_PASSED_MOST = 7
+_NOTHING = Use()
+#: Whose turn it is: priority, GPUs and cores in use, number; and the line as far as it was read.
+_Turn = tuple[int, int, int, int, int, Waiting, Lane, Iterator[Waiting]]
 
 
 def plan(
@@ -102,99 +104,103 @@ def plan(
     """
     stock = stock or Stock()
     uses = dict(uses or {})
-    caps = caps or {}
-    queues = _Queues(lines, uses)
+    if not stock.has_room:
+        lines = [line for line in lines if not line.lane.has_gpus]
+    turns = _Turns(lines, uses, caps or {})
     chosen: list[Placement] = []
-    refused: set[Wish] = set()
-    while (found := queues.first()) is not None:
-        waiting, lane = found
-        use = uses.get(lane.uid, _NOTHING)
-        if caps.get(lane.uid, _NO_CAP).reached_by(use, waiting.wish):
-            queues.leave()
-            continue
-        # Within one plan GPUs only become fewer: what was refused once need not be tried again.
-        uuids = None if waiting.wish in refused else stock.allot(waiting.wish)
+    while (found := turns.first()) is not None:
+        (number, claim, wish), lane = found
+        uuids = stock.allot(wish)
         if uuids is None:
-            if waiting.wish not in refused:
-                refused.add(waiting.wish)
-                stock = stock.collecting(waiting.wish)
-                if not stock.has_room:
-                    queues.leave_gpus()
-                    continue
-            queues.pass_over(refused)
-            continue
-        if not waiting.claim.fits(free):
+            turns.refuse(wish)
+            stock = stock.collecting(wish)
+        elif not claim.fits(free):
             break
-        free = free.minus(waiting.claim)
-        uses[lane.uid] = use.plus(waiting.claim.cpus, waiting.wish.count)
-        if uuids:
-            stock = stock.with_held(str(waiting.number), uuids, waiting.wish.share)
-        chosen.append(Placement(waiting.number, lane, uuids))
-        queues.skip()
-        if uuids and not stock.has_room:
-            queues.leave_gpus()
+        else:
+            free = free.minus(claim)
+            uses[lane.uid] = uses.get(lane.uid, _NOTHING).plus(claim.cpus, wish.count)
+            chosen.append(Placement(number, lane, uuids))
+            turns.advance()
+            if not uuids:
+                continue
+            stock = stock.with_held(Held(uuids, wish.share))
+        if not stock.has_room:
+            turns.leave_gpus()
     return chosen
 
 
-class _Queues:
+class _Turns:
     """The lines, by whose turn it is. Turns only come later, so a stale one is found when due."""
 
-    def __init__(self, lines: Iterable[Line], uses: Mapping[int, Use]) -> None:
+    def __init__(
+        self, lines: Iterable[Line], uses: Mapping[int, Use], caps: Mapping[int, Cap]
+    ) -> None:
         self._uses = uses
-        self._lines: list[tuple[Lane, Iterator[Waiting]]] = []
-        self._turns: list[tuple[_Turn, Waiting]] = []
-        for line in lines:
-            jobs = iter(line.jobs)
-            self._lines.append((line.lane, jobs))
-            if (waiting := next(jobs, None)) is not None:
-                self._turns.append((self._turn(len(self._lines) - 1, waiting), waiting))
-        heapify(self._turns)
+        self._caps = caps
+        #: Within one plan GPUs only become fewer: what was refused once need not be tried again.
+        self._refused: set[Wish] = set()
         #: By line, how many jobs were passed over.
-        self._passed = [0] * len(self._lines)
-
-    def _turn(self, at: int, waiting: Waiting) -> _Turn:
-        priority, uid, _ = self._lines[at][0]
-        _, gpus, cpus = self._uses.get(uid, _NOTHING)
-        return -priority, gpus, cpus, waiting.number, at
+        self._passed: dict[int, int] = {}
+        self._turns: list[_Turn] = []
+        turns = self._turns
+        for at, (lane, jobs) in enumerate(lines):
+            rest = iter(jobs)
+            if (head := next(rest, None)) is not None:
+                priority, uid, _ = lane
+                _, gpus, cpus = uses.get(uid, _NOTHING)
+                turns.append((-priority, gpus, cpus, head.number, at, head, lane, rest))
+        heapify(turns)
 
     def first(self) -> tuple[Waiting, Lane] | None:
-        """Return the job whose turn it is, and its lane."""
-        while self._turns:
-            turn, waiting = self._turns[0]
-            current = self._turn(turn[-1], waiting)
-            if current == turn:
-                return waiting, self._lines[turn[-1]][0]
-            heapreplace(self._turns, (current, waiting))
+        """Return the job whose turn it is, and its lane; without what cannot start now."""
+        turns, uses, caps, refused = self._turns, self._uses, self._caps, self._refused
+        while turns:
+            priority, gpus, cpus, number, at, head, lane, rest = turns[0]
+            uid = lane.uid
+            use = uses.get(uid, _NOTHING)
+            if gpus != use.gpus or cpus != use.cpus:
+                turn = priority, use.gpus, use.cpus, number, at, head, lane, rest
+                heapreplace(turns, turn)
+            elif uid in caps and caps[uid].reached_by(use, head.wish):
+                heappop(turns)
+            elif head.wish in refused:
+                self._pass_over(at, rest)
+            else:
+                return head, lane
         return None
 
-    def leave(self) -> None:
-        """Leave the first line out."""
-        heappop(self._turns)
+    def refuse(self, wish: Wish) -> None:
+        """Leave out all jobs that ask for this."""
+        self._refused.add(wish)
 
     def leave_gpus(self) -> None:
         """Leave all lines out that are for GPUs."""
-        self._turns = [one for one in self._turns if not self._lines[one[0][-1]][0].has_gpus]
+        self._turns = [turn for turn in self._turns if not turn[-2].has_gpus]
         heapify(self._turns)
 
-    def pass_over(self, refused: Container[Wish]) -> None:
+    def _pass_over(self, at: int, rest: Iterator[Waiting]) -> None:
         """Go on to the next job of the first line that asks for something else; not for ever."""
-        turn, _ = self._turns[0]
-        at = turn[-1]
-        for waiting in self._lines[at][1]:
-            self._passed[at] += 1
-            if self._passed[at] == _PASSED_MOST:
-                break
+        passed, refused = self._passed.get(at, 0), self._refused
+        for waiting in islice(rest, _PASSED_MOST - passed):
+            passed += 1
             if waiting.wish not in refused:
-                heapreplace(self._turns, (self._turn(at, waiting), waiting))
+                self._passed[at] = passed
+                self._go_on(waiting)
                 return
-        self.leave()
+        heappop(self._turns)
 
-    def skip(self) -> None:
+    def advance(self) -> None:
         """Go on to the next job of the first line."""
-        turn, _ = heappop(self._turns)
-        at = turn[-1]
-        if (waiting := next(self._lines[at][1], None)) is not None:
-            heappush(self._turns, (self._turn(at, waiting), waiting))
+        if (waiting := next(self._turns[0][-1], None)) is None:
+            heappop(self._turns)
+        else:
+            self._go_on(waiting)
+
+    def _go_on(self, head: Waiting) -> None:
+        priority, gpus, cpus, _, at, _, lane, rest = self._turns[0]
+        # What the user has by now is looked up when it seems to be his turn.
+        turn = priority, gpus, cpus, head.number, at, head, lane, rest
+        heapreplace(self._turns, turn)
 
 
 def lacking(claim: Claim, free: Claim, whole: Claim) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from aitbcd.allotment import Stock, Wish, fits
+from aitbcd.allotment import Held, Stock, Wish, fits
 from aitbcd.devices import Gpu, GpuState, Inventory
 from aitbcd.gpus import Gpus
 from aitbcd.model import Job
@@ -93,10 +93,8 @@ class Pool:
                 replace(gpu, state=GpuState.FREE) if gpu.uuid in foreign else gpu for gpu in gpus
             )
             avoided = frozenset(foreign if policy == "avoid" else ())
-        stock = Stock(gpus, avoided=avoided, shares_max=self._settings.shares)
-        for hold in self._holds.values():
-            stock = stock.with_held(hold.job.job_id, hold.uuids, hold.job.vram)
-        return stock
+        held = [Held(hold.uuids, hold.job.vram) for hold in self._holds.values()]
+        return Stock.of(gpus, held, avoided=avoided, shares_max=self._settings.shares)
 
     def models(self, uuids: Iterable[str]) -> tuple[str, ...]:
         found = (self.inventory.find(uuid) for uuid in uuids)

@@ -10,7 +10,7 @@ import random
 import time
 from collections import defaultdict, deque
 
-from aitbcd.allotment import Stock, Wish
+from aitbcd.allotment import Held, Stock, Wish
 from aitbcd.backlog import WINDOW
 from aitbcd.devices import LINKS, Gpu, GpuState
 from aitbcd.model import Lane
@@ -61,12 +61,12 @@ def decide(count: int) -> float:
             Line(Lane(0, uid, True), [queue[at] for at in range(min(WINDOW, len(queue)))])
             for uid, queue in queues.items()
         ]
-        stock = Stock(free_gpus)
         uses: dict[int, Use] = defaultdict(Use)
-        for number, uuids in held.items():
+        having = [Held(uuids, known[number][1].wish.share) for number, uuids in held.items()]
+        for number in held:
             uid, waiting = known[number]
-            stock = stock.with_held(str(number), uuids, waiting.wish.share)
             uses[uid] = uses[uid].plus(1, waiting.wish.count)
+        stock = Stock.of(free_gpus, having)
         began = time.perf_counter()
         chosen = plan(lines, Claim(1000), stock, uses)
         spent += time.perf_counter() - began

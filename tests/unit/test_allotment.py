@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aitbcd.allotment import Stock, Wish, describe, impossible, lacking
+from aitbcd.allotment import Held, Stock, Wish, describe, impossible, lacking
 from aitbcd.devices import LINKS, Gpu, GpuState
 
 GIB = 1 << 30
@@ -31,83 +31,89 @@ def machine(count: int, **about: object) -> tuple[Gpu, ...]:
 
 
 def test_a_job_without_gpus_gets_none() -> None:
-    assert Stock(machine(2)).allot(Wish()) == ()
+    assert Stock.of(machine(2)).allot(Wish()) == ()
 
 
 def test_only_free_gpus_are_given() -> None:
     states = [GpuState.FOREIGN, GpuState.DRAINED, GpuState.LOST, GpuState.FREE]
-    stock = Stock([gpu(index, state=state) for index, state in enumerate(states)])
+    stock = Stock.of([gpu(index, state=state) for index, state in enumerate(states)])
     assert stock.allot(Wish(1)) == ("GPU-3",)
     assert stock.allot(Wish(2)) is None
 
 
 def test_a_gpu_is_given_once() -> None:
-    stock = Stock(machine(2)).with_held("job_a", ["GPU-0"], None)
+    stock = Stock.of(machine(2)).with_held(Held(["GPU-0"]))
     assert stock.allot(Wish(1)) == ("GPU-1",)
     assert stock.allot(Wish(2)) is None
 
 
 def test_the_smallest_that_will_do_is_given() -> None:
-    stock = Stock([gpu(0), gpu(1, name=A100, memory=40 * GIB)])
+    stock = Stock.of([gpu(0), gpu(1, name=A100, memory=40 * GIB)])
     assert stock.allot(Wish(1)) == ("GPU-1",)
     assert stock.allot(Wish(1, min_memory=41 * GIB)) == ("GPU-0",)
 
 
 @pytest.mark.parametrize("part", ["h100", "H100 80gb", "nvidia hbm3"])
 def test_any_part_of_a_name_is_a_type(part: str) -> None:
-    stock = Stock([gpu(0, name=A100), gpu(1)])
+    stock = Stock.of([gpu(0, name=A100), gpu(1)])
     assert stock.allot(Wish(1, model=part)) == ("GPU-1",)
 
 
 def test_gpus_of_a_set_are_close_together() -> None:
     pairs = {0: 3, 3: 0, 1: 2, 2: 1}
     gpus = [gpu(index, links={f"GPU-{pairs[index]}": "nvlink"}) for index in range(4)]
-    assert set(Stock(gpus).allot(Wish(2)) or ()) in ({"GPU-0", "GPU-3"}, {"GPU-1", "GPU-2"})
-    without = Stock(gpus).with_held("job_a", ["GPU-0"], None)
+    assert set(Stock.of(gpus).allot(Wish(2)) or ()) in ({"GPU-0", "GPU-3"}, {"GPU-1", "GPU-2"})
+    without = Stock.of(gpus).with_held(Held(["GPU-0"]))
     assert set(without.allot(Wish(2)) or ()) == {"GPU-1", "GPU-2"}
 
 
 def test_named_gpus_are_those_and_no_others() -> None:
-    stock = Stock(machine(3))
+    stock = Stock.of(machine(3))
     assert stock.allot(Wish(1, named=("2",))) == ("GPU-2",)
     assert stock.allot(Wish(1, named=("GPU-1",))) == ("GPU-1",)
-    assert stock.with_held("job_a", ["GPU-2"], None).allot(Wish(1, named=("2",))) is None
+    assert stock.with_held(Held(["GPU-2"])).allot(Wish(1, named=("2",))) is None
 
 
 def test_shares_are_packed_where_they_just_fit() -> None:
-    stock = Stock([gpu(0), gpu(1, memory=24 * GIB)])
+    stock = Stock.of([gpu(0), gpu(1, memory=24 * GIB)])
     first = stock.allot(Wish(share=10 * GIB))
     assert first == ("GPU-1",)
-    stock = stock.with_held("job_a", first, 10 * GIB)
+    stock = stock.with_held(Held(first, 10 * GIB))
     assert stock.allot(Wish(share=14 * GIB)) == ("GPU-1",)
     assert stock.allot(Wish(share=15 * GIB)) == ("GPU-0",)
     assert stock.allot(Wish(1)) == ("GPU-0",)
 
 
 def test_a_gpu_with_shares_is_busy_and_takes_more_of_them() -> None:
-    stock = Stock([gpu(0, state=GpuState.BUSY)], shares_max=2)
-    stock = stock.with_held("job_a", ["GPU-0"], GIB)
+    stock = Stock.of([gpu(0, state=GpuState.BUSY)], [Held(["GPU-0"], GIB)], shares_max=2)
     assert stock.allot(Wish(share=GIB)) == ("GPU-0",)
-    assert stock.with_held("job_b", ["GPU-0"], GIB).allot(Wish(share=GIB)) is None
+    assert stock.with_held(Held(["GPU-0"], GIB)).allot(Wish(share=GIB)) is None
 
 
 def test_a_whole_gpu_has_no_room_for_shares() -> None:
-    stock = Stock([gpu(0, state=GpuState.BUSY)]).with_held("job_a", ["GPU-0"], None)
+    stock = Stock.of([gpu(0, state=GpuState.BUSY)]).with_held(Held(["GPU-0"]))
     assert stock.allot(Wish(share=1)) is None
 
 
 def test_gpus_are_collected_for_a_job_that_waits_for_many() -> None:
-    stock = Stock(machine(4)).with_held("job_a", ["GPU-0", "GPU-1"], None)
+    stock = Stock.of(machine(4)).with_held(Held(["GPU-0", "GPU-1"]))
     wish = Wish(3)
     assert stock.allot(wish) is None
     assert stock.collecting(wish).allot(Wish(1)) is None
     assert stock.collecting(wish).allot(Wish(share=GIB)) is None
 
 
+def test_a_gpu_whose_memory_the_driver_does_not_tell_is_given_as_a_whole() -> None:
+    stock = Stock.of(machine(1, memory=0))
+    assert stock.has_room
+    assert stock.allot(Wish(share=1)) is None
+    assert stock.allot(Wish(1)) == ("GPU-0",)
+
+
 def test_what_is_collected_is_no_more_than_asked_for() -> None:
-    stock = Stock([gpu(0), *machine(6, name=A100)[1:]])
+    stock = Stock.of([gpu(0), *machine(6, name=A100)[1:]])
     collecting = stock.collecting(Wish(2, model="h100"))
-    assert len(collecting.collected) == 1
+    assert len(stock.places) - len(collecting.places) == 1
     assert collecting.allot(Wish(5)) is not None
 
 
@@ -134,7 +140,7 @@ def test_a_machine_without_gpus_says_so() -> None:
 
 
 def test_what_is_lacking_is_said() -> None:
-    stock = Stock(machine(2)).with_held("job_a", ["GPU-0"], None)
+    stock = Stock.of(machine(2)).with_held(Held(["GPU-0"]))
     assert lacking(stock, Wish(2, min_memory=40 * GIB)) == "1 of 2 GPUs with 40 GiB"
     assert describe(Wish(1, model="h100")) == "1 GPU of type h100"
 
@@ -152,16 +158,16 @@ wishes = st.one_of(
 def test_no_gpu_is_given_twice_and_no_share_exceeds_one(
     gpus: list[Gpu], asked: list[Wish], shares_max: int
 ) -> None:
-    stock = Stock(gpus, shares_max=shares_max)
+    stock = Stock.of(gpus, shares_max=shares_max)
     whole: list[str] = []
     shares: dict[str, list[int]] = {}
-    for number, wish in enumerate(asked):
+    for wish in asked:
         got = stock.allot(wish)
         if got is None:
-            assert stock.collecting(wish).held == stock.held
+            assert stock.collecting(wish).places.items() <= stock.places.items()
             continue
         assert len(got) == (wish.count if wish.share is None else 1)
-        stock = stock.with_held(f"job_{number}", got, wish.share)
+        stock = stock.with_held(Held(got, wish.share))
         if wish.share is None:
             whole += got
         else:
@@ -181,7 +187,7 @@ def test_a_set_is_about_as_close_as_any(data: st.DataObject, count: int) -> None
         link = data.draw(st.sampled_from(["nvlink", "system"]))
         links[one][f"GPU-{other}"] = links[other][f"GPU-{one}"] = link
     gpus = [gpu(index, links=links[index]) for index in range(size)]
-    got = Stock(gpus).allot(Wish(count))
+    got = Stock.of(gpus).allot(Wish(count))
     assert got is not None
 
     def spread(uuids: tuple[str, ...]) -> int:
@@ -200,7 +206,7 @@ def test_a_gpu_has_the_memory_that_it_is_sold_with() -> None:
 
 
 def test_what_others_use_is_given_last() -> None:
-    stock = replace(Stock(machine(3)), avoided=frozenset(["GPU-0"]))
+    stock = replace(Stock.of(machine(3)), avoided=frozenset(["GPU-0"]))
     assert "GPU-0" not in (stock.allot(Wish(2)) or ())
     assert "GPU-0" in (stock.allot(Wish(3)) or ())
     assert stock.allot(Wish(1, share=GIB)) == ("GPU-1",)

@@ -8,7 +8,7 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aitbcd.allotment import Stock, Wish
+from aitbcd.allotment import Held, Stock, Wish
 from aitbcd.devices import Gpu, GpuState
 from aitbcd.model import Lane
 from aitbcd.planner import Cap, Claim, Line, Use, Waiting, lacking, plan
@@ -23,7 +23,7 @@ def gpu(index: int, memory: int = 80 * GIB) -> Gpu:
 
 
 def stock(number: int) -> Stock:
-    return Stock([gpu(index) for index in range(number)])
+    return Stock.of([gpu(index) for index in range(number)])
 
 
 def line(uid: int, *jobs: Waiting, priority: int = 0) -> Line:
@@ -67,7 +67,7 @@ def test_nobody_waits_who_could_start(queue: list[Waiting], free: Claim) -> None
 
 wishes = st.builds(
     Wish, st.integers(1, 3), share=st.none() | st.integers(1, 90).map(lambda size: size * GIB)
-).map(lambda wish: replace(wish, count=1) if wish.share else wish)
+).map(lambda wish: wish._replace(count=1) if wish.share else wish)
 crowds = st.lists(
     st.tuples(
         st.sampled_from([ANN, BEN, 3]), st.sampled_from([-1, 0, 1]), wishes | st.just(Wish())
@@ -128,12 +128,12 @@ def test_then_who_has_fewest_cores() -> None:
 
 def test_jobs_without_gpus_run_while_all_gpus_are_taken() -> None:
     lines = [line(ANN, one(1, 1)), line(ANN, one(2))]
-    taken = stock(1).with_held("job_x", ["GPU-0"], None)
+    taken = stock(1).with_held(Held(["GPU-0"]))
     assert [placed.number for placed in plan(lines, Claim(4), taken)] == [2]
 
 
 def test_a_job_for_many_gpus_is_not_starved_by_small_ones() -> None:
-    held = stock(2).with_held("job_x", ["GPU-0"], None)
+    held = stock(2).with_held(Held(["GPU-0"]))
     lines = [line(ANN, one(1, 2)), line(BEN, one(2, 1))]
     assert plan(lines, Claim(8), held) == []
     [placed] = plan(lines, Claim(8), stock(2))
@@ -144,15 +144,15 @@ def test_a_large_share_is_not_starved_by_small_ones() -> None:
     def share(number: int, size: int) -> Waiting:
         return Waiting(number, Claim(1), Wish(1, share=size * GIB))
 
-    held = stock(1).with_held("job_x", ["GPU-0"], 40 * GIB)
+    held = stock(1).with_held(Held(["GPU-0"], 40 * GIB))
     lines = [line(ANN, share(1, 60)), line(BEN, share(2, 10))]
     assert plan(lines, Claim(8), held) == []
     assert [placed.number for placed in plan(lines[1:], Claim(8), held)] == [2]
 
 
 def test_what_is_kept_for_one_kind_does_not_keep_another_kind_waiting() -> None:
-    gpus = Stock([gpu(0), gpu(1), replace(gpu(2), name="RTX 4090")])
-    held = gpus.with_held("job_x", ["GPU-1"], None)
+    gpus = Stock.of([gpu(0), gpu(1), replace(gpu(2), name="RTX 4090")])
+    held = gpus.with_held(Held(["GPU-1"]))
     wanted = [Waiting(1, Claim(1), Wish(2, "h100")), Waiting(2, Claim(1), Wish(1, "4090"))]
     [placed] = plan([line(ANN, *wanted)], Claim(8), held)
     assert (placed.number, placed.gpu_uuids) == (2, ("GPU-2",))
