@@ -14,9 +14,10 @@ from typing import Any
 from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher import package, processes, spawn
 from aitbcd.launcher.identity import of_spec
+from aitbcd.launcher.jobgroup import JobGroup
 from aitbcd.launcher.logs import LogLimit
 from aitbcd.launcher.package import STDERR, STDOUT, Package
-from aitbcd.launcher.protocol import Facts
+from aitbcd.launcher.protocol import Facts, folder_name
 
 #: Between two rounds of killing what is still there: first, and at most.
 _KILL_AGAIN_S, _KILL_AGAIN_MOST_S = 0.01, 0.2
@@ -37,7 +38,8 @@ def _now_us() -> int:
 class Attempt:
     """``facts`` is None while anything of the job may run."""
 
-    def __init__(self, spec: dict[str, Any], folder: run_folder.Folder) -> None:
+    def __init__(self, spec: dict[str, Any], folder: run_folder.Folder, groups: str | None) -> None:
+        """Prepare; ``groups`` is where it gets a cgroup, None for nowhere."""
         self.spec = spec
         self.folder = folder
         self.facts: Facts | None = None
@@ -46,6 +48,8 @@ class Attempt:
         self.pid: int | None = None
         self.logs: LogLimit | None = None
         self._package: Package | None = None
+        self._groups = groups
+        self._group: JobGroup | None = None
         self._status: int | None = None
         self._ended_by: str | None = None
         self._kill_at: float | None = None
@@ -71,8 +75,11 @@ class Attempt:
         except OSError as error:
             self._finish(cannot_start=f"no result folder: {error.strerror}", storage=True)
             return
+        if self._groups:
+            name = folder_name(spec["job"], spec["attempt"])
+            self._group = JobGroup.create(f"{self._groups}/{name}", spec.get("limits", {}))
         try:
-            self.pid = spawn.start(spec, made.stdout, made.stderr, who)
+            self.pid = spawn.start(spec, made.stdout, made.stderr, who, self._group)
         except spawn.CannotStart as refusal:
             self._say(f"aitbcd: {refusal}\n")
             self._finish(cannot_start=str(refusal))
@@ -105,7 +112,7 @@ class Attempt:
         is_alone = self._collect()
         if self.facts is not None or self._status is None:
             return
-        if is_alone:
+        if is_alone and not (self._group and self._group.members()):
             self._finish()
         elif self._kill_at is None:
             self._end(self.spec["grace_s"])
@@ -142,7 +149,7 @@ class Attempt:
         if self._kill_at is None:
             self._kill_at = until
             if grace_s > 0:
-                processes.terminate(processes.descendants(os.getpid()))
+                processes.terminate(self._with_strangers(processes.descendants(os.getpid())))
         elif not self._is_killing:
             self._kill_at = min(self._kill_at, until)
         if grace_s <= 0:
@@ -175,7 +182,9 @@ class Attempt:
 
     def _kill(self, now: float) -> None:
         self._is_killing = True
-        left = processes.end_all(self._collect)
+        if self._group:
+            self._group.kill()
+        left = self._with_strangers(processes.end_all(self._collect))
         self._kill_at = now + self._kill_pause_s
         self._kill_pause_s = min(2 * self._kill_pause_s, _KILL_AGAIN_MOST_S)
         self._doomed = {each.identity: self._doomed.get(each.identity, now) for each in left}
@@ -183,6 +192,14 @@ class Attempt:
         undead = [each for each in left if now - self._doomed[each.identity] >= _PATIENCE_S]
         if undead and self.facts is None:
             self._finish(undead=[processes.describe(each) for each in undead])
+
+    def _with_strangers(self, found: list[processes.Process]) -> list[processes.Process]:
+        """Return these and what is in the job's cgroup without descending from us."""
+        if not self._group:
+            return found
+        known = {each.pid for each in found}
+        strangers = [pid for pid in self._group.members() if pid not in known]
+        return [*found, *processes.of_pids(strangers)]
 
     def _finish(
         self,
@@ -209,10 +226,13 @@ class Attempt:
             "storage": storage,
             "user_us": self._user_us,
             "system_us": self._system_us,
+            **(self._group.usage() if self._group else {}),
             "max_rss": self._max_rss if self._max_rss > self._least_rss else 0,
             "undead": (undead or [])[:20],
             "kept_whole": self._close_files(),
         }
+        if self._group:
+            self._group.remove()
         self.facts = facts
         run_folder.write_exit(self.folder.fd, facts)
 

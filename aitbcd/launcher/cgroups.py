@@ -1,34 +1,51 @@
-"""Where supervisors live under systemd: the delegated cgroup of the unit that holds all jobs.
+"""Where supervisors and jobs live under systemd: the delegated cgroup of the unit of all jobs.
 
-They must not stay in the launcher's own cgroup, with which systemd would end them. The unit's is
-the launcher's neighbour. They are in a folder below it, and so is what holds the unit, because a
-cgroup that hands controllers on may hold no process itself (cgroups(7)). Outside of systemd there
-is no such neighbour, and nothing is moved.
+Supervisors must not stay in the launcher's own cgroup, with which systemd would end them. The
+unit's is the launcher's neighbour. Below it are a folder for them, one for what holds the unit, and
+one for each attempt (``jobgroup``), because a cgroup that hands controllers on may hold no process
+itself (cgroups(7)).
+
+Outside of that unit supervisors stay where they are. Attempts have cgroups of their own there too
+if systemd has delegated ours, or the one above it, to us; else they have none.
 """
 
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 UNIT = "aitbcd-jobs.service"
 HOLDER, SUPERVISORS = "holder", "supervisors"
+#: What limits and counts jobs.
+CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
 _PROCS = "cgroup.procs"
+#: systemd's word for a cgroup that it leaves to whoever runs in it (its CGROUP_DELEGATION.md).
+_DELEGATED = ("user.delegate", "trusted.delegate")
 
 
-def own_folders() -> list[str]:
+class Place(NamedTuple):
+    #: Where supervisors go, in each hierarchy; nothing: they stay.
+    supervisors: tuple[str, ...] = ()
+    #: Where attempts get cgroups; None: they get none.
+    jobs: str | None = None
+    #: What those are limited and counted by.
+    controllers: tuple[str, ...] = ()
+
+
+def own_folders() -> dict[str, str]:
     """Return the folders of this process's cgroup, in each hierarchy that systemd keeps it in.
 
-    That is the unified one, and on machines with cgroup v1 also the one that is named systemd.
+    That is the unified one, under the name "", and on machines with cgroup v1 also "name=systemd".
     """
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         mounts = _mounts(file.read())
     with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         lines = [line.rstrip("\n").split(":", 2) for line in file]
-    return [
-        mounts[controllers] + path.rstrip("/")
+    return {
+        controllers: mounts[controllers] + path.rstrip("/")
         for _, controllers, path in lines
         if controllers in mounts
-    ]
+    }
 
 
 def _mounts(mountinfo: str) -> dict[str, str]:
@@ -47,13 +64,47 @@ def _mounts(mountinfo: str) -> dict[str, str]:
 def units() -> list[str]:
     """Return the folders of the jobs' unit, for a process that systemd started in it."""
     mark = f"/{UNIT}"
-    return [folder[: folder.index(mark) + len(mark)] for folder in own_folders() if mark in folder]
+    folders = own_folders().values()
+    return [folder[: folder.index(mark) + len(mark)] for folder in folders if mark in folder]
 
 
-def neighbours() -> list[str]:
-    """Return where supervisors go; nothing outside of systemd."""
-    units = [f"{os.path.dirname(folder)}/{UNIT}" for folder in own_folders()]
-    return [f"{unit}/{SUPERVISORS}" for unit in units if os.path.isdir(unit)]
+def find() -> Place:
+    """Return where supervisors and attempts go, and let attempts have the controllers there are."""
+    own = own_folders()
+    units = {name: f"{os.path.dirname(folder)}/{UNIT}" for name, folder in own.items()}
+    units = {name: unit for name, unit in units.items() if os.access(unit, os.W_OK)}
+    jobs = units.get("") if units else _delegated(own.get(""))
+    supervisors = tuple(f"{unit}/{SUPERVISORS}" for unit in units.values())
+    if jobs is None or not os.access(f"{jobs}/{_PROCS}", os.W_OK):
+        return Place(supervisors)
+    return Place(supervisors, jobs, _enable(jobs))
+
+
+def _delegated(own: str | None) -> str | None:
+    """Return the cgroup that was given to us: our own, or the one above it (DelegateSubgroup=)."""
+    if own is None:
+        return None
+    return next((each for each in (os.path.dirname(own), own) if _is_delegated(each)), None)
+
+
+def _is_delegated(folder: str) -> bool:
+    for name in _DELEGATED:
+        try:
+            if os.getxattr(folder, name) == b"1":
+                return True
+        except OSError:
+            # It has none, or a kernel before 5.7, or one for root's eyes.
+            pass
+    return False
+
+
+def _enable(folder: str) -> tuple[str, ...]:
+    """Hand on what there is, each by itself: one that is in use elsewhere spoils no other."""
+    path = f"{folder}/cgroup.subtree_control"
+    for controller in CONTROLLERS:
+        write(path, f"+{controller}")
+    enabled = read(path).split()
+    return tuple(each for each in CONTROLLERS if each in enabled)
 
 
 def make(folder: str) -> None:
@@ -63,7 +114,7 @@ def make(folder: str) -> None:
         pass
 
 
-def enter(folders: list[str]) -> None:
+def enter(*folders: str) -> None:
     """Move this process.
 
     Raises:
@@ -77,8 +128,28 @@ def enter(folders: list[str]) -> None:
 
 def members(folder: str) -> list[int]:
     """Return the processes that are in a cgroup, without those below it."""
+    return [int(line) for line in read(f"{folder}/{_PROCS}").split()]
+
+
+def read(path: str) -> str:
+    """Return what a file of a cgroup says; nothing where there is no such file."""
     try:
-        with open(f"{folder}/{_PROCS}", encoding="ascii") as file:
-            return [int(line) for line in file]
+        with open(path, encoding="ascii") as file:
+            return file.read()
     except OSError:
-        return []
+        return ""
+
+
+def write(path: str, value: str) -> bool:
+    """Set a file of a cgroup; False where there is no such file or the kernel will not."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(fd, value.encode())
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True

@@ -184,6 +184,18 @@ def take(run_fd: int, name: str) -> Folder | None:
     return None
 
 
+def is_held(run_fd: int, name: str) -> bool:
+    """Tell whether somebody else has a folder's lock."""
+    try:
+        fd = os.open(f"{name}/{LOCK}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=run_fd)
+    except FileNotFoundError:
+        return False
+    try:
+        return protocol.is_locked(fd)
+    finally:
+        os.close(fd)
+
+
 def has(fd: int, name: str) -> bool:
     try:
         os.stat(name, dir_fd=fd, follow_symlinks=False)

@@ -26,7 +26,7 @@ def start() -> int:
         units = cgroups.units()
         for unit in units:
             cgroups.make(f"{unit}/{cgroups.SUPERVISORS}")
-        cgroups.enter([f"{unit}/{cgroups.HOLDER}" for unit in units])
+        cgroups.enter(*(f"{unit}/{cgroups.HOLDER}" for unit in units))
     except OSError as error:
         print(f"aitbcd launcher: no cgroup for jobs: {error}", file=sys.stderr)
         return 1

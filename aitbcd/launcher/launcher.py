@@ -26,6 +26,7 @@ from aitbcd.launcher import cgroups, processes, protocol, seal
 from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher.folder import Folder, Taken
 from aitbcd.launcher.identity import do_as, of_spec
+from aitbcd.launcher.jobgroup import JobGroup
 from aitbcd.launcher.linux import become_subreaper, close_all_but
 from aitbcd.launcher.protocol import CANCELED, LAUNCHER_LOCK, LAUNCHER_SOCKET, Message
 from aitbcd.launcher.rehearsal import rehearse
@@ -50,6 +51,8 @@ class Worker:
     pid: int
     pidfd: int
     control: socket.socket
+    #: The run folder of the attempt that it was given last.
+    attempt: str = ""
     #: It has a run folder, which it keeps.
     has_folder: bool = False
     #: The daemon connection that holds the other end of its channel; 0: none yet.
@@ -82,8 +85,7 @@ class Launcher:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._run_fd = os.open("run", flags, dir_fd=state_fd)
         self._results_fd = os.open("results", flags, dir_fd=state_fd)
-        #: Where supervisors go, out of what systemd ends together with us.
-        self._neighbours = cgroups.neighbours()
+        self._cgroups = cgroups.find()
         #: False: end when there is no daemon and no attempt.
         self._is_lasting = is_lasting
         self._daemon_uid = daemon_uid
@@ -117,11 +119,12 @@ class Launcher:
         self._listener.bind(protocol.address(self._run_fd, LAUNCHER_SOCKET))
         os.chmod(LAUNCHER_SOCKET, 0o660, dir_fd=self._run_fd)
         self._listener.listen(16)
+        self._clear_groups()
         self._add(self._listener.fileno(), self._on_connect)
 
     def run(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        rehearse(self._run_fd)
+        rehearse(self._run_fd, self._cgroups.jobs)
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, self._reload if self._rules else signal.SIG_IGN)
@@ -199,7 +202,8 @@ class Launcher:
     def _obey(self, message: Message) -> None:
         match message["op"]:
             case "hello":
-                self._reply(message, {"pid": os.getpid(), "version": protocol.VERSION})
+                answer = {"pid": os.getpid(), "version": protocol.VERSION}
+                self._reply(message, answer | {"cgroups": self._cgroups._asdict()})
             case "start":
                 self._start(message)
             case "tombstone":
@@ -210,7 +214,8 @@ class Launcher:
                 self._fork_task(message, lambda: self._seal(message))
             case "sweep":
                 self._bury()
-                self._fork_task(message, lambda: _sweep(message))
+                group = self._group(protocol.folder_name(message["job"], message["attempt"]))
+                self._fork_task(message, lambda: _sweep(message, group))
             case "stop_seal":
                 self._reply(message, {"done": self._stop_seal(message)})
             case "remove_package":
@@ -283,6 +288,7 @@ class Launcher:
             if not worker.has_folder:
                 folder = run_folder.build(self._run_fd, spare)
             run_folder.publish(self._run_fd, spare, name)
+            worker.attempt = name
             self._hand_over(worker, spec, folder, channel)
         except BaseException:
             if folder:
@@ -335,9 +341,11 @@ class Launcher:
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            cgroups.enter(self._neighbours)
+            cgroups.enter(*self._cgroups.supervisors)
             self._let_go_of_all_but(control)
-            Supervisor(control, self._run_fd, self._results_fd, self._daemon_uid).run()
+            Supervisor(
+                control, self._run_fd, self._results_fd, self._daemon_uid, self._cgroups.jobs
+            ).run()
             code = 0
         except BaseException:
             _report_crash()
@@ -374,7 +382,23 @@ class Launcher:
             self._handlers.pop(worker.control.fileno(), None)
             worker.control.close()
         run_folder.discard(self._run_fd, run_folder.spare_name(worker.pid))
+        group = self._group(worker.attempt) if worker.attempt else None
+        if group:
+            group.kill()
         self._end_orphans()
+        if group:
+            group.remove()
+
+    def _group(self, name: str) -> JobGroup | None:
+        return JobGroup(f"{self._cgroups.jobs}/{name}") if self._cgroups.jobs else None
+
+    def _clear_groups(self) -> None:
+        """Remove the cgroups of attempts that are over; what still runs in one is swept."""
+        if self._cgroups.jobs is None:
+            return
+        for name in os.listdir(self._cgroups.jobs):
+            if name.startswith("job_") and not run_folder.is_held(self._run_fd, name):
+                JobGroup(f"{self._cgroups.jobs}/{name}").remove()
 
     def _bury(self) -> None:
         """Deal with supervisors that are dead but whose death has not been read yet."""
@@ -506,8 +530,10 @@ def _reap_all_but(known: frozenset[int]) -> None:
                 pass
 
 
-def _sweep(message: Message) -> Message:
+def _sweep(message: Message, group: JobGroup | None) -> Message:
     """End what an attempt left behind when its supervisor and its launcher were both killed."""
+    if group:
+        group.end(_SWEEPS * _SWEEP_PAUSE_S)
 
     def action() -> Message:
         left: list[processes.Process] = []

@@ -54,7 +54,11 @@ def _stat(pid: int) -> Process | None:
 
 
 def all_processes() -> list[Process]:
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return of_pids([int(name) for name in os.listdir("/proc") if name.isdigit()])
+
+
+def of_pids(pids: list[int]) -> list[Process]:
+    """Return those of these that are still there."""
     return [process for pid in pids if (process := _stat(pid))]
 
 

@@ -73,7 +73,26 @@ _FLOCK = struct.Struct("@hhqqi0q")
 Message = dict[str, Any]
 
 
-class Facts(TypedDict, total=False):
+class Usage(TypedDict, total=False):
+    """What an attempt took. Times: microseconds; sizes: bytes.
+
+    Where it had a cgroup this counts all that was in it, else what was waited for. From
+    ``memory_peak`` on, what no controller counts is not there.
+    """
+
+    user_us: int
+    system_us: int
+    #: The most memory that all of it had at one time, with what it had the kernel cache of files.
+    memory_peak: int
+    #: The most processes and threads at one time.
+    processes_peak: int
+    #: Processes that the kernel killed for want of memory, its own limit's or the machine's.
+    oom_kills: int
+    #: How often it could not have another process for the limit of them.
+    refused_forks: int
+
+
+class Facts(Usage, total=False):
     """How an attempt ended, as its supervisor saw it. Times: microseconds; sizes: bytes."""
 
     format: int
@@ -89,9 +108,8 @@ class Facts(TypedDict, total=False):
     cannot_start: str | None
     #: ... because of the disk: the job is not to blame.
     storage: bool
-    user_us: int
-    system_us: int
-    #: 0: no more than a supervisor has, which the kernel does not tell apart.
+    #: The most memory of its largest process. 0: no more than a supervisor has, which the kernel
+    #: does not tell apart.
     max_rss: int
     #: ``pid command`` of what SIGKILL did not end.
     undead: list[str]

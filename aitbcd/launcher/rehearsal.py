@@ -20,7 +20,7 @@ _STAGE = folder.TEMPORARY + "rehearsal"
 _TIMES = 8
 
 
-def rehearse(run_fd: int) -> None:
+def rehearse(run_fd: int, groups: str | None) -> None:
     """Make a folder in ``run/``, let attempts run and be sealed in it, and remove it.
 
     A crash leaves what ``folder.clear_temporary`` removes with all that is in it.
@@ -31,7 +31,7 @@ def rehearse(run_fd: int) -> None:
     except OSError:
         return
     try:
-        _Rehearsal(stage).run()
+        _Rehearsal(stage, groups).run()
     except OSError:
         # A full disk, say: supervisors then warm up on their own.
         pass
@@ -43,10 +43,10 @@ def rehearse(run_fd: int) -> None:
 class _Rehearsal(Supervisor):
     """A supervisor whose launcher and daemon are played by itself."""
 
-    def __init__(self, stage: int) -> None:
+    def __init__(self, stage: int, groups: str | None) -> None:
         self._launcher_end, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._daemon_end, self._channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        super().__init__(control, stage, stage, os.getuid())
+        super().__init__(control, stage, stage, os.getuid(), groups)
         self._stage = stage
         self._left = _TIMES
         self._hand_over([*self._build(), self._channel.detach()])

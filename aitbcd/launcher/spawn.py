@@ -1,8 +1,9 @@
 """Start a job's program: as whom, where, with which environment and standard streams.
 
 For the supervisor's own user with posix_spawn(3), which costs half of a fork from Python; for
-another user, or a job that may get no new privileges, with a fork that sees to it. Either way the
-program gets a session of its own, default signals, none blocked, and no descriptor but 0, 1 and 2.
+another user, a job with a cgroup, or one that may get no new privileges, with a fork that sees to
+it. Either way the program gets a session of its own, default signals, none blocked, and no
+descriptor but 0, 1 and 2.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import signal
 import stat
 from typing import Any
 
+from aitbcd.launcher.cgroups import enter
 from aitbcd.launcher.identity import Identity
-from aitbcd.launcher.linux import forbid_new_privileges, leave_session_keyring
+from aitbcd.launcher.jobgroup import JobGroup, near_cores
+from aitbcd.launcher.linux import forbid_new_privileges, fork_into, leave_session_keyring
 
 #: Seconds for a user's own file systems to answer before the program runs.
 _START_S = 60.0
@@ -31,19 +34,28 @@ class CannotStart(Exception):
     """The program could not be started; the text says so, with the system's own words."""
 
 
-def start(spec: dict[str, Any], stdout: int, stderr: int, who: Identity | None) -> int:
+def start(
+    spec: dict[str, Any],
+    stdout: int,
+    stderr: int,
+    who: Identity | None,
+    group: JobGroup | None = None,
+) -> int:
     """Start the program and return its pid, once its exec has succeeded.
+
+    Args:
+        group: the cgroup that it is to be in.
 
     Raises:
         CannotStart: with what was wrong; nothing runs.
     """
-    if who is None and not spec.get("no_new_privs"):
+    if who is None and group is None and not spec.get("no_new_privs"):
         return _spawn(spec, stdout, stderr)
-    return _fork(spec, stdout, stderr, who)
+    return _fork(spec, (stdout, stderr), who, group)
 
 
 def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
-    stdin = -1
+    stdin, cores = -1, _bind(spec)
     try:
         _enter(spec)
         streams: list[tuple[Any, ...]] = [
@@ -77,15 +89,19 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
     finally:
         if stdin >= 0:
             os.close(stdin)
+        if cores:
+            os.sched_setaffinity(0, cores)
         os.chdir("/")
         os.umask(_OUR_UMASK)
 
 
-def _fork(spec: dict[str, Any], stdout: int, stderr: int, who: Identity | None) -> int:
+def _fork(
+    spec: dict[str, Any], streams: tuple[int, int], who: Identity | None, group: JobGroup | None
+) -> int:
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    pid, is_inside = _fork_into(group) if group else (os.fork(), False)
     if pid == 0:
-        _become_program(spec, (stdout, stderr), who, writing)
+        _become_program(spec, streams, who, writing, group, is_inside=is_inside)
     os.close(writing)
     try:
         poller = select.poll()
@@ -104,11 +120,44 @@ def _fork(spec: dict[str, Any], stdout: int, stderr: int, who: Identity | None) 
     return pid
 
 
+def _fork_into(group: JobGroup) -> tuple[int, bool]:
+    """Fork, and return the child and whether it is in the cgroup."""
+    fd = os.open(group.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return fork_into(fd), True
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    finally:
+        os.close(fd)
+    return os.fork(), False
+
+
+def _bind(spec: dict[str, Any]) -> set[int] | None:
+    """Run near to the job's GPUs from now on; return the cores before, None where they stay."""
+    cores = near_cores(spec.get("limits", {}))
+    if not cores:
+        return None
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    return before
+
+
 def _become_program(
-    spec: dict[str, Any], streams: tuple[int, int], who: Identity | None, writing: int
+    spec: dict[str, Any],
+    streams: tuple[int, int],
+    who: Identity | None,
+    writing: int,
+    group: JobGroup | None,
+    *,
+    is_inside: bool,
 ) -> None:
     """The child's life between fork and exec."""
     try:
+        if group and not is_inside:
+            enter(group.folder)
+        if not (group and group.is_bound):
+            _bind(spec)
         signal.set_wakeup_fd(-1)
         os.setsid()
         for number in _not_default():

@@ -44,8 +44,14 @@ class Supervisor:
     """``run`` is the whole life of the process."""
 
     def __init__(
-        self, control: socket.socket, run_fd: int, results_fd: int, daemon_uid: int
+        self,
+        control: socket.socket,
+        run_fd: int,
+        results_fd: int,
+        daemon_uid: int,
+        groups: str | None,
     ) -> None:
+        """Take over what a child of the launcher keeps; ``groups`` as for ``Attempt``."""
         self._spare = run_folder.spare_name(os.getpid())
         self._wakeup: tuple[int, int] = (-1, -1)
         #: Kept from one attempt to the next; its name is the attempt's, or the spare one.
@@ -54,6 +60,7 @@ class Supervisor:
         self._run_fd = run_fd
         self._results_fd = results_fd
         self._daemon_uid = daemon_uid
+        self._groups = groups
         self._daemon: socket.socket | None = None
         self._is_adopted = False
         self._listener: socket.socket | None = None
@@ -162,7 +169,7 @@ class Supervisor:
             fds = fds[2:]
         if fds:
             self._use_daemon(socket.socket(fileno=fds[0]))
-        self._begin(Attempt(spec, self._folder))
+        self._begin(Attempt(spec, self._folder, self._groups))
 
     def _begin(self, attempt: Attempt) -> None:
         self._attempt = attempt
