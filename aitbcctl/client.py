@@ -5,7 +5,8 @@ known about the state of an old one. Written on ``socket`` alone, because ``subm
 import. It prints nothing and does not try again; ``following`` does, where a stream is lost.
 
 Where the daemon is looked for (unix(7), and the design's order): AITBC_SOCKET, AITBC_URL with
-AITBC_API_KEY, the user's own socket, the system's.
+AITBC_API_KEY, the user's own socket, the system's. An https address has to have a certificate that
+the system's CAs vouch for, or those in AITBC_CA_FILE.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aitbcctl.http1 import NotHttp, ResponseParser, Truncated
 from aitbcd import paths
 from aitbcd.errors import AitbcError, Unreachable, from_problem
+
+if TYPE_CHECKING:
+    from aitbcctl.tls import Encrypted
 
 #: A status document, an event: what the API calls an object.
 Json = dict[str, Any]
@@ -41,11 +46,12 @@ class ConnectionLost(Unreachable):
 class Response:
     """An answer whose head has come; the body is read as it comes. Close it, or use ``with``."""
 
-    __slots__ = ("_parser", "_pending", "_sock", "where")
+    __slots__ = ("_is_patient", "_parser", "_pending", "_sock", "where")
 
-    def __init__(self, sock: socket.socket, where: str) -> None:
+    def __init__(self, sock: socket.socket | Encrypted, where: str) -> None:
         self.where = where
         self._sock = sock
+        self._is_patient = False
         self._parser = ResponseParser()
         self._pending = b""
 
@@ -99,6 +105,20 @@ class Response:
         while not self.is_done:
             if data := self.read_available():
                 yield data
+            elif not self.has_pending:
+                self.wait()
+
+    def wait(self) -> None:
+        """Wait until there is more to read, where this may last."""
+        if self._is_patient:
+            poller = select.poll()
+            poller.register(self._sock.fileno(), select.POLLIN)
+            poller.poll()
+
+    def be_patient(self) -> None:
+        """Let the daemon stay silent as long as it likes; a read that finds nothing says so."""
+        self._is_patient = True
+        self._sock.settimeout(0)
 
     def read(self) -> bytes:
         return b"".join(self.pieces())
@@ -129,6 +149,8 @@ class Response:
             self._parser.end()
         except NotHttp as error:
             raise _no_daemon_of_ours(self.where, str(error)) from None
+        except BlockingIOError:
+            return b""
         except TimeoutError:
             raise self._silent() from None
         except (Truncated, ConnectionError) as error:
@@ -181,7 +203,7 @@ class Client:
     def stream(self, path: str, **query: object) -> Response:
         """Return an answer that may stay silent as long as it likes between its pieces."""
         response = self.open("GET", path + _query(query))
-        response._sock.settimeout(None)
+        response.be_patient()
         return response
 
     def open(
@@ -247,10 +269,10 @@ class Client:
             lines.append(f"Content-Length: {length}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
-    def _connect(self) -> tuple[socket.socket, str, str]:
+    def _connect(self) -> tuple[socket.socket | Encrypted, str, str]:
         if self._url:
             _check_key(self._api_key or "")
-            return _connect_tcp(self._url)
+            return _connect_tcp(self._url, self._environ.get("AITBC_CA_FILE") or None)
         return _connect_unix(paths.client_sockets(self._environ, os.getuid()))
 
 
@@ -419,8 +441,8 @@ def _check_key(key: str) -> None:
         )
 
 
-def _connect_tcp(url: str) -> tuple[socket.socket, str, str]:
-    host, port = _split_url(url)
+def _connect_tcp(url: str, ca_file: str | None) -> tuple[socket.socket | Encrypted, str, str]:
+    is_encrypted, host, port = _split_url(url)
     netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         sock = socket.create_connection((host, port), timeout=ANSWER_TIMEOUT_S)
@@ -430,10 +452,20 @@ def _connect_tcp(url: str) -> tuple[socket.socket, str, str]:
             hint=f"{_START_HINT}; or unset AITBC_URL to use its socket",
             url=url,
         ) from None
-    return sock, url, netloc
+    if not is_encrypted:
+        return sock, url, netloc
+    # Its import costs as much as a whole submit on this machine.
+    from aitbcctl.tls import encrypt
+
+    try:
+        return encrypt(sock, host, url, ca_file), url, netloc
+    except BaseException:
+        sock.close()
+        raise
 
 
-def _split_url(url: str) -> tuple[str, int]:
+def _split_url(url: str) -> tuple[bool, str, int]:
+    """Return whether a URL asks for TLS, and its host and port."""
     scheme, _, rest = url.partition("://")
     netloc = rest.rstrip("/")
     if netloc.startswith("["):
@@ -441,14 +473,16 @@ def _split_url(url: str) -> tuple[str, int]:
     else:
         host, colon, port = netloc.partition(":")
         port = colon + port
-    if scheme != "http" or not host or "/" in netloc or "@" in netloc:
+    if scheme not in ("http", "https") or not host or "/" in netloc or "@" in netloc:
         raise _wrong_url(url)
     if port and not (port.startswith(":") and port[1:].isdigit() and port.isascii()):
         raise _wrong_url(url)
-    return host, int(port[1:]) if port else 8000
+    usual = 443 if scheme == "https" else 8000
+    return scheme == "https", host, int(port[1:]) if port else usual
 
 
 def _wrong_url(url: str) -> Unreachable:
     return Unreachable(
-        f"AITBC_URL is {url!r}: expected http://HOST:PORT, for example http://127.0.0.1:8000"
+        f"AITBC_URL is {url!r}: expected http://HOST:PORT or https://HOST:PORT, for example"
+        " http://127.0.0.1:8000"
     )

@@ -329,6 +329,12 @@ class _LogStream:
                 self._sink(self._name, piece)
         return not response.is_done
 
+    def wait(self) -> None:
+        """Wait until there is more."""
+        response = self.open()
+        if not response.has_pending:
+            response.wait()
+
     def close(self) -> None:
         if self.response is not None:
             self.response.close()
@@ -369,7 +375,7 @@ def stream_logs(
             going = [log for log in going if log not in ready or log.take()]
         for log in [] if follow else logs:  # one after the other: stdout before stderr
             while log.take():
-                pass
+                log.wait()
     finally:
         for log in logs:
             log.close()

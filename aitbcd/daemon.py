@@ -15,19 +15,21 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import uvloop
 
-from aitbcd import __version__, machine, paths, settings
+from aitbcd import __version__, certificate, machine, paths, settings
 from aitbcd.allotment import inventory
 from aitbcd.api import activation, app
 from aitbcd.api.activation import Handed
 from aitbcd.api.context import Api
 from aitbcd.api.keyring import Keyring
 from aitbcd.api.socket import Clients, Server, check_free, shown_address
+from aitbcd.certificate import Certificate
 from aitbcd.clock import now_us
 from aitbcd.devices import Inventory
 from aitbcd.engine import Engine
@@ -78,12 +80,14 @@ def run(arguments: Sequence[str]) -> int:
             uid=os.getuid(),
         )
         chosen = settings.load(where.config, is_named=where.config_is_named)
+        encrypted = _certificate(chosen)
         is_separate = options.separate_launcher
         with StateFolder(where, is_separate=is_separate) as folder:
             folder.check()
             if handed.unix is None:
                 check_free(where.socket)
-            uvloop.run(_serve(where, chosen, handed, notifier, is_separate=is_separate))
+            serving = _serve(where, chosen, encrypted, handed, notifier, is_separate=is_separate)
+            uvloop.run(serving)
     except AitbcError as error:
         print(f"aitbcd: {error.detail}", file=sys.stderr)
         if error.hint:
@@ -111,8 +115,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _certificate(chosen: Settings) -> Certificate | None:
+    """Return what TCP is encrypted with, where the configuration says so.
+
+    Raises:
+        SettingsError: it is not what it should be.
+    """
+    if not chosen.server.certificate_files:
+        return None
+    found = certificate.load(*chosen.server.certificate_files)
+    for doubt in found.doubts(time.time()):
+        _say(f"the certificate {chosen.server.tls_cert}: {doubt}")
+    return found
+
+
 async def _serve(
-    where: Paths, chosen: Settings, handed: Handed, notifier: Notifier, *, is_separate: bool
+    where: Paths,
+    chosen: Settings,
+    encrypted: Certificate | None,
+    handed: Handed,
+    notifier: Notifier,
+    *,
+    is_separate: bool,
 ) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -140,14 +164,15 @@ async def _serve(
         keyring = await Keyring.load(store)
         api = Api(engine, store, feed, chosen, where, this_machine, watches, gpus, keyring)
         api.is_separate = is_separate
+        api.certificate = encrypted
         stack.callback(api.close)
-        clients = Clients(app.build(api), api.is_stopping)
+        clients = Clients(app.build(api), api.is_stopping, _current(api))
         server = Server(
             clients, where.socket, where.state / "runtime" / "aitbcd.sock", is_for_all=api.is_shared
         )
         await server.listen(handed.unix)
         await _listen_tcp(server, chosen, handed.tcp, where.config)
-        api.tcp = server.tcp
+        api.url = _url(server, encrypted)
         guard = asyncio.create_task(server.guard(watches))
         # Whatever ends this: it must not go on with watches that are closed.
         stack.callback(guard.cancel)
@@ -157,12 +182,13 @@ async def _serve(
             watches,
             notifier=notifier,
             apply=engine.on_settings,
+            renew=lambda: _renew(api, chosen),
             describe=lambda: _status(engine.active_count),
             say=_say,
         )
         loop.add_signal_handler(signal.SIGHUP, reloading.tell)
         reloads = asyncio.create_task(reloading.run())
-        _greet(server, where, engine, found)
+        _greet(server, where, engine, found, is_encrypted=encrypted is not None)
         notifier.ready(_status(engine.active_count))
         stack.callback(notifier.close)
         notifier.keep_watched(lambda: _status(engine.active_count))
@@ -181,8 +207,7 @@ async def _listen_tcp(
     """Serve TCP if it is wanted; a taken port is said and costs only TCP."""
     address = chosen.server.address
     for sock in handed:
-        host, port = sock.getsockname()[:2]
-        if address and port == address[1] and ipaddress.ip_address(host).is_loopback:
+        if address and _is_meant(sock, address):
             await server.serve_tcp(sock)
             continue
         await server.refuse_tcp(sock)
@@ -202,13 +227,54 @@ async def _listen_tcp(
         )
 
 
-def _greet(server: Server, where: Paths, engine: Engine, found: Inventory) -> None:
+def _is_meant(sock: socket.socket, address: tuple[str, int]) -> bool:
+    """Tell whether a socket that systemd holds is what ``server.tcp`` says.
+
+    Of loopback and of all addresses systemd holds one for IPv4 and one for IPv6.
+    """
+    host, port = sock.getsockname()[:2]
+    held = ipaddress.ip_address(host)
+    if port != address[1] or held.is_loopback or settings.is_loopback(address[0]):
+        return port == address[1] and held.is_loopback and settings.is_loopback(address[0])
+    wanted = ipaddress.ip_address(address[0])
+    return held == wanted or (held.is_unspecified and wanted.is_unspecified)
+
+
+def _url(server: Server, encrypted: Certificate | None) -> str | None:
+    """Return where others find what is served over TCP, if that can be told."""
+    if server.tcp is None:
+        return None
+    host, _, port = server.tcp.rpartition(":")
+    if encrypted is not None and not encrypted.is_for(host):
+        host = next((name for name in encrypted.names if not name.startswith("*")), host)
+    if host in ("0.0.0.0", "[::]"):
+        return None
+    return f"{'https' if encrypted else 'http'}://{host}:{port}"
+
+
+def _current(api: Api) -> Callable[[], Certificate] | None:
+    """Return what gives the certificate that counts now; None where nothing is encrypted."""
+
+    def current() -> Certificate:
+        assert api.certificate is not None
+        return api.certificate
+
+    return current if api.certificate is not None else None
+
+
+def _renew(api: Api, chosen: Settings) -> None:
+    api.certificate = _certificate(chosen)
+
+
+def _greet(
+    server: Server, where: Paths, engine: Engine, found: Inventory, *, is_encrypted: bool
+) -> None:
     whole = engine.whole
     cores = f"{whole.cpus} CPU core{'' if whole.cpus == 1 else 's'}"
     _say(f"aitbcd {__version__} serves, pid {os.getpid()}")
     _say(f"  socket   {server.path}")
     if server.tcp:
-        _say(f"  http     http://{server.tcp}")
+        _say(f"  http     {'https' if is_encrypted else 'http'}://{server.tcp}")
     _say(f"  state    {where.state}")
     _say(f"  devices  {cores}, {format_size(whole.memory)} of memory, {inventory(found.gpus)}")
     if found.problem:

@@ -2,11 +2,13 @@
 
 All of it counts or nothing: a wrong file is said, with its line and key, and what was there before
 stays. A file that is gone counts only when we are told: many editors take it away for a moment.
+The files of the certificate belong to it: a renewed one counts from the next connection on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -27,20 +29,29 @@ class Reloading:
         *,
         notifier: Notifier,
         apply: Callable[[], None],
+        renew: Callable[[], None],
         describe: Callable[[], str],
         say: Callable[[str], None],
     ) -> None:
-        """Keep what is needed; ``apply`` is called when ``current`` has changed."""
+        """Keep what is needed.
+
+        Args:
+            apply: called when ``current`` has changed.
+            renew: takes the certificate as it is now, or raises a SettingsError.
+        """
         self._path = path
+        #: What is looked at; the paths of a certificate count from the start.
+        self._files = (path, *map(Path, current.server.certificate_files))
         self._current = current
         self._watches = watches
         self._notifier = notifier
         self._apply = apply
+        self._renew = renew
         self._describe = describe
         self._say = say
         self._woken = asyncio.Event()
         self._is_told = False
-        self._known = self._content()
+        self._known = self._contents()
 
     def tell(self) -> None:
         """Have it read, whether it was saved or not."""
@@ -53,8 +64,9 @@ class Reloading:
             self._woken.clear()
             with ExitStack() as stack:
                 # There may be no such folder, or no watch left: then SIGHUP is left.
-                with suppress(OSError):
-                    stack.enter_context(self._watches.on_save(self._path.parent, self._woken))
+                for folder in {path.parent for path in self._files}:
+                    with suppress(OSError):
+                        stack.enter_context(self._watches.on_save(folder, self._woken))
                 # What was saved before the watch was set.
                 if not self._is_told and not self._is_saved():
                     await self._woken.wait()
@@ -62,23 +74,25 @@ class Reloading:
                 self._is_told = False
                 self._reload()
 
-    def _content(self) -> bytes | None:
-        try:
-            return self._path.read_bytes()
-        except OSError:
-            return None
+    def _contents(self) -> list[bytes | None]:
+        return [_digest(path) for path in self._files]
 
     def _is_saved(self) -> bool:
-        content = self._content()
-        return content is not None and content != self._known
+        return any(
+            content is not None and content != known
+            for content, known in zip(self._contents(), self._known, strict=True)
+        )
 
     def _reload(self) -> None:
         self._notifier.reloading()
-        self._known = self._content()
+        self._known = self._contents()
         try:
-            self._take(settings.load(self._path))
+            read = settings.load(self._path)
+            self._renew()
         except SettingsError as error:
             self._say(f"{error.detail}; the configuration stays as it was\n  {error.hint}")
+        else:
+            self._take(read)
         self._notifier.ready(self._describe())
 
     def _take(self, read: Settings) -> None:
@@ -90,3 +104,10 @@ class Reloading:
         self._say(f"read {self._path}: {what}")
         if late:
             self._say(f"  {', '.join(late)} will count from the next start of the daemon")
+
+
+def _digest(path: Path) -> bytes | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return None

@@ -26,13 +26,20 @@ DAY_S = 86400.0
 PRICE_MAX = 1_000_000
 #: More is a mistake.
 LIMIT_MAX = 1_000_000_000
+#: What somebody has to write who serves a network without TLS.
+PLAINTEXT = "i-know"
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    #: HOST:PORT for HTTP beside the Unix socket; a loopback address; "" turns it off. Port 0 takes
-    #: a free one, which the start message names.
+    #: HOST:PORT for HTTP beside the Unix socket; "" turns it off. Port 0 takes a free one, which
+    #: the start message names.
     tcp: str = "127.0.0.1:8000"
+    #: PEM files of what it is encrypted with; "" for not at all.
+    tls_cert: str = ""
+    tls_key: str = ""
+    #: PLAINTEXT where an address that the network reaches is meant to go without.
+    plaintext: str = ""
     #: How people reach this daemon's HTTP from elsewhere (a proxy's address); "" for only here.
     public_url: str = ""
     #: Whom to ask about a failed job: a name, an address, a page.
@@ -44,6 +51,11 @@ class Server:
     def address(self) -> tuple[str, int] | None:
         """Return ``tcp`` as host and port, None when it is off."""
         return _split_address(self.tcp) if self.tcp else None
+
+    @property
+    def certificate_files(self) -> tuple[str, ...]:
+        """Return the files of the certificate; none where there is none."""
+        return (self.tls_cert, self.tls_key) if self.tls_cert else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +205,9 @@ class Settings:
 FROM_THE_START = frozenset(
     {
         "server.tcp",
+        "server.tls_cert",
+        "server.tls_key",
+        "server.plaintext",
         "server.public_url",
         "slots.cpus",
         "slots.memory",
@@ -239,14 +254,31 @@ def _pause_or_none(value: Any) -> float:
     return seconds and _pause(value)
 
 
-def _loopback_address(value: Any) -> str:
+def _address(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError
     if value:
         host, _ = _split_address(value)
-        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
-            raise ValueError
+        if host != "localhost":
+            ipaddress.ip_address(host)
     return value
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is one that only this machine reaches."""
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise ValueError
+    return value
+
+
+def _plaintext(value: Any) -> str:
+    if value not in ("", PLAINTEXT):
+        raise ValueError
+    return str(value)
 
 
 def _log_limit(value: Any) -> int:
@@ -340,9 +372,16 @@ TABLES: Mapping[str, Table] = {
         {
             "tcp": _Key(
                 "tcp",
-                _loopback_address,
-                'a loopback address with a port, for example "127.0.0.1:8000", or "" for none',
+                _address,
+                'an address with a port, for example "127.0.0.1:8000", or "" for none',
             ),
+            "tls_cert": _Key(
+                "tls_cert", _path, 'the path of a file, for example "/etc/aitbcd/tls-cert.pem"'
+            ),
+            "tls_key": _Key(
+                "tls_key", _path, 'the path of a file, for example "/etc/aitbcd/tls-key.pem"'
+            ),
+            "plaintext": _Key("plaintext", _plaintext, f'"{PLAINTEXT}", or "" for no'),
             "public_url": _Key(
                 "public_url", _web_address, 'an address, for example "https://gpu.example.org"'
             ),
@@ -489,6 +528,7 @@ def parse(text: str, path: Path) -> Settings:
         read["plans"] = {**PLANS, **read["plans"]}
     settings = Settings(**read)
     _check_plans(settings, text, path)
+    _check_encryption(settings.server, text, path)
     return settings
 
 
@@ -533,6 +573,22 @@ def _check_plans(settings: Settings, text: str, path: Path) -> None:
                 found = f'plan in [{table}.{name}] is "{member.plan}", which is no plan'
                 key = (table, name, "plan")
                 raise _refusal(text, path, key, found, ", ".join(settings.plans))
+
+
+def _check_encryption(server: Server, text: str, path: Path) -> None:
+    for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(server, one) and not getattr(server, other):
+            found = f"{one} in [server] is there without {other}"
+            raise _refusal(text, path, ("server", one), found, "both of them, or none")
+    address = server.address
+    if address is None or is_loopback(address[0]) or server.tls_cert or server.plaintext:
+        return
+    found = f'tcp in [server] is "{server.tcp}", which a network reaches, without TLS'
+    allowed = (
+        "a loopback address; any address with tls_cert and tls_key; without them only with"
+        f' plaintext = "{PLAINTEXT}": then everybody on the way can read and use API keys'
+    )
+    raise _refusal(text, path, ("server", "tcp"), found, allowed)
 
 
 def _refusal(

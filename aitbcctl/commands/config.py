@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def check(file: str | None, as_json: bool) -> int:
     """
     path = Path(file) if file is not None else _in_use()
     read = settings.load(path, is_named=True)
-    odd = list(_odd(read, path))
+    odd = [*_odd(read, path), *_doubts(read)]
     if as_json:
         put_json({"file": str(path), "warnings": odd})
         return 0
@@ -68,6 +69,15 @@ def _odd(read: Settings, path: Path) -> Iterator[str]:
     status = path.stat()
     if read.launcher != settings.Launcher() and (status.st_uid != 0 or status.st_mode & 0o022):
         yield "[launcher] counts only in a file that nobody but root can write"
+
+
+def _doubts(read: Settings) -> Iterator[str]:
+    """Yield what is odd with the certificate; a wrong one is refused."""
+    if read.server.certificate_files:
+        from aitbcd import certificate
+
+        found = certificate.load(*read.server.certificate_files)
+        yield from (f"tls_cert in [server]: {doubt}" for doubt in found.doubts(time.time()))
 
 
 def _is_known(look_up: Callable[[str], object], name: str) -> bool:

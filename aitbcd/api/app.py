@@ -98,7 +98,13 @@ class _Gate:
         state, path = scope["state"], scope["path"]
         peer: Peer = state["peer"]
         if peer.is_tcp:
-            check_origin(scope["headers"], self._site, is_link=path.startswith(LINKS))
+            check_origin(
+                scope["headers"],
+                self._site,
+                is_link=path.startswith(LINKS),
+                is_tls=scope["scheme"] in ("https", "wss"),
+                reached=peer.reached,
+            )
         found = state["caller"] = await self._identity.of(peer, scope["headers"])
         if path not in _UNCOUNTED:
             self._identity.count(peer, found)

@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection, Request
 
 from aitbcd.api.keyring import Keyring
 from aitbcd.api.peer import Site
+from aitbcd.certificate import Certificate
 from aitbcd.clock import now_us
 from aitbcd.engine import Engine
 from aitbcd.errors import AitbcError, AmbiguousJob, Forbidden, NoSuchJob
@@ -56,8 +57,10 @@ class Api:
     keyring: Keyring
     #: The launcher is a service of root's, and members of its groups are served.
     is_separate: bool = False
-    #: HOST:PORT where TCP is served.
-    tcp: str | None = None
+    #: Where HTTP is served over TCP, as others write it; None where it is not, or cannot be said.
+    url: str | None = None
+    #: What TCP is encrypted with; a renewed one takes its place.
+    certificate: Certificate | None = None
     #: Set when the daemon is about to stop.
     is_stopping: asyncio.Event = field(default_factory=asyncio.Event)
     followings: set[Following] = field(default_factory=set)
@@ -82,7 +85,10 @@ class Api:
 
     @property
     def site(self) -> Site:
-        return Site(self.settings.server.public_url)
+        return Site(self.settings.server.public_url, self._is_certified)
+
+    def _is_certified(self, name: str) -> bool:
+        return self.certificate is not None and self.certificate.is_for(name)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run what waits for the disk beside the event loop."""

@@ -55,7 +55,7 @@ class Identity:
         if self._requests is None:
             return
         # Keys do not multiply what a user may ask.
-        who = found.owner.uid if isinstance(found, Caller) else ("nobody", peer.uid)
+        who = found.owner.uid if isinstance(found, Caller) else ("nobody", peer.counted_as)
         if wait_s := self._requests.take(who, time.monotonic()):
             raise _limited(f"more than {self._rate} requests a second", wait_s, "ask less often")
 
@@ -106,7 +106,7 @@ class Identity:
             raise Unauthorized("the request has several API keys", hint="send one X-Api-Key")
         key = self._keyring.find(secrets[0])
         if key is None:
-            if wait_s := self._wrong_keys.take(peer.uid, time.monotonic()):
+            if wait_s := self._wrong_keys.take(peer.counted_as, time.monotonic()):
                 what = f"more than {_WRONG_KEYS} wrong API keys a minute"
                 raise _limited(what, wait_s, "use the right key")
             raise Unauthorized(

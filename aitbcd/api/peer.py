@@ -8,14 +8,17 @@ ESTABLISHED and has an inode: one that was closed at once shows uid 0, and that 
 A page of a foreign site in somebody's browser has that somebody's uid. It is told by its ``Host``,
 which must be a name of ours (an Origin that equals Host is no proof: a foreign name can be bound
 to 127.0.0.1), by its ``Origin``, and by what browsers say of where a request comes from.
+
+On an address that a network reaches nobody is believed to be anybody: there only API keys count.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -51,6 +54,15 @@ class Peer:
 
     uid: int | None
     is_tcp: bool
+    #: Which network it is from, where one reaches us: such as have many addresses are one.
+    network: str | None = None
+    #: The address of ours that it came to, as it stands in a Host header; "" for loopback.
+    reached: str = ""
+
+    @property
+    def counted_as(self) -> Hashable:
+        """Return for whom its connections and tries are counted."""
+        return self.uid if self.network is None else self.network
 
 
 class Diagnosis:
@@ -120,6 +132,24 @@ def tcp_peer(diagnosis: Diagnosis, client: tuple[str, int], server: tuple[str, i
     return Peer(uid, is_tcp=True)
 
 
+def network_peer(client: str, server: str) -> Peer:
+    """Return who connected from ``client``, an address, to one of ours that a network reaches."""
+    came_from, reached = _unmapped(client), _unmapped(server)
+    bits = 64 if came_from.version == 6 else 32
+    network = ipaddress.ip_network((came_from, bits), strict=False)
+    if came_from.is_loopback:
+        network = ipaddress.ip_network("127.0.0.0/8")
+    shown = f"[{reached}]" if reached.version == 6 else str(reached)
+    return Peer(None, is_tcp=True, network=str(network), reached=shown)
+
+
+def _unmapped(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return an address; an IPv4 one that an IPv6 socket shows as its own as what it is."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return mapped or found
+
+
 def owner_of(peer: Peer, *, is_shared: bool = False) -> Owner:
     """Return the user that a peer acts as.
 
@@ -151,9 +181,12 @@ def owner_of(peer: Peer, *, is_shared: bool = False) -> Owner:
 
 
 class Site:
-    """What we are called: loopback, and what the configuration says (``public_url``)."""
+    """What we are called: loopback, ``public_url``, and what the certificate says."""
 
-    def __init__(self, public_url: str = "") -> None:
+    def __init__(
+        self, public_url: str = "", is_certified: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        """Keep the names; ``is_certified`` tells whether one is in the certificate."""
         parts = urlsplit(public_url.lower())
         name = parts.hostname or ""
         name = f"[{name}]" if ":" in name else name
@@ -162,12 +195,18 @@ class Site:
         is_usual = parts.port in (None, {"http": 80, "https": 443}.get(parts.scheme))
         port = "" if is_usual else f":{parts.port}"
         self._public_origin = f"{parts.scheme}://{name}{port}"
+        self._is_certified = is_certified
 
-    def origin_of(self, host: str) -> str | None:
-        """Return the Origin of our pages under this Host; None where it is no name of ours."""
+    def origin_of(self, host: str, *, is_tls: bool = False, reached: str = "") -> str | None:
+        """Return the Origin of our pages under this Host; None where it is no name of ours.
+
+        Args:
+            reached: the address that the connection came to; a foreign name cannot look like it.
+        """
         name = host_name(host)
-        if _is_loopback(name):
-            return f"http://{host}"
+        is_own = _is_loopback(name) or (name != "" and name == reached)
+        if is_own or (is_tls and self._is_certified(name)):
+            return f"{'https' if is_tls else 'http'}://{host}"
         return self._public_origin if name and name == self.public_name else None
 
 
@@ -177,10 +216,18 @@ def _is_loopback(name: str) -> bool:
     return is_address or name in ("localhost", "[::1]")
 
 
-def check_origin(headers: Headers, site: Site, *, is_link: bool = False) -> None:
+def check_origin(
+    headers: Headers,
+    site: Site,
+    *,
+    is_link: bool = False,
+    is_tls: bool = False,
+    reached: str = "",
+) -> None:
     """Refuse what a foreign page makes a browser send over TCP.
 
     Args:
+        is_tls, reached: as ``Site.origin_of``.
         is_link: what is asked for is open to whoever has its address, so that a page of others may
             lead there.
 
@@ -188,7 +235,7 @@ def check_origin(headers: Headers, site: Site, *, is_link: bool = False) -> None
         Forbidden: Host is no name of ours, or Origin is not that very Host.
     """
     host = _single(headers, b"host") or ""
-    allowed = site.origin_of(host)
+    allowed = site.origin_of(host, is_tls=is_tls, reached=reached)
     if allowed is None:
         raise Forbidden(
             f"the request is for the host '{host}', which is not this daemon",

@@ -150,13 +150,13 @@ class _Shares:
         )
 
     def _base_url(self) -> str:
-        base = self._api.settings.server.public_url
-        if not base and self._api.tcp is None:
+        base = self._api.settings.server.public_url or self._api.url
+        if base is None:
             raise NotSatisfiable(
-                "there is no address for a link: this daemon serves its socket only",
-                hint="set [server] tcp or public_url, or share with a user: --with USER",
+                "there is no address for a link: this daemon does not know how others reach it",
+                hint="set [server] public_url, or share with a user: --with USER",
             )
-        return base or f"http://{self._api.tcp}"
+        return base
 
     async def _check_reader(self, job: Job, user: str) -> None:
         """Refuse a reader who could not read."""

@@ -8,18 +8,21 @@ The Unix socket is bound under a umask, so that it never exists with wider permi
 one is probed before it is removed. It is bound again when its path vanishes: XDG_RUNTIME_DIR goes
 at logout, and people clean up folders. TCP is an extra: where its port is taken, the socket serves.
 Sockets that systemd holds (``activation``) are served as they are, and left to it at the end.
+
+TLS goes between a connection and its HTTP once the connection is counted: who begins a handshake
+and does not go on with it takes a seat of his own, for as long as he may.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import os
 import resource
 import socket
 import stat
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +32,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from aitbcd import wire
-from aitbcd.api.peer import Diagnosis, Peer, tcp_peer, unix_peer
+from aitbcd.api.peer import Diagnosis, Peer, network_peer, tcp_peer, unix_peer
+from aitbcd.api.seats import Seat, Seats
 from aitbcd.api.websocket import MESSAGE_BYTES_MAX, PING_S, PONG_S, WebSocketProtocol
+from aitbcd.certificate import Certificate
 from aitbcd.errors import AitbcError, BadRequest, StartupError, TooLarge, Unavailable
 from aitbcd.paths import SOCKET_PATH_MAX
 from aitbcd.results.watches import Watches
@@ -45,6 +50,13 @@ BACKLOG = 1024
 IDLE_S = 75.0
 #: Seconds from the first byte of a request to the end of its head.
 HEAD_S = 20.0
+#: Seconds that a TLS handshake may take, and the end of what it began.
+HANDSHAKE_S = 10.0
+_TLS_END_S = 5.0
+#: Connections that are accepted before others are looked after, and the pause before the next one
+#: where there are no descriptors or no memory.
+_ACCEPTED_AT_ONCE = 64
+_ACCEPT_PAUSE_S = 1.0
 HEAD_BYTES_MAX = 64 * 1024
 #: What the WebSocket library reads of a head: lines, and bytes of each.
 _WS_HEADERS_MAX = 128
@@ -64,7 +76,14 @@ _REBIND_PAUSE_S = 5.0
 class Clients:
     """What the connections of one server share."""
 
-    def __init__(self, app: Callable[..., Any], is_stopping: asyncio.Event) -> None:
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        is_stopping: asyncio.Event,
+        certificate: Callable[[], Certificate] | None = None,
+    ) -> None:
+        """Prepare it; ``certificate`` gives the one that counts now, where TCP is encrypted."""
+        self.certificate = certificate
         self.config = Config(
             app,
             interface="asgi3",
@@ -85,22 +104,20 @@ class Clients:
         self.state = ServerState()
         self.is_stopping = is_stopping
         self.diagnosis = Diagnosis()
-        self.connections_max = max(64, _descriptors_allowed() - _RESERVED_FDS)
-        self._of_uid: Counter[int | None] = Counter()
+        self.seats = Seats(max(64, _descriptors_allowed() - _RESERVED_FDS))
 
-    def admit(self, peer: Peer) -> bool:
-        """Count a connection in; False when there are too many, of all or of one user."""
-        total = self._of_uid.total()
-        most = self.connections_max if peer.uid == os.getuid() else self.connections_max // 2
-        if total >= self.connections_max or self._of_uid[peer.uid] >= most:
-            return False
-        self._of_uid[peer.uid] += 1
-        return True
-
-    def dismiss(self, peer: Peer) -> None:
-        self._of_uid[peer.uid] -= 1
-        if not self._of_uid[peer.uid]:
-            del self._of_uid[peer.uid]
+    def peer(self, sock: socket.socket, *, is_network: bool) -> Peer:
+        """Return who is at the other end of an accepted connection."""
+        try:
+            if sock.family == socket.AF_UNIX:
+                return unix_peer(sock)
+            client, server = sock.getpeername()[:2], sock.getsockname()[:2]
+        except OSError:
+            # It is gone already (ENOTCONN).
+            return Peer(None, is_tcp=True)
+        if is_network:
+            return network_peer(client[0], server[0])
+        return tcp_peer(self.diagnosis, client, server)
 
 
 def _descriptors_allowed() -> int:
@@ -114,10 +131,19 @@ def _descriptors_allowed() -> int:
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(
+        self,
+        clients: Clients,
+        *,
+        is_network: bool = False,
+        admitted: tuple[Peer, Seat] | None = None,
+    ) -> None:
+        """Prepare it; ``admitted`` is who is at the other end, if that is settled and counted."""
         super().__init__(clients.config, clients.state, {})
         self._clients = clients
-        self._peer: Peer | None = None
+        self._is_network = is_network
+        self._admitted = admitted
+        self._seat: Seat | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._is_in_head = False
@@ -125,36 +151,36 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        peer = self._who(transport)
-        if not self._clients.admit(peer):
+        admitted = self._admitted or self._admit(transport)
+        if admitted is None:
             self.transport = transport
             error = Unavailable("too many connections are open", hint="close some and try again")
             self._refuse(error)
             return
-        self._peer = peer
+        peer, self._seat = admitted
+        self._seat.leave = transport.abort
         self.app_state = {"peer": peer, "abort": transport.abort}
         super().connection_made(transport)
         self._await_request()
 
-    def _who(self, transport: asyncio.Transport) -> Peer:
+    def _admit(self, transport: asyncio.Transport) -> tuple[Peer, Seat] | None:
         sock = transport.get_extra_info("socket")
-        try:
-            if sock.family == socket.AF_UNIX:
-                return unix_peer(sock)
-            client, server = sock.getpeername()[:2], sock.getsockname()[:2]
-            return tcp_peer(self._clients.diagnosis, client, server)
-        except OSError:
-            # It is gone already (ENOTCONN).
-            return Peer(None, is_tcp=True)
+        peer = self._clients.peer(sock, is_network=self._is_network)
+        seat = self._clients.seats.take(peer.counted_as, transport.abort)
+        return (peer, seat) if seat else None
+
+    @property
+    def has_begun(self) -> bool:
+        return self._seat is not None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
-        if self._peer is not None:
-            self._clients.dismiss(self._peer)
+        if self._seat is not None:
+            self._seat.free()
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._peer is None:
+        if self._seat is None:
             return
         super().data_received(data)
         if self.transport.is_closing() or self._is_upgraded:
@@ -218,12 +244,11 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._is_handshake():
             self._refuse(BadRequest("that is no WebSocket handshake", hint="see RFC 6455, 4.1"))
             return
-        assert self._peer is not None
-        clients, peer = self._clients, self._peer
+        assert self._seat is not None
         self._is_upgraded = True
         self.connections.discard(self)
         protocol = WebSocketProtocol(
-            self.config, self.server_state, self.app_state, lambda: clients.dismiss(peer)
+            self.config, self.server_state, self.app_state, self._seat.free
         )
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)
@@ -265,9 +290,94 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+class _EncryptedListener:
+    """Accepts connections that are to be encrypted: counted first, then HTTP within TLS."""
+
+    def __init__(
+        self,
+        clients: Clients,
+        sock: socket.socket,
+        certificate: Callable[[], Certificate],
+        *,
+        is_network: bool,
+    ) -> None:
+        self._clients = clients
+        self._sock = sock
+        self._certificate = certificate
+        self._is_network = is_network
+        self._loop = asyncio.get_running_loop()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._loop.add_reader(sock, self._on_connections)
+
+    def close(self) -> None:
+        """Accept no more, and give up handshakes that are under way."""
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+        for handshake in self._handshakes:
+            handshake.cancel()
+
+    def _on_connections(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                sock, _ = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as problem:
+                if problem.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    self._pause()
+                    return
+                continue  # It is gone already.
+            self._begin(sock)
+
+    def _pause(self) -> None:
+        """Try again in a while: until then each look would say the same."""
+        self._loop.remove_reader(self._sock)
+        self._loop.call_later(_ACCEPT_PAUSE_S, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.add_reader(self._sock, self._on_connections)
+
+    def _begin(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        peer = self._clients.peer(sock, is_network=self._is_network)
+        handshake: asyncio.Task[None] | None = None
+
+        def leave() -> None:
+            assert handshake is not None
+            handshake.cancel()
+
+        seat = self._clients.seats.take(peer.counted_as, leave)
+        if seat is None:
+            sock.close()
+            return
+        http = HttpProtocol(self._clients, admitted=(peer, seat))
+        handshake = self._loop.create_task(self._shake_hands(sock, http))
+        self._handshakes.add(handshake)
+
+        def end(done: asyncio.Task[None]) -> None:
+            self._handshakes.discard(done)
+            if not http.has_begun:
+                sock.close()
+                seat.free()
+
+        handshake.add_done_callback(end)
+
+    async def _shake_hands(self, sock: socket.socket, http: HttpProtocol) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: http,
+                sock,
+                ssl=self._certificate().context,
+                ssl_handshake_timeout=HANDSHAKE_S,
+                ssl_shutdown_timeout=_TLS_END_S,
+            )
+        except OSError:
+            pass  # No TLS, too slow, or gone: a client's garbage is not logged.
+
+
 class _HangUp(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport.abort()
 
 
@@ -283,7 +393,7 @@ class Server:
             is_for_all: every user may connect (and is told apart by SO_PEERCRED).
         """
         self.path = path
-        #: HOST:PORT when TCP is served.
+        #: Where TCP is served; None where it is not.
         self.tcp: str | None = None
         self._clients = clients
         self._candidates = (path, fallback)
@@ -292,7 +402,7 @@ class Server:
         #: Its path is ours to remove.
         self._is_own = True
         self._unix: asyncio.Server | None = None
-        self._tcp: list[asyncio.Server] = []
+        self._tcp: list[asyncio.Server | _EncryptedListener] = []
 
     async def listen(self, handed: socket.socket | None = None) -> None:
         """Serve on the Unix socket that was handed over, else on one that is bound here.
@@ -309,7 +419,7 @@ class Server:
         self._unix = await loop.create_unix_server(self._protocol, sock=sock, backlog=BACKLOG)
 
     async def listen_tcp(self, address: tuple[str, int]) -> None:
-        """Serve on a loopback address too.
+        """Serve on a TCP address too.
 
         Raises:
             OSError: the port is taken, or not for us.
@@ -317,10 +427,19 @@ class Server:
         await self.serve_tcp(bind_tcp(address))
 
     async def serve_tcp(self, sock: socket.socket) -> None:
-        """Serve on a bound TCP socket."""
-        loop = asyncio.get_running_loop()
-        self._tcp.append(await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG))
+        """Serve on a bound TCP socket, encrypted where there is a certificate."""
+        is_network = not ipaddress.ip_address(sock.getsockname()[0]).is_loopback
         self.tcp = self.tcp or shown_address(sock)
+        if certificate := self._clients.certificate:
+            listener = _EncryptedListener(self._clients, sock, certificate, is_network=is_network)
+            self._tcp.append(listener)
+            return
+
+        def protocol() -> HttpProtocol:
+            return HttpProtocol(self._clients, is_network=is_network)
+
+        loop = asyncio.get_running_loop()
+        self._tcp.append(await loop.create_server(protocol, sock=sock, backlog=BACKLOG))
 
     async def refuse_tcp(self, sock: socket.socket) -> None:
         """Hang up on whoever connects there: nobody would ever answer him."""

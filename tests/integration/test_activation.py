@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.authority import Authority
 from tests.integration.conftest import Box
 from tests.service import DEADLINE_S, PROGRAMS, Service, wait_for
 
@@ -124,6 +126,30 @@ def test_an_address_that_the_network_reaches_is_not_served(
         service.socket = Path(unix.getsockname())
         with service, pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
             httpx.get(f"http://127.0.0.1:{port_of(wide)}/healthz", timeout=DEADLINE_S)
+
+
+def test_an_address_that_is_meant_for_a_network_is_served_encrypted(
+    tmp_path: Path, unix: socket.socket, tcp: socket.socket
+) -> None:
+    authority = Authority(tmp_path / "authority")
+    cert, key = authority.issue("box", "DNS:localhost")
+    with high(socket.create_server(("0.0.0.0", 0))) as wide:
+        before, fds = as_systemd([("unix", unix), ("tcp", tcp), ("tcp", wide)])
+        address = f"0.0.0.0:{port_of(wide)}"
+        config = f'[server]\ntcp = "{address}"\ntls_cert = "{cert}"\ntls_key = "{key}"\n'
+        service = Service(tmp_path / "daemon", config, before=before, pass_fds=fds)
+        service.socket = Path(unix.getsockname())
+        with service:
+            context = ssl.create_default_context(cafile=str(authority.certificate))
+            url = f"https://localhost:{port_of(wide)}/healthz"
+            assert httpx.get(url, verify=context, timeout=DEADLINE_S).status_code == 200
+            # What the package holds besides is loopback, and not what is meant.
+            with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+                httpx.get(f"http://127.0.0.1:{port_of(tcp)}/healthz", timeout=DEADLINE_S)
+            said = service.log.read_text()
+            assert f"nobody is served on 127.0.0.1:{port_of(tcp)}" in said
+            assert f"https://{address}" in said
+            assert "Exception" not in said
 
 
 @pytest.mark.parametrize("name", ["http", ""])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.integration.conftest import CONFIG, Box, User, problem, serving, tcp_of
-from tests.service import DEADLINE_S, wait_for
+from tests.integration.conftest import CONFIG, Box, User, new_user, problem, serving, tcp_of
+from tests.service import DEADLINE_S, Service, wait_for
 
 only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 LIMITED = CONFIG.replace("[server]", "[server]\nrequest_rate = 5")
@@ -72,6 +74,48 @@ def test_one_user_does_not_spend_what_is_anothers(tmp_path: Path, ada: User, bob
         with httpx.Client(timeout=DEADLINE_S) as client:
             codes = [client.get(url, headers={"x-api-key": key}).status_code for key in keys * 10]
         assert codes.count(200) < 15
+
+
+@only_root
+def test_users_who_take_all_connections_keep_nobody_out(
+    tmp_path: Path, ada: User, bob: User
+) -> None:
+    few = ["prlimit", "--nofile=320:320"]
+    with tempfile.TemporaryDirectory(prefix="aitbcd-") as folder, ExitStack() as stack:
+        Path(folder).chmod(0o755)
+        service = stack.enter_context(Service(Path(folder) / "daemon", CONFIG, before=few))
+        service.socket.parent.chmod(0o755)
+
+        def hold(user: User) -> socket.socket:
+            os.seteuid(user.uid)
+            try:
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                sock.connect(str(service.socket))
+            finally:
+                os.seteuid(0)
+            sock.settimeout(DEADLINE_S)
+            return sock
+
+        root, held = User("root", 0, 0, tmp_path), []
+        for _ in range(100):
+            held += [hold(ada), hold(bob)]
+        # They have all of them, and each of these takes one of theirs.
+        for _ in range(2):
+            sock = hold(root)
+            sock.sendall(b"GET /v1/queue HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in sock.recv(4096)
+            for user in (ada, bob):
+                said = hold(user).recv(4096)
+                assert b"503" in said
+                assert b"too many connections" in said
+        with new_user("c") as cleo:
+            assert cleo.ask(service.socket, "GET", "/v1/queue").status == 200
+        for sock in held:
+            sock.close()
+        ask = wait_for(
+            "theirs are free", lambda: ada.ask(service.socket, "GET", "/v1/queue").status == 200
+        )
+        assert ask
 
 
 @only_root

@@ -167,7 +167,7 @@ def test_a_job_reference_is_one_part_of_the_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://127.0.0.1:1", "127.0.0.1:8000", "http://", "http://h:x", "http://u@h/", "http://h/p"]
+    "url", ["ftp://127.0.0.1:1", "127.0.0.1:8000", "http://", "http://h:x", "http://u@h/", "http://h/p"]
 )  # fmt: skip
 def test_a_wrong_url_is_refused_with_an_example(url: str) -> None:
     with pytest.raises(Unreachable, match="expected http://HOST:PORT"):

@@ -32,7 +32,7 @@ LEVELS: tuple[set[str], ...] = (
         "spreadsheet",
         "notify",
     },
-    {"lifecycle", "settings", "wire", "machine", "users", "allotment"},
+    {"lifecycle", "settings", "wire", "machine", "users", "allotment", "certificate"},
     {
         "planner",
         "outcome",
@@ -76,6 +76,7 @@ FROM_LAUNCHER = {"aitbcd.launcher.protocol"}
 FOR_LAUNCHER = {"aitbcd", "aitbcd.manifest"}
 FOR_CLI = {
     "aitbcd",
+    "aitbcd.certificate",
     "aitbcd.errors",
     "aitbcd.manifest",
     "aitbcd.model",

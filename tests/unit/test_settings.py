@@ -90,8 +90,8 @@ def test_prices_are_millionths() -> None:
         ("[jobs]\nlog_limit = [\n1,\n2\n]", 2, "jobs.log_limit", "64K"),
         ("[server]\ntcp = '0.0.0.0:8000'", 2, "server.tcp", "loopback"),
         ("[server]\ntcp = '127.0.0.1'", 2, "server.tcp", "127.0.0.1:8000"),
-        ("[server]\ntcp = 'box:80'", 2, "server.tcp", "loopback"),
-        ("[server]\ntcp = '127.0.0.1:99999'", 2, "server.tcp", "loopback"),
+        ("[server]\ntcp = 'box:80'", 2, "server.tcp", "an address with a port"),
+        ("[server]\ntcp = '127.0.0.1:99999'", 2, "server.tcp", "an address with a port"),
     ],
 )
 def test_a_wrong_value_is_refused_with_line_key_and_what_is_allowed(
