@@ -15,44 +15,14 @@ from typing import Any
 
 import pytest
 
+from tests.documents import ROOT, blocks, run_shell
 from tests.service import PROGRAMS, Service, wait_for
 
 pytestmark = pytest.mark.system
 
-ROOT = Path(__file__).resolve().parents[2]
 #: Made by the tests and the checks, not part of a checkout.
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__")
 NO_NETWORK = re.compile(r"Temporary failure in name resolution|Failed to establish|No route")
-
-
-def shell_blocks(heading: str) -> list[str]:
-    """Return the blocks marked ``sh`` below a heading of the README."""
-    section = re.search(
-        rf"^## {re.escape(heading)}\n(.*?)(?=^## )", (ROOT / "README.md").read_text(), re.M | re.S
-    )
-    assert section, heading
-    blocks = re.findall(r"^```sh\n(.*?)^```", section[1], re.M | re.S)
-    assert blocks, heading
-    return blocks
-
-
-def run_shell(
-    script: str, folder: Path, environ: dict[str, str], uid: int | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-x", "-c", script],
-        cwd=folder,
-        env=environ,
-        user=uid,
-        group=uid,
-        extra_groups=None if uid is None else [],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +68,7 @@ def test_quick_start_runs_the_demo_and_leaves_results_but_no_process(person: Per
     environ |= {"HOME": str(person.home), "PATH": f"{Path(sys.base_prefix) / 'bin'}:{os.defpath}"}
     # Where the machine has a daemon of its own, this one is meant all the same.
     environ["AITBCD_RUNTIME_DIR"] = str(person.home / "runtime")
-    (script,) = shell_blocks("Try it")
+    (script,) = blocks("README.md", "Try it")
     uid = person.uid if os.getuid() == 0 else None
     done = run_shell(script, checkout, environ, uid)
     if done.returncode != 0 and NO_NETWORK.search(done.stdout):
@@ -139,7 +109,7 @@ def environ_of(daemon: Service) -> dict[str, str]:
 
 def test_everyday_examples_and_the_check_of_a_copy_work(project: Path, tmp_path: Path) -> None:
     with Service(tmp_path / "service", '[server]\ntcp = "127.0.0.1:0"\n') as daemon:
-        for block in (*shell_blocks("Every day"), *shell_blocks("The result folder")):
+        for block in (*blocks("README.md", "Every day"), *blocks("README.md", "The result folder")):
             done = run_shell(block, project, environ_of(daemon))
             assert done.returncode == 0, done.stdout
             assert "Traceback" not in done.stdout
@@ -158,7 +128,7 @@ def test_http_examples_work(project: Path, tmp_path: Path) -> None:
             lambda: re.search(r"127\.0\.0\.1:\d+", daemon.log.read_text()),
             log=daemon.log,
         )
-        (block,) = shell_blocks("HTTP")
+        (block,) = blocks("README.md", "HTTP")
         script = block.replace("127.0.0.1:8000", address[0]).replace("curl ", "curl -fsS ")
         done = run_shell(script, project, environ_of(daemon))
         assert done.returncode == 0, done.stdout
