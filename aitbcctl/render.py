@@ -204,6 +204,10 @@ def status_block(job: Json, now: datetime) -> str:
         facts.append(("repeats", plain(job["retry_of"])))
     if job["status"] == "failed":
         facts.append(("again", f"aitbcctl retry {job['job_id']}"))
+    if job.get("cause"):
+        facts.append(("cause", plain(job["cause"])))
+    if job.get("advice"):
+        facts.append(("advice", plain(job["advice"])))
     if job.get("contact"):
         facts.append(("contact", plain(job["contact"])))
     return aligned(facts)
@@ -240,6 +244,7 @@ def detail_block(
         status_block(job, now),
         aligned(_asked(job, width)),
         _attempts(job, now),
+        _shown_by(job),
         _files(job),
         _not_kept(left_out),
         _events(job),
@@ -351,6 +356,46 @@ def _attempts(job: Json, now: datetime) -> str:
     return "\n".join(lines)
 
 
+def _shown_by(job: Json) -> str:
+    """Return what shows why the last attempt failed."""
+    attempts = job.get("attempts") or [{}]
+    seen = attempts[-1].get("snapshot")
+    if not seen:
+        return ""
+    lines = [f"shown by: {plain(seen['evidence'])}"] if seen.get("evidence") else []
+    if seen.get("oom_kills"):
+        lines.append(f"processes that the kernel ended for want of memory: {seen['oom_kills']}")
+    lines += [
+        f"XID {one['xid']} of {plain(one['uuid'])}, {when(one['time'])}" for one in seen["xids"]
+    ]
+    lines += [_gpu_then(gpu, seen, job) for gpu in seen["gpus"]]
+    known = {one["pid"] for gpu in seen["gpus"] for one in gpu["processes"]}
+    lines += [
+        f"on a GPU before: {_process_then(one, job)}"
+        for one in seen["foreign"]
+        if one["pid"] not in known
+    ]
+    lines += [f"stderr | {plain(line)}" for line in seen["stderr"]]
+    return "\n".join(lines)
+
+
+def _gpu_then(gpu: Json, seen: Json, job: Json) -> str:
+    at = f"as seen last, {when(seen['seen_at'])}" if seen.get("seen_at") else "afterwards"
+    held = f"{size(gpu['memory_used'])} of {size(gpu['memory_total'])} in use"
+    lines = [f"GPU {gpu['index']}, {at}: {held}"]
+    return "\n    ".join([*lines, *(_process_then(one, job) for one in gpu["processes"])])
+
+
+def _process_then(one: Json, job: Json) -> str:
+    words = [str(one["pid"]), plain(one.get("user") or "?"), plain(one.get("command") or "")]
+    words.append(size(one["memory"]) if one.get("memory") else "")
+    if one.get("job_id") is None:
+        words.append("(not of the queue)")
+    elif one["job_id"] != job["job_id"]:
+        words.append(f"({plain(one['job_id'])})")
+    return "  ".join(word for word in words if word)
+
+
 def _span(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else duration(int(seconds))
 
@@ -382,4 +427,6 @@ def change_line(change: Json) -> str:
         return f"{time}  running {change['progress']}%"
     why = plain(change.get("message") or change.get("reason") or "")
     attempt = f" (attempt {change['attempt']})" if (change.get("attempt") or 0) > 1 else ""
+    if change.get("kind", "status") != "status":
+        return f"{time}  while {change['status']}{attempt}: {why}"
     return f"{time}  {change['status']}{attempt}" + (f": {why}" if why else "")

@@ -159,7 +159,7 @@ def totals(total: Json) -> str:
     return aligned([
         ("Total jobs submitted", str(total["submitted"])),
         ("Completed", str(total["completed"])),
-        ("Failed", str(total["failed"])),
+        ("Failed", f"{total['failed']}{_by_cause(total)}"),
         ("Canceled", str(total["canceled"])),
         ("Success rate", _rate(total)),
         ("Average completion time", _span(total["average_completion_s"])),
@@ -168,6 +168,13 @@ def totals(total: Json) -> str:
         ("GPU time", f"{total['gpu_hours']:.2f} h"),
         ("Total spent", money(total["spent"], total["currency"])),
     ])  # fmt: skip
+
+
+def _by_cause(total: Json) -> str:
+    causes = (total.get("causes") or {}).items()
+    found = sorted(causes, key=lambda one: (-one[1], one[0]))
+    said = ", ".join(f"{jobs} {plain(cause)}" for cause, jobs in found)
+    return f" ({said})" if said else ""
 
 
 def _rate(total: Json) -> str:

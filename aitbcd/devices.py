@@ -119,3 +119,36 @@ class Inventory:
 
     def find(self, uuid: str) -> Gpu | None:
         return next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)
+
+
+#: XID errors after which a GPU needs a reset or more (NVIDIA's "XID Errors"). What a program alone
+#: can cause (13, 31, 43, 45, 94, ...) is not among them.
+XIDS_THAT_NEED_A_RESET = {
+    46: "it stopped processing",
+    48: "an uncorrectable memory error",
+    61: "its microcontroller stopped at a breakpoint",
+    62: "its microcontroller halted",
+    64: "a bad memory row could not be recorded for remapping",
+    74: "an NVLink failed",
+    79: "it has fallen off the bus",
+    95: "an uncontained memory error",
+    110: "a security fault",
+    119: "its system processor (GSP) does not answer",
+    120: "its system processor (GSP) failed",
+    136: "an NVLink could not be trained",
+    140: "an unrecovered memory error",
+    143: "it could not be initialized",
+    158: "a fatal timeout",
+}
+#: What a program alone can cause.
+XIDS_OF_PROGRAMS = {
+    13: "the program did what the GPU cannot do",
+    31: "the program used a bad address",
+    43: "the program was stopped after an error of its own",
+    45: "what the program still had there was removed",
+    94: "an uncorrectable memory error that hit this program alone",
+}
+
+
+def meaning_of_xid(xid: int) -> str | None:
+    return XIDS_THAT_NEED_A_RESET.get(xid) or XIDS_OF_PROGRAMS.get(xid)

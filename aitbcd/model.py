@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: Letters of a job id: lowercase, without i, l, o and u (Crockford's base 32).
 ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -59,6 +59,23 @@ class Reason(str, Enum):
     STORAGE = "storage"
     DEPENDENCY = "dependency"
     CANCELLATION_FAILED = "cancellation_failed"
+
+
+class Cause(str, Enum):
+    """What stood behind the end of an attempt that did not complete, where that is known."""
+
+    #: A GPU had no memory left.
+    CUDA_OOM = "cuda_oom"
+    #: ... because of a process that is none of the queue's.
+    INTERFERENCE = "interference"
+    #: The kernel's OOM killer struck: the machine, or the job's cgroup, had no memory left.
+    HOST_OOM = "host_oom"
+    #: The driver reported an error of the GPU or of the program on it.
+    XID = "xid"
+    #: The driver could reach a GPU no more.
+    GPU_LOST = "gpu_lost"
+    #: A file system had no room left.
+    DISK_FULL = "disk_full"
 
 
 class ResultsState(str, Enum):
@@ -124,12 +141,66 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenProcess:
+    """A process as it was seen on a GPU."""
+
+    pid: int
+    user: str | None
+    command: str | None
+    memory: int | None
+    #: When it was started.
+    since: int | None
+    #: None: it is none of the queue's.
+    job_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SeenGpu:
+    """A GPU of an attempt, as a look saw it."""
+
+    uuid: str
+    index: int
+    name: str
+    memory_total: int
+    memory_used: int
+    #: Those with the most memory first.
+    processes: tuple[SeenProcess, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SeenXid:
+    """An XID error of a GPU."""
+
+    uuid: str
+    at: int
+    xid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What shows the cause of an attempt's end. Its owner's: it quotes what the job wrote."""
+
+    #: When its GPUs were seen last while it ran; None: they were not.
+    seen_at: int | None = None
+    gpus: tuple[SeenGpu, ...] = ()
+    #: Processes of others that were on its GPUs at any time while it ran, at their largest.
+    foreign: tuple[SeenProcess, ...] = ()
+    xids: tuple[SeenXid, ...] = ()
+    #: How often the OOM killer struck: in its cgroup, or else on the machine; None: not known.
+    oom_kills: int | None = None
+    #: The line of its standard error that tells the cause.
+    evidence: str | None = None
+    #: The last lines of its standard error.
+    stderr: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """How an attempt ended: the facts of its supervisor and what was made of them."""
 
     finished_at: int
     reason: Reason | None = None
-    cause: str | None = None
+    cause: Cause | None = None
     #: A sentence for people.
     message: str | None = None
     exit_code: int | None = None
@@ -148,6 +219,8 @@ class Ending:
     progress: int | None = None
     #: What this attempt costs, millionths of the currency.
     charge_micro: int = 0
+    #: What shows the cause; left out of lists of jobs.
+    snapshot: Snapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +286,21 @@ class Attempt:
     ending: Ending | None = None
 
 
+class EventKind(str, Enum):
+    #: A change of its status.
+    STATUS = "status"
+    #: A process that is none of the queue's is on a GPU that the job has, or waits for.
+    FOREIGN = "foreign"
+    #: Something is wrong with a GPU that it has.
+    GPU_FAULT = "gpu_fault"
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change of a job's status. ``seq`` ascends by one over the whole store."""
+    """One change of a job's status, or what happened meanwhile.
+
+    ``seq`` ascends by one over the whole store.
+    """
 
     seq: int
     number: int
@@ -226,6 +311,10 @@ class Event:
     attempt: int
     reason: Reason | None = None
     message: str | None = None
+    cause: Cause | None = None
+    kind: EventKind = EventKind.STATUS
+    #: What was seen, as JSON has it; of what is no change of a status.
+    facts: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

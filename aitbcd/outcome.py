@@ -6,19 +6,36 @@ Pure. Facts are ``launcher.protocol.Facts``; what they mean for the job is decid
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import NamedTuple
 
+from aitbcd.causes import Finding
 from aitbcd.launcher.protocol import Facts
 from aitbcd.lifecycle import Trigger
-from aitbcd.model import Ending, JobState, Reason
+from aitbcd.model import Ending, JobState, Reason, Snapshot
 
 #: Failures that another attempt may mend; a wish, a limit or a missing program it cannot.
 _RETRIED = frozenset({Reason.EXIT, Reason.SIGNAL, Reason.LOST})
+#: Ends behind which there can be a cause.
+_EXPLAINED = frozenset({Reason.EXIT, Reason.SIGNAL, Reason.TIMEOUT})
+#: What a shell exits with whose program was killed.
+_EXIT_OF_KILLED = 128 + signal.SIGKILL
 
 
 class Outcome(NamedTuple):
     trigger: Trigger
     ending: Ending
+
+    @property
+    def wants_a_cause(self) -> bool:
+        is_failure = self.trigger in (Trigger.FAIL, Trigger.REQUEUE)
+        return is_failure and self.ending.reason in _EXPLAINED
+
+    def explained(self, finding: Finding, snapshot: Snapshot) -> Outcome:
+        """Return it with its cause."""
+        message = f"{self.ending.message}: {finding.message}"
+        cause = replace(self.ending, cause=finding.cause, message=message, snapshot=snapshot)
+        return self._replace(ending=cause)
 
 
 def judge(facts: Facts, status: JobState, *, retries_left: int) -> Outcome:
@@ -35,6 +52,13 @@ def judge(facts: Facts, status: JobState, *, retries_left: int) -> Outcome:
     if reason in _RETRIED and retries_left > 0:
         return Outcome(Trigger.REQUEUE, ending)
     return Outcome(Trigger.FAIL, ending)
+
+
+def was_killed(facts: Facts) -> bool:
+    """Tell whether its program was ended by SIGKILL, and not by us."""
+    if facts.get("ended_by"):
+        return False
+    return facts.get("signal") == signal.SIGKILL or facts.get("exit_code") == _EXIT_OF_KILLED
 
 
 def lost(at: int, message: str, status: JobState, *, retries_left: int, left: list[str]) -> Outcome:

@@ -18,14 +18,30 @@ from pathlib import Path
 from typing import Any
 
 from aitbcd import manifest
-from aitbcd.model import Attempt, Ending, Job, JobSpec, JobState, Reason, ResultsState
+from aitbcd.model import (
+    Attempt,
+    Cause,
+    Ending,
+    Job,
+    JobSpec,
+    JobState,
+    Reason,
+    ResultsState,
+    SeenGpu,
+    SeenProcess,
+    SeenXid,
+    Snapshot,
+)
 from aitbcd.wire import attempt as attempt_json
 from aitbcd.wire import rfc3339_exact, text
+from aitbcd.wire import snapshot as snapshot_json
 
 FILE_NAME = "output.json"
 #: Of output.json and the manifest: a million files have fewer.
 _BYTES_MAX = 256 << 20
 _WORDS_MAX = 4000
+#: Of what a snapshot lists.
+_FEW = 64
 #: Microseconds: the year 2200.
 _LATEST = 7_258_118_400_000_000
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -56,8 +72,9 @@ def build(
         "exit_code": ending.exit_code,
         "signal": ending.signal,
         "reason": ending.reason.value if ending.reason else None,
-        "cause": ending.cause,
+        "cause": ending.cause.value if ending.cause else None,
         "message": ending.message,
+        "snapshot": _shareable(job, ending),
         "command": [text(argument) for argument in spec.argv],
         "shell": spec.is_shell,
         "cwd": text(os.fsencode(cwd)),
@@ -87,9 +104,34 @@ def build(
         "miner_id": miner_id,
         "gpu_uuids": list(gpu_uuids),
         "attempt": job.attempt,
-        "earlier_attempts": [attempt_json(one) for one in earlier],
+        "earlier_attempts": [
+            attempt_json(one) | {"snapshot": _shareable(job, one.ending)} for one in earlier
+        ],
         "logs_kept_whole": kept_whole,
     }
+
+
+def _shareable(job: Job, ending: Ending | None) -> dict[str, Any] | None:
+    """Return what shows the cause, for whoever may read the results, on other machines too.
+
+    What others of this machine have on their command lines is not for them.
+    """
+    if ending is None or ending.snapshot is None:
+        return None
+
+    def without_commands(processes: Iterable[SeenProcess]) -> tuple[SeenProcess, ...]:
+        return tuple(
+            one if one.job_id == job.job_id else replace(one, command=None) for one in processes
+        )
+
+    seen = ending.snapshot
+    return snapshot_json(
+        replace(
+            seen,
+            gpus=tuple(replace(g, processes=without_commands(g.processes)) for g in seen.gpus),
+            foreign=without_commands(seen.foreign),
+        )
+    )
 
 
 def read_sealed(package: Path, attempt: int) -> tuple[JobState, Ending, int | None] | None:
@@ -161,7 +203,7 @@ def _end(output: dict[str, Any]) -> tuple[JobState, Ending]:
     return status, Ending(
         finished_at=_microseconds(output["finished_at"]),
         reason=reason,
-        cause=_words(output["cause"]),
+        cause=Cause(output["cause"]) if output["cause"] is not None else None,
         message=_words(output["message"]),
         exit_code=_maybe(output["exit_code"], 255),
         signal=_maybe(output["signal"], 127),
@@ -172,7 +214,63 @@ def _end(output: dict[str, Any]) -> tuple[JobState, Ending]:
         result_bytes=_whole(sum(sizes)),
         result_files=len(sizes),
         progress=_maybe(output["progress"], 100),
+        snapshot=_snapshot(output.get("snapshot")),
     )
+
+
+def _snapshot(seen: dict[str, Any] | None) -> Snapshot | None:
+    if seen is None:
+        return None
+    return Snapshot(
+        seen_at=_moment(seen["seen_at"]),
+        gpus=tuple(_gpu(one) for one in _few(seen["gpus"])),
+        foreign=tuple(_process(one) for one in _few(seen["foreign"])),
+        xids=tuple(
+            SeenXid(_named(one["uuid"]), _microseconds(one["time"]), _whole(one["xid"]))
+            for one in _few(seen["xids"])
+        ),
+        oom_kills=_maybe(seen["oom_kills"], 1 << 60),
+        evidence=_words(seen["evidence"]),
+        stderr=tuple(_named(line) for line in _few(seen["stderr"])),
+    )
+
+
+def _gpu(one: dict[str, Any]) -> SeenGpu:
+    return SeenGpu(
+        _named(one["uuid"]),
+        _whole(one["index"]),
+        _named(one["name"]),
+        _whole(one["memory_total"]),
+        _whole(one["memory_used"]),
+        tuple(_process(each) for each in _few(one["processes"])),
+    )
+
+
+def _process(one: dict[str, Any]) -> SeenProcess:
+    return SeenProcess(
+        _whole(one["pid"]),
+        _words(one["user"]),
+        _words(one["command"]),
+        _maybe(one["memory"], 1 << 60),
+        _moment(one["since"]),
+        _words(one["job_id"]),
+    )
+
+
+def _few(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > _FEW:
+        raise ValueError("no list of ours")
+    return value
+
+
+def _named(value: Any) -> str:
+    if (words := _words(value)) is None:
+        raise ValueError("no words of ours")
+    return words
+
+
+def _moment(time: str | None) -> int | None:
+    return None if time is None else _microseconds(time)
 
 
 def _whole(value: Any, most: int = 1 << 60) -> int:

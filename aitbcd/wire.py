@@ -22,7 +22,17 @@ from typing import Any
 import msgspec
 
 from aitbcd.errors import AitbcError, BadRequest, InvalidJob, InvalidValue
-from aitbcd.model import Attempt, Event, Job, JobSpec, JobState, Priority, ResultsState
+from aitbcd.model import (
+    Attempt,
+    Event,
+    Job,
+    JobSpec,
+    JobState,
+    Priority,
+    ResultsState,
+    SeenProcess,
+    Snapshot,
+)
 from aitbcd.units import (
     DURATION_MAX_S,
     DURATION_PATTERN,
@@ -624,11 +634,13 @@ def status(
     estimated_completion: int | None = None,
     result_path: str | None = None,
     currency: str = "",
+    advice: str | None = None,
     contact: str = "",
 ) -> dict[str, Json]:
     """Return the status of a job; everything that ``job`` does not know is an argument.
 
     Args:
+        advice: what to do about the cause of its failure.
         contact: whom to ask when it failed.
     """
     shown: dict[str, Json] = {
@@ -656,7 +668,8 @@ def status(
             "exit_code": ending.exit_code,
             "signal": ending.signal,
             "reason": ending.reason.value if ending.reason else None,
-            "cause": ending.cause,
+            "cause": ending.cause.value if ending.cause else None,
+            "advice": advice,
             "message": ending.message,
             "expires_at": rfc3339(job.expires_at),
             "result_path": result_path if ending.results is ResultsState.KEPT else None,
@@ -772,12 +785,50 @@ def attempt(one: Attempt) -> dict[str, Json]:
         "exit_code": ending.exit_code if ending else None,
         "signal": ending.signal if ending else None,
         "reason": ending.reason.value if ending and ending.reason else None,
-        "cause": ending.cause if ending else None,
+        "cause": ending.cause.value if ending and ending.cause else None,
         "message": ending.message if ending else None,
         "user_s": ending.user_us / 1e6 if ending else None,
         "system_s": ending.system_us / 1e6 if ending else None,
         "max_rss": (ending.max_rss or None) if ending else None,
         "charge": money(ending.charge_micro) if ending else None,
+        "snapshot": snapshot(ending.snapshot) if ending and ending.snapshot else None,
+    }
+
+
+def snapshot(seen: Snapshot) -> dict[str, Json]:
+    """Return what shows why an attempt failed."""
+    return {
+        "seen_at": rfc3339_exact(seen.seen_at),
+        "gpus": [
+            {
+                "uuid": gpu.uuid,
+                "index": gpu.index,
+                "name": gpu.name,
+                "memory_total": gpu.memory_total,
+                "memory_used": gpu.memory_used,
+                "processes": [seen_process(one) for one in gpu.processes],
+            }
+            for gpu in seen.gpus
+        ],
+        "foreign": [seen_process(one) for one in seen.foreign],
+        "xids": [
+            {"uuid": one.uuid, "time": rfc3339_exact(one.at), "xid": one.xid} for one in seen.xids
+        ],
+        "oom_kills": seen.oom_kills,
+        "evidence": seen.evidence,
+        "stderr": list(seen.stderr),
+    }
+
+
+def seen_process(one: SeenProcess) -> dict[str, Json]:
+    """Return a process as it was seen on a GPU."""
+    return {
+        "pid": one.pid,
+        "user": one.user,
+        "command": one.command,
+        "memory": one.memory,
+        "since": rfc3339_exact(one.since),
+        "job_id": one.job_id,
     }
 
 
@@ -791,7 +842,10 @@ def event(one: Event) -> dict[str, Json]:
         "status": one.status.value,
         "attempt": one.attempt,
         "reason": one.reason.value if one.reason else None,
+        "cause": one.cause.value if one.cause else None,
         "message": one.message,
+        "kind": one.kind.value,
+        "facts": one.facts,
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from aitbcd import wire
 from aitbcd.api.operations import Answer, Schema
 from aitbcd.lifecycle import TRANSITIONS
-from aitbcd.model import JobState, Reason, ResultsState
+from aitbcd.model import Cause, EventKind, JobState, Reason, ResultsState
 
 STRING: Schema = {"type": "string"}
 INTEGER: Schema = {"type": "integer"}
@@ -75,16 +75,31 @@ _PROBLEM: Schema = {
 }
 _STATES = one_of(*(state.value for state in JobState))
 _REASON = optional({"enum": [reason.value for reason in Reason]})
+_CAUSE = optional({"enum": [cause.value for cause in Cause]})
 _EVENT = record(
     seq=INTEGER, time=MOMENT, job_id=STRING, number=INTEGER, status=_STATES, attempt=INTEGER,
-    reason=_REASON, message=optional(STRING),
+    reason=_REASON, cause=_CAUSE, message=optional(STRING),
+    kind=one_of(*(kind.value for kind in EventKind)), facts=optional({"type": "object"}),
+)  # fmt: skip
+_SEEN_PROCESS = record(
+    pid=INTEGER, user=optional(STRING), command=optional(STRING), memory=optional(INTEGER),
+    since=optional(MOMENT), job_id=optional(STRING),
+)  # fmt: skip
+_SNAPSHOT = record(
+    seen_at=optional(MOMENT),
+    gpus=array(
+        record(uuid=STRING, index=INTEGER, name=STRING, memory_total=INTEGER, memory_used=INTEGER,
+               processes=array(_SEEN_PROCESS))
+    ),
+    foreign=array(_SEEN_PROCESS), xids=array(record(uuid=STRING, time=MOMENT, xid=INTEGER)),
+    oom_kills=optional(INTEGER), evidence=optional(STRING), stderr=array(STRING),
 )  # fmt: skip
 _ATTEMPT = record(
     attempt=INTEGER, handle=optional(STRING), gpu_uuids=array(STRING), assigned_at=MOMENT,
     started_at=optional(MOMENT), finished_at=optional(MOMENT), exit_code=optional(INTEGER),
-    signal=optional(INTEGER), reason=_REASON, cause=optional(STRING), message=optional(STRING),
-    user_s=optional(NUMBER), system_s=optional(NUMBER), max_rss=optional(INTEGER),
-    charge=optional(NUMBER),
+    signal=optional(INTEGER), reason=_REASON, cause=_CAUSE, message=optional(STRING),
+    snapshot=optional(_SNAPSHOT), user_s=optional(NUMBER), system_s=optional(NUMBER),
+    max_rss=optional(INTEGER), charge=optional(NUMBER),
 )  # fmt: skip
 _QUEUED = record(
     job_id=STRING, number=INTEGER, user=STRING, name=optional(STRING), status=_STATES,
@@ -105,8 +120,9 @@ def _status() -> Schema:
     )  # fmt: skip
     when_over = record(
         finished_at=MOMENT, exit_code=optional(INTEGER), signal=optional(INTEGER), reason=_REASON,
-        cause=optional(STRING), message=optional(STRING), expires_at=optional(MOMENT),
-        result_path=optional(STRING), results=one_of(*(kept.value for kept in ResultsState)),
+        cause=_CAUSE, advice=optional(STRING), message=optional(STRING),
+        expires_at=optional(MOMENT), result_path=optional(STRING),
+        results=one_of(*(kept.value for kept in ResultsState)),
     )  # fmt: skip
     final = [state.value for state in TRANSITIONS if state.is_final]
     return {

@@ -87,10 +87,14 @@ def operations(api: Api) -> list[Operation]:
         found = await api.store.stats(wanted)
         currency = api.settings.pricing.currency
         groups = [
-            {"key": group.key, "is_rest": group.is_rest, **_shown(group.totals, currency)}
+            {
+                "key": group.key, "is_rest": group.is_rest, **_shown(group.totals, currency),
+                "causes": dict(group.causes),
+            }
             for group in found.groups
-        ]
-        return JsonResponse({"total": _shown(found.total, currency), "groups": groups})
+        ]  # fmt: skip
+        total = _shown(found.total, currency) | {"causes": dict(found.causes)}
+        return JsonResponse({"total": total, "groups": groups})
 
     figures = {
         "submitted": INTEGER, "finished": INTEGER, "completed": INTEGER, "failed": INTEGER,
@@ -98,6 +102,7 @@ def operations(api: Api) -> list[Operation]:
         "average_completion_s": optional(NUMBER), "wait_median_s": optional(NUMBER),
         "wait_p95_s": optional(NUMBER), "cpu_hours": NUMBER, "gpu_hours": NUMBER,
         "spent": NUMBER, "currency": optional(STRING),
+        "causes": {"type": "object", "additionalProperties": INTEGER},
     }  # fmt: skip
     group = record(key=optional(STRING), is_rest=BOOLEAN, **figures)
     return [

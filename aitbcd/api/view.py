@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from aitbcd import wire
+from aitbcd import causes, wire
 from aitbcd.api.context import Api
 from aitbcd.clock import now_us
 from aitbcd.model import Job, JobState, ResultsState
@@ -36,8 +36,14 @@ async def status(api: Api, job: Job) -> dict[str, wire.Json]:
         estimated_completion=await estimate(api, job, percent),
         result_path=os.fspath(api.paths.package(job.job_id)),
         currency=api.settings.pricing.currency,
+        advice=_advice(job),
         contact=api.settings.server.contact,
     )
+
+
+def _advice(job: Job) -> str | None:
+    cause = job.ending.cause if job.ending else None
+    return causes.ADVICE[cause] if cause else None
 
 
 async def listed(api: Api, jobs: Sequence[Job]) -> list[dict[str, wire.Json]]:

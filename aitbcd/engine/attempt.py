@@ -17,14 +17,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aitbcd import launch, outcome, output, users
+from aitbcd import causes, launch, outcome, output, users
 from aitbcd.clock import Clock, now_us
+from aitbcd.engine.evidence import Evidence, Seen
 from aitbcd.engine.terms import Terms
 from aitbcd.errors import AitbcError, StorageFull, Unavailable, WrongState
 from aitbcd.feed import Feed
 from aitbcd.launcher.protocol import Facts, Message, package_name
 from aitbcd.lifecycle import Trigger, after
-from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Machine, Reason, ResultsState
+from aitbcd.model import (
+    Ending,
+    Event,
+    EventKind,
+    Job,
+    JobSpec,
+    JobState,
+    Machine,
+    Reason,
+    ResultsState,
+)
 from aitbcd.outcome import Outcome
 from aitbcd.reserve import Reserve
 from aitbcd.results import reported
@@ -60,6 +71,7 @@ class Parts:
     reserve: Reserve
     terms: Terms
     clock: Clock
+    evidence: Evidence
     #: Its processes are gone, and with them its claim.
     on_free: Callable[[Attempt], None]
     #: It could not start for a reason that stands in every job's way; a sentence.
@@ -345,6 +357,7 @@ class Attempt:
 
     async def _conclude(self, facts: Facts, handle: Supervised | None) -> None:
         """Decide what an attempt's end means, have it sealed, and record it."""
+        seen = self._parts.evidence.take(self.job)
         self.free()
         await self._settled()
         if facts.get("storage"):
@@ -354,12 +367,27 @@ class Attempt:
         self._note_started(facts.get("started_at"), facts.get("pid"))
         decided = outcome.judge(facts, self.status, retries_left=self._retries_left())
         decided = await self._with_wish(decided)
+        if decided.wants_a_cause:
+            decided = await self._explained(decided, facts, seen)
         if decided.trigger in (Trigger.FAIL, Trigger.CANCELED) and facts.get("started_at"):
             # The last that it said of it; sealing drops the file.
             said = reported.percentage(self._folder(is_sealed=False))
             decided = decided._replace(ending=replace(decided.ending, progress=said))
         used_us = self._used_us(decided.ending.finished_at)
         await self._end(decided, handle, facts.get("kept_whole", []), used_us)
+
+    async def _explained(self, decided: Outcome, facts: Facts, seen: Seen) -> Outcome:
+        """Return it with what stood behind it, where that can be told."""
+        clues = await self._parts.evidence.clues(self.job, seen, facts.get("started_at"))
+        clues = replace(
+            clues,
+            stderr=reported.last_words(self._folder(is_sealed=False), causes.TAIL_BYTES),
+            was_killed=outcome.was_killed(facts),
+            oom_kills=facts.get("oom_kills"),
+            machine_oom_kills=facts.get("machine_oom_kills"),
+        )
+        found = causes.find(clues)
+        return decided.explained(*found) if found else decided
 
     async def _with_wish(self, decided: outcome.Outcome) -> outcome.Outcome:
         if decided.trigger is not Trigger.CANCELED:
@@ -369,7 +397,11 @@ class Attempt:
     async def _canceled(self) -> str:
         """Say by whose wish it ends, as that was committed, perhaps by the daemon before this."""
         events = await self._parts.store.events(number=self.job.number)
-        wishes = [event.message for event in events if event.status is JobState.CANCELING]
+        wishes = [
+            event.message
+            for event in events
+            if event.status is JobState.CANCELING and event.kind is EventKind.STATUS
+        ]
         return f"canceled {wishes[-1]}" if wishes and wishes[-1] else "canceled"
 
     def _retries_left(self) -> int:

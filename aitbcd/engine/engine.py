@@ -17,6 +17,7 @@ from aitbcd.backlog import Entry
 from aitbcd.clock import Clock
 from aitbcd.engine import admission
 from aitbcd.engine.attempt import Attempt, Parts, clear
+from aitbcd.engine.evidence import Evidence
 from aitbcd.engine.pool import Pool
 from aitbcd.engine.queue import Queue
 from aitbcd.engine.removals import Removals
@@ -90,6 +91,7 @@ class Engine:
             on_change=lambda: self._queue.pump(),
         )
         self._sampling = Sampling(gpus, settings.gpus, spawn=self._spawn)
+        self._evidence = Evidence(gpus, store, feed, self._spawn)
         self._active: dict[int, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._queue = Queue(
@@ -103,6 +105,7 @@ class Engine:
             begin=self._begin,
             spawn=self._spawn,
             until=self._until,
+            kept_from=self._evidence.kept_from,
         )
         self._parts = Parts(
             store,
@@ -114,6 +117,7 @@ class Engine:
             Reserve(paths.state / "reserve"),
             self._terms,
             self._clock,
+            self._evidence,
             on_free=self._on_free,
             on_obstacle=self._queue.hold,
             on_ended=self._on_ended,
@@ -134,6 +138,7 @@ class Engine:
             attempt = Attempt(self._parts, job, None, boot_id, models)
             self._pool.take_again(job)
             self._sampling.begin(job)
+            self._evidence.open_again(job)
             attempt.assigned.set()
             self._attend_to(attempt, is_new=False)
             if self._may_stand_by(job, boot_id):
@@ -392,6 +397,7 @@ class Engine:
         job = replace(entry.job, attempt=entry.job.attempt + 1, gpu_uuids=gpu_uuids)
         models = self._pool.models(gpu_uuids)
         attempt = Attempt(self._parts, job, entry.spec, self._machine.boot_id, models)
+        self._evidence.open(job)
         self._pool.take(job)
         self._sampling.begin(job)
         self._attend_to(attempt, is_new=True)
@@ -407,6 +413,7 @@ class Engine:
             await attempt.attend(is_new=is_new)
         finally:
             del self._active[attempt.job.number]
+            self._evidence.take(attempt.job)
             if not self._is_closed:
                 attempt.free()
         if attempt.status is not JobState.PENDING:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from aitbcd.allotment import Held, Stock, Wish, fits
+from aitbcd.allotment import Held, Stock
 from aitbcd.devices import Gpu, GpuState, Inventory
 from aitbcd.gpus import Gpus
 from aitbcd.model import Job
@@ -177,10 +177,9 @@ class Pool:
             self._quarantined[uuid] = reason
         self._gpus.review()
 
-    def needs_watching(self, wishes: Iterable[Wish]) -> bool:
-        """Tell whether a job waits for a GPU of whose being left alone nobody tells us."""
-        foreign = [gpu for gpu in self.inventory.gpus if gpu.state is GpuState.FOREIGN]
-        return bool(foreign) and any(fits(gpu, wish) for wish in wishes for gpu in foreign)
+    def used_past_the_queue(self) -> list[Gpu]:
+        """Return the GPUs of whose being left alone nobody tells us."""
+        return [gpu for gpu in self.inventory.gpus if gpu.state is GpuState.FOREIGN]
 
 
 def _key(job: Job) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from aitbcd import allotment, planner
 from aitbcd.backlog import WINDOW, Backlog, Entry, claim_of, lane_of, wish_of
+from aitbcd.devices import Gpu
 from aitbcd.engine.attempt import AGAIN_FIRST_S, AGAIN_MOST_S, Attempt
 from aitbcd.engine.pool import Pool
 from aitbcd.engine.room import Disk, Quota
@@ -50,6 +51,7 @@ class Queue:
         begin: Callable[[Entry, tuple[str, ...]], Attempt],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         until: Callable[[Job], str | None],
+        kept_from: Callable[[Job, list[Gpu]], None],
     ) -> None:
         self.whole = whole
         self._store = store
@@ -63,6 +65,8 @@ class Queue:
         self._spawn = spawn
         #: When a job is expected to end, in words.
         self._until = until
+        #: Told that a job waits for GPUs which somebody uses past the queue.
+        self._kept_from = kept_from
         self._free = whole
         #: By uid, what is taken or assigned ahead.
         self._uses: dict[int, Use] = {}
@@ -218,7 +222,17 @@ class Queue:
 
     def _watch_gpus(self) -> None:
         """Look again by the clock while a job waits for what somebody has past the queue."""
-        if self._watch is None and self._pool.needs_watching(map(wish_of, self._backlog.heads())):
+        foreign = self._pool.used_past_the_queue()
+        if not foreign:
+            return
+        stock, is_waiting = self._pool.stock(), False
+        for job in self._backlog.heads():
+            wish = wish_of(job)
+            wanted = [gpu for gpu in foreign if allotment.fits(gpu, wish)]
+            is_waiting = is_waiting or bool(wanted)
+            if wanted and stock.allot(wish) is None and not self._over_limit(job):
+                self._kept_from(job, wanted)
+        if is_waiting and self._watch is None:
             self._watch = asyncio.get_running_loop().call_later(_FOREIGN_S, self._look_again)
 
     def _look_again(self) -> None:

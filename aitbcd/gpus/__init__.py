@@ -10,7 +10,7 @@ claims      which job a process is of
 """
 
 from aitbcd.gpus.claims import Claims
-from aitbcd.gpus.drains import Drains
+from aitbcd.gpus.drains import Drains, Xid
 from aitbcd.gpus.gpus import Gpus
 
-__all__ = ["Claims", "Drains", "Gpus"]
+__all__ = ["Claims", "Drains", "Gpus", "Xid"]

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from aitbcd.devices import XIDS_THAT_NEED_A_RESET
+
 # nvmlReturn_t of nvml.h; pynvml has them too, and the probe alone may import that.
 NO_PERMISSION, INSUFFICIENT_POWER, DRIVER_NOT_LOADED, IRQ_ISSUE = 4, 8, 9, 11
 LIBRARY_NOT_FOUND, GPU_IS_LOST, RESET_REQUIRED, VERSION_MISMATCH = 12, 15, 16, 18
 
-#: XID errors after which a GPU needs a reset or more (NVIDIA's "XID Errors"). What a program alone
-#: can cause (13, 31, 43, 45, 94, ...) is not among them.
-XIDS_THAT_NEED_A_RESET = {
-    46: "it stopped processing",
-    48: "an uncorrectable memory error",
-    61: "its microcontroller stopped at a breakpoint",
-    62: "its microcontroller halted",
-    64: "a bad memory row could not be recorded for remapping",
-    74: "an NVLink failed",
-    79: "it has fallen off the bus",
-    95: "an uncontained memory error",
-    110: "a security fault",
-    119: "its system processor (GSP) does not answer",
-    120: "its system processor (GSP) failed",
-    136: "an NVLink could not be trained",
-    140: "an unrecovered memory error",
-    143: "it could not be initialized",
-    158: "a fatal timeout",
-}
 _RESET = "reset it when nothing runs on it (sudo nvidia-smi --gpu-reset -i {gpu}) or reboot"
 
 

@@ -124,6 +124,10 @@ class Gpus:
         """
         self._watchers.append(watcher)
 
+    def xids(self, gpu: Gpu) -> tuple[Xid, ...]:
+        """Return the XID errors of a GPU, or of that which it is a part of, of this boot."""
+        return self._drains.xids(gpu.mig.parent if gpu.mig else gpu.uuid)
+
     def oversee(
         self, jobs_on: Callable[[str], tuple[str, ...]], quarantine: Callable[[str], str | None]
     ) -> None:

@@ -15,6 +15,7 @@ from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher import package, processes, spawn
 from aitbcd.launcher.identity import of_spec
 from aitbcd.launcher.jobgroup import JobGroup
+from aitbcd.launcher.linux import machine_oom_kills
 from aitbcd.launcher.logs import LogLimit
 from aitbcd.launcher.package import STDERR, STDOUT, Package
 from aitbcd.launcher.protocol import Facts, folder_name
@@ -61,6 +62,8 @@ class Attempt:
         self._has_more = False
         self._time_out_at: float | None = None
         self._started_mono = 0.0
+        #: The machine's count of OOM kills when the program had run for a moment.
+        self._oom_kills: int | None = None
         self._user_us = self._system_us = self._max_rss = self._least_rss = 0
 
     # -- start ------------------------------------------------------------------------------
@@ -178,6 +181,9 @@ class Attempt:
         if self._kill_at is not None and now >= self._kill_at:
             self._kill(now)
         if self.facts is None and self.logs and self.logs.look_at and now >= self.logs.look_at:
+            if self._oom_kills is None:
+                # Not at the start: it would cost short jobs more than they can learn from it.
+                self._oom_kills = machine_oom_kills()
             self.logs.look(now)
 
     def _kill(self, now: float) -> None:
@@ -228,6 +234,7 @@ class Attempt:
             "system_us": self._system_us,
             **(self._group.usage() if self._group else {}),
             "max_rss": self._max_rss if self._max_rss > self._least_rss else 0,
+            "machine_oom_kills": self._oom_kills_since(),
             "undead": (undead or [])[:20],
             "kept_whole": self._close_files(),
         }
@@ -235,6 +242,13 @@ class Attempt:
             self._group.remove()
         self.facts = facts
         run_folder.write_exit(self.folder.fd, facts)
+
+    def _oom_kills_since(self) -> int | None:
+        """Return how often the OOM killer struck since the program had run for a moment."""
+        if self._oom_kills is None or self._status == 0:
+            return None
+        now = machine_oom_kills()
+        return None if now is None else max(0, now - self._oom_kills)
 
     def _close_files(self) -> list[str]:
         kept_whole: list[str] = []

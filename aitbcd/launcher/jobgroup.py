@@ -106,8 +106,10 @@ class JobGroup:
             used["memory_peak"] = int(peak)
         if peak := read(f"{self.folder}/pids.peak"):
             used["processes_peak"] = int(peak)
-        used["oom_kills"] = self._pairs("memory.events").get("oom_kill", 0)
-        used["refused_forks"] = self._pairs("pids.events").get("max", 0)
+        if events := self._pairs("memory.events"):
+            used["oom_kills"] = events["oom_kill"]
+        if events := self._pairs("pids.events"):
+            used["refused_forks"] = events["max"]
         return used
 
     def _pairs(self, name: str) -> dict[str, int]:

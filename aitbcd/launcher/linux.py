@@ -58,6 +58,19 @@ def notify(state: str) -> None:
         pass
 
 
+def machine_oom_kills() -> int | None:
+    """Return how many processes the kernel's OOM killer has ended since the machine started.
+
+    None before Linux 4.13, which does not count them (/proc/vmstat).
+    """
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            _, found, behind = file.read().partition(b"\noom_kill ")
+    except OSError:
+        return None
+    return int(behind.split(b"\n", 1)[0]) if found else None
+
+
 def become_subreaper() -> None:
     """Let orphaned descendants become our children (prctl(2), PR_SET_CHILD_SUBREAPER)."""
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))

@@ -111,6 +111,9 @@ class Facts(Usage, total=False):
     #: The most memory of its largest process. 0: no more than a supervisor has, which the kernel
     #: does not tell apart.
     max_rss: int
+    #: How often the kernel's OOM killer struck anywhere on the machine while it ran; None: nobody
+    #: looked, as it ran for a moment only.
+    machine_oom_kills: int | None
     #: ``pid command`` of what SIGKILL did not end.
     undead: list[str]
     #: Log name -> True where the file system could not give room back.

@@ -26,6 +26,18 @@ def percentage(building: Path) -> int | None:
         os.close(folder)
 
 
+def last_words(building: Path, length: int) -> bytes:
+    """Return the end of what a job wrote to its standard error; nothing where it is shut to us."""
+    try:
+        folder = beneath.open_folder(building)
+    except (beneath.NotThere, PermissionError):
+        return b""
+    try:
+        return _tail(folder, _STDERR, length)
+    finally:
+        os.close(folder)
+
+
 def last_sign(building: Path) -> int | None:
     """Return when a job last wrote to its logs or of its progress, microseconds."""
     signs = []
@@ -38,13 +50,13 @@ def last_sign(building: Path) -> int | None:
     return max(signs, default=None)
 
 
-def _tail(folder: int, path: bytes) -> bytes:
+def _tail(folder: int, path: bytes, length: int = progress.TAIL_BYTES) -> bytes:
     try:
         fd = beneath.open_beneath(folder, path)
     except (beneath.NotThere, PermissionError):
         return b""
     try:
-        start = max(0, os.fstat(fd).st_size - progress.TAIL_BYTES)
-        return os.pread(fd, progress.TAIL_BYTES, start)
+        start = max(0, os.fstat(fd).st_size - length)
+        return os.pread(fd, length, start)
     finally:
         os.close(fd)

@@ -6,6 +6,7 @@ Each public function is one change for ``writer.Writer``, which makes it all or 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,10 +14,20 @@ from typing import Any, NamedTuple
 
 from aitbcd import lifecycle
 from aitbcd.errors import IllegalTransition, NoSuchJob, OverLimit, WrongState
-from aitbcd.model import Ending, Event, Job, JobSpec, JobState, Owner, ResultsState
+from aitbcd.model import (
+    Cause,
+    Ending,
+    Event,
+    EventKind,
+    Job,
+    JobSpec,
+    JobState,
+    Owner,
+    ResultsState,
+)
 from aitbcd.store import lanes, totals
 from aitbcd.store.ids import JobIds, Named
-from aitbcd.store.rows import LISTED_AS, pack
+from aitbcd.store.rows import LISTED_AS, STATES, pack, snapshot_text
 from aitbcd.store.sql import QUERIES, with_rows
 from aitbcd.store.writer import Transaction
 
@@ -32,6 +43,8 @@ _ROWS = 50
 _INSERT_JOBS = with_rows(_INSERT_JOB, _ROWS)
 _INSERT_SPECS = with_rows(_INSERT_SPEC, _ROWS)
 _INSERT_EVENT = QUERIES["insert_event"]
+_INSERT_NOTE = QUERIES["insert_note"]
+_COUNT_NOTES = QUERIES["count_notes"]
 _INSERT_FIRST_EVENTS = QUERIES["insert_first_events"]
 _INSERT_ATTEMPT = QUERIES["insert_attempt"]
 _START_ATTEMPT = QUERIES["start_attempt"]
@@ -46,6 +59,8 @@ _COUNT_PENDING = QUERIES["count_pending_of_owner"]
 _FIRST_START = QUERIES["first_start"]
 _ADD_USAGE = QUERIES["add_usage"]
 _ENVIRONMENTS_KEPT_IN_MIND = 256
+#: Of one attempt and kind: what somebody else does must not fill our disk.
+NOTES_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +87,21 @@ class Move:
     #: ASSIGN: the GPUs that it is given, and what they are.
     gpu_uuids: tuple[str, ...] = ()
     gpu_models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that happened to a job which changes no status."""
+
+    number: int
+    #: The attempt that it happened to; of a job in the queue the last one.
+    attempt: int
+    kind: EventKind
+    at: int
+    #: What it is about: there is one of each.
+    mark: str
+    message: str
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +325,8 @@ class Changes:
             ending.charge_micro, wait_us or 0, 0 if wait_us is None else lanes.one(wait_us),
         )  # fmt: skip
         totals.note(transaction, held.uid, held.name, ending.finished_at, figures)
+        if target is JobState.FAILED and ending.cause is not None:
+            totals.count_failure(transaction, held.uid, ending.finished_at, ending.cause)
 
     def _learn(self, transaction: Transaction, move: Move, uid: int, took: int) -> None:
         """Remember how long this work took."""
@@ -311,12 +343,42 @@ class Changes:
     ) -> Event:
         number, uid, at, status, attempt, ending = change
         reason, message = (ending.reason, ending.message) if ending else (None, said)
+        cause: Cause | None = ending.cause if ending else None
         transaction.seq = seq = transaction.seq + 1
         transaction.execute(
             _INSERT_EVENT,
-            (seq, number, uid, at, status.value, attempt, reason and reason.value, message),
+            (
+                seq, number, uid, at, status.value, attempt, reason and reason.value, message,
+                cause and cause.value,
+            ),
+        )  # fmt: skip
+        return Event(
+            seq, number, self._job_id(number), uid, at, status, attempt, reason, message, cause
         )
-        return Event(seq, number, self._job_id(number), uid, at, status, attempt, reason, message)
+
+    def note(self, transaction: Transaction, note: Note) -> list[Event]:
+        """Add an event that changes no status; none to a job that is over, or full of them."""
+        row = transaction.execute(_JOB_TO_MOVE, (note.number,)).fetchone()
+        if row is None:
+            return []
+        held = _Held(*row)
+        status = STATES[held.status]
+        if status.is_final or held.attempt != note.attempt:
+            return []
+        key = (note.mark, note.number, note.attempt, note.kind.value)
+        count, is_there = transaction.execute(_COUNT_NOTES, key).fetchone()
+        if count >= NOTES_MAX or is_there:
+            return []
+        transaction.seq = seq = transaction.seq + 1
+        words = (note.message, note.kind.value, note.mark, json.dumps(note.facts))
+        about = (seq, note.number, held.uid, note.at, status.value, note.attempt)
+        transaction.execute(_INSERT_NOTE, (*about, *words))
+        return [
+            Event(
+                seq, note.number, self._job_id(note.number), held.uid, note.at, status,
+                note.attempt, None, note.message, None, note.kind, note.facts,
+            )
+        ]  # fmt: skip
 
 
 class _Held(NamedTuple):
@@ -410,7 +472,8 @@ def _insert(transaction: Transaction, one: str, several: str, rows: list[tuple[A
 def _package(ending: Ending) -> tuple[Any, ...]:
     digest = ending.digest
     return (
-        ending.finished_at, ending.reason and ending.reason.value, ending.cause, ending.message,
+        ending.finished_at, ending.reason and ending.reason.value,
+        ending.cause and ending.cause.value, ending.message,
         ending.results.value, digest and bytes.fromhex(digest), ending.result_bytes,
         ending.result_files, ending.progress,
     )  # fmt: skip
@@ -418,7 +481,8 @@ def _package(ending: Ending) -> tuple[Any, ...]:
 
 def _facts(ending: Ending) -> tuple[Any, ...]:
     return (
-        ending.finished_at, ending.reason and ending.reason.value, ending.cause, ending.message,
+        ending.finished_at, ending.reason and ending.reason.value,
+        ending.cause and ending.cause.value, ending.message,
         ending.exit_code, ending.signal, ending.user_us, ending.system_us, ending.max_rss,
-        ending.charge_micro,
+        ending.charge_micro, snapshot_text(ending.snapshot),
     )  # fmt: skip

@@ -106,6 +106,7 @@ def _expire(transaction: Transaction, number: int, at: int) -> bool:
     transaction.execute(QUERIES["expire_job"], (number,))
     _let_go(transaction, number, held)
     _change_spec(transaction, "strip_spec", number)
+    transaction.execute(QUERIES["forget_snapshots"], (number,))
     transaction.execute(QUERIES["revoke_shares"], (at, number))
     return True
 

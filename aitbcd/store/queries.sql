@@ -43,8 +43,17 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- insert_event --
 -- One change of a status.
-INSERT INTO events (seq, number, uid, at, status, attempt, reason, message)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO events (seq, number, uid, at, status, attempt, reason, message, cause)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- insert_note --
+-- Something that happened to a job.
+INSERT INTO events (seq, number, uid, at, status, attempt, message, kind, mark, facts)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- count_notes --
+-- How many there are of an attempt, of one kind, and whether there is this one.
+SELECT count(*), max(mark = ?) FROM events WHERE number = ? AND attempt = ? AND kind = ?
 
 -- insert_first_events --
 -- The first event of each job of a batch: seq minus number is the same for all of them.
@@ -93,7 +102,7 @@ UPDATE attempts SET started_at = ?, handle = ? WHERE number = ? AND attempt = ?
 -- Its processes are gone.
 UPDATE attempts SET
     finished_at = ?, reason = ?, cause = ?, message = ?, exit_code = ?, signal = ?, user_us = ?,
-    system_us = ?, max_rss = ?, charge_micro = ?
+    system_us = ?, max_rss = ?, charge_micro = ?, snapshot = ?
 WHERE number = ? AND attempt = ?
 
 -- command_of_job --
@@ -308,7 +317,7 @@ WHERE number IN (SELECT value FROM json_each(:numbers))
 SELECT
     a.attempt, a.boot_id, a.assigned_at, a.started_at, a.handle, a.gpu_uuids, a.finished_at,
     a.reason, a.cause, a.message, a.exit_code, a.signal, a.user_us, a.system_us, a.max_rss,
-    j.results, j.digest, j.result_bytes, j.result_files, j.progress, a.charge_micro
+    j.results, j.digest, j.result_bytes, j.result_files, j.progress, a.charge_micro, a.snapshot
 FROM attempts a LEFT JOIN jobs j
     ON j.number = a.number AND j.current = a.attempt AND j.finished_at IS NOT NULL
 WHERE a.number = :number ORDER BY a.attempt
@@ -319,7 +328,9 @@ SELECT boot_id, gpu_models FROM attempts WHERE number = :number AND attempt = :a
 
 -- select_event --
 -- Fragment: the columns of an Event, in the order in which ``rows.event`` takes them.
-SELECT e.seq, e.number, e.uid, e.at, e.status, e.attempt, e.reason, e.message FROM events e
+SELECT
+    e.seq, e.number, e.uid, e.at, e.status, e.attempt, e.reason, e.message, e.cause, e.kind, e.facts
+FROM events e
 
 -- event_span --
 -- The oldest and the newest event; each min and max of its own, so that both come from the index.
@@ -382,12 +393,17 @@ UPDATE jobs SET deleted_at = ?, listed_as = NULL, name = NULL, message = NULL,
 WHERE number = ?
 
 -- forget_attempts --
--- A deleted job's sentences.
-UPDATE attempts SET message = NULL WHERE number = ? AND message IS NOT NULL
+-- A deleted job's sentences, and what they quote.
+UPDATE attempts SET message = NULL, snapshot = NULL
+WHERE number = ? AND (message IS NOT NULL OR snapshot IS NOT NULL)
+
+-- forget_snapshots --
+-- What is quoted of logs that are gone.
+UPDATE attempts SET snapshot = NULL WHERE number = ? AND snapshot IS NOT NULL
 
 -- forget_events --
 -- A deleted job's sentences.
-UPDATE events SET message = NULL WHERE number = ? AND message IS NOT NULL
+UPDATE events SET message = NULL, mark = NULL, facts = NULL WHERE number = ? AND message IS NOT NULL
 
 -- environment_of --
 -- The base environment of a job.
@@ -539,6 +555,19 @@ ON CONFLICT (subject, level, at) DO UPDATE SET
     charge_micro = charge_micro + excluded.charge_micro,
     wait_us = wait_us + excluded.wait_us,
     waits = add_waits(waits, excluded.waits)
+
+-- count_failure --
+-- One more job that failed by a cause.
+INSERT INTO failures (subject, level, at, cause, jobs) VALUES (?, ?, ?, ?, 1)
+ON CONFLICT (subject, level, at, cause) DO UPDATE SET jobs = jobs + 1
+
+-- sum_failures --
+-- How many jobs failed by key and cause; a piece is [key, subject, level, begin, end].
+SELECT json_extract(p.value, '$[0]'), f.cause, sum(f.jobs)
+FROM json_each(:pieces) p CROSS JOIN failures f ON f.subject = json_extract(p.value, '$[1]')
+    AND f.level = json_extract(p.value, '$[2]') AND f.at >= json_extract(p.value, '$[3]')
+    AND f.at < json_extract(p.value, '$[4]')
+GROUP BY 1, 2
 
 -- close_quarters --
 -- Everybody's quarters of days that are over.

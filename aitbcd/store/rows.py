@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from aitbcd.model import (
     Attempt,
+    Cause,
     Ending,
     Event,
+    EventKind,
     Job,
     JobSpec,
     JobState,
@@ -20,6 +25,7 @@ from aitbcd.model import (
     Reason,
     ResultsState,
     Share,
+    Snapshot,
 )
 from aitbcd.store.ids import JobIds
 
@@ -33,6 +39,7 @@ STATES = {state.value: state for state in JobState}
 #: How a final state is written where lists are read from.
 LISTED_AS = {JobState.COMPLETED: 1, JobState.FAILED: 2, JobState.CANCELED: 3}
 _REASONS: dict[str | None, Reason | None] = {None: None, **{r.value: r for r in Reason}}
+_CAUSES: dict[str | None, Cause | None] = {None: None, **{c.value: c for c in Cause}}
 _PRIORITIES = {int(priority): priority for priority in Priority}
 
 
@@ -82,13 +89,13 @@ def job(row: Row, ids: JobIds) -> Job:
     )
 
 
-def _ending(facts: Row, package: Row) -> Ending:
+def _ending(facts: Row, package: Row, snapshot: str | None = None) -> Ending:
     finished_at, reason, cause, message, exit_code, signal, user_us, system_us, max_rss = facts
     results, digest, result_bytes, result_files, progress, charge_micro = package
     return Ending(
         finished_at,
         _REASONS[reason],
-        cause,
+        _CAUSES[cause],
         message,
         exit_code,
         signal,
@@ -101,7 +108,13 @@ def _ending(facts: Row, package: Row) -> Ending:
         result_files or 0,
         progress,
         charge_micro or 0,
+        msgspec.json.decode(snapshot, type=Snapshot) if snapshot else None,
     )
+
+
+def snapshot_text(snapshot: Snapshot | None) -> str | None:
+    """Return what stands in the store for a snapshot."""
+    return msgspec.json.encode(snapshot).decode() if snapshot else None
 
 
 @lru_cache(maxsize=32)
@@ -156,16 +169,17 @@ def attempt(row: Row) -> Attempt:
         started_at,
         handle,
         _words(gpu_uuids),
-        None if finished_at is None else _ending(row[6:15], row[15:21]),
+        None if finished_at is None else _ending(row[6:15], row[15:21], row[21]),
     )
 
 
 def event(row: Row, ids: JobIds) -> Event:
     """Return the Event of a row of ``select_event``."""
-    seq, number, uid, at, status, attempt_number, reason, message = row
+    seq, number, uid, at, status, attempt_number, reason, message, cause, kind, facts = row
     return Event(
         seq, number, ids.of(number), uid, at, STATES[status], attempt_number,
-        _REASONS[reason], message,
+        _REASONS[reason], message, _CAUSES[cause], EventKind(kind or EventKind.STATUS),
+        json.loads(facts) if facts else None,
     )  # fmt: skip
 
 

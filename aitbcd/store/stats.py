@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import date, datetime, time, timedelta, tzinfo
 from enum import Enum
 from typing import Any
@@ -82,6 +82,8 @@ class Group:
     #: A user, a name or a date; None for jobs without a name.
     key: str | None
     totals: Totals
+    #: How many failed by a cause; not counted by name.
+    causes: Mapping[str, int] = field(default_factory=dict)
     #: Names that are not counted one by one, and those of deleted jobs.
     is_rest: bool = False
 
@@ -90,6 +92,8 @@ class Group:
 class Stats:
     total: Totals
     groups: list[Group]
+    #: How many of all failed by a cause.
+    causes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,32 @@ def read(connection: sqlite3.Connection, wanted: Wanted) -> Stats:
         groups = _by_name(connection, wanted, begin, end, until, total)
     elif wanted.by is By.DAY:
         groups = _by_day(connection, wanted, begin, end, until)
-    return Stats(total, groups)
+    causes = _causes(connection, [("", _subject(wanted.uid), begin, end)]).get("", {})
+    return Stats(total, groups, causes)
+
+
+def _subject(uid: int | None) -> int:
+    return EVERYBODY if uid is None else uid
+
+
+def _causes(
+    connection: sqlite3.Connection, asked: Iterable[tuple[Any, int, int, int]]
+) -> dict[Any, dict[str, int]]:
+    """Return by key and cause how many jobs of (key, subject, begin, end) failed.
+
+    All levels are written as jobs fail, so that every day counts as closed.
+    """
+    found: dict[Any, dict[str, int]] = {}
+    text = json.dumps(
+        [
+            (key, subject, *p)
+            for key, subject, first, last in asked
+            for p in pieces(first, last, last)
+        ]
+    )
+    for key, cause, jobs in connection.execute(QUERIES["sum_failures"], {"pieces": text}):
+        found.setdefault(key, {})[cause] = jobs
+    return found
 
 
 def _span(connection: sqlite3.Connection, wanted: Wanted) -> tuple[int, int]:
@@ -182,7 +211,9 @@ def _by_user(
     owners = [uid for uid in users if wanted.uid in (None, uid)]
     asked = [(uid, uid, *piece) for uid in owners for piece in pieces(begin, end, until)]
     sums = _sums(connection, "sum_totals", asked)
-    return sorted((Group(users[uid], sums[uid]) for uid in sums), key=_size)[: wanted.limit]
+    causes = _causes(connection, [(uid, uid, begin, end) for uid in sums])
+    found = (Group(users[uid], sums[uid], causes.get(uid, {})) for uid in sums)
+    return sorted(found, key=_size)[: wanted.limit]
 
 
 def _by_name(
@@ -229,7 +260,11 @@ def _by_day(
         for subject, piece in _subjects(connection, wanted.uid, first, last, until)
     ]
     sums = _sums(connection, "sum_totals", asked)
-    return [Group(day, sums[day]) for day in sorted(sums)][-wanted.limit :]
+    subject = _subject(wanted.uid)
+    causes = _causes(
+        connection, [(day, subject, first, last) for day, first, last in _days(wanted, begin, end)]
+    )
+    return [Group(day, sums[day], causes.get(day, {})) for day in sorted(sums)][-wanted.limit :]
 
 
 def _days(wanted: Wanted, begin: int, end: int) -> Iterator[tuple[str, int, int]]:

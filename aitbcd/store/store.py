@@ -32,7 +32,7 @@ from aitbcd.model import (
 )
 from aitbcd.store import expiring, listing, queue, rows, stats, totals
 from aitbcd.store.access import Access, NewKey, NewShare
-from aitbcd.store.changes import Batch, Changes, Move, Pieces, Submission, typical_key
+from aitbcd.store.changes import Batch, Changes, Move, Note, Pieces, Submission, typical_key
 from aitbcd.store.cursors import MAX_NUMBER
 from aitbcd.store.expiry import Expiry, removed
 from aitbcd.store.ids import JobIds, letters_of
@@ -166,6 +166,14 @@ class Store:
             StorageFull: nothing could be written; the same moves may be tried again.
         """
         return self._writer.submit(self._changes.move, moves)
+
+    def note(self, note: Note) -> asyncio.Future[list[Event]]:
+        """Add to a job's events what changes no status; returns it, or nothing.
+
+        Nothing is added to a job that is over, to another attempt than it is at, or where there are
+        many of the kind.
+        """
+        return self._writer.submit(self._changes.note, note)
 
     # Results that go
 

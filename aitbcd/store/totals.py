@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
+from aitbcd.model import Cause
 from aitbcd.store import lanes
 from aitbcd.store.sql import QUERIES
 from aitbcd.store.writer import Transaction
@@ -104,6 +105,16 @@ def flush(transaction: Transaction) -> None:
     today = max(quarter for _, quarter in sums) // DAY
     if today > until:
         _close(transaction, until, today)
+
+
+def count_failure(transaction: Transaction, uid: int, at: int, cause: Cause) -> None:
+    """Count a job that failed by a cause, with its owner and with everybody, at all levels."""
+    quarter = at // QUARTER_US
+    times = (quarter, quarter // DAY, quarter // (DAY * BLOCK))
+    for subject in (uid, EVERYBODY):
+        for level, begin in enumerate(times):
+            values = (subject, level, begin, cause.value)
+            transaction.execute(QUERIES["count_failure"], values)
 
 
 def catch_up(transaction: Transaction) -> None:

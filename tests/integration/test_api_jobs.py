@@ -32,7 +32,7 @@ ALWAYS = [
     "number", "name", "user", "attempt", "waiting", "gpu_uuids", "retry_of", "charge", "currency",
 ]  # fmt: skip
 WHEN_OVER = [
-    "finished_at", "exit_code", "signal", "reason", "cause", "message", "expires_at",
+    "finished_at", "exit_code", "signal", "reason", "cause", "advice", "message", "expires_at",
     "result_path", "results",
 ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from aitbcd.errors import (
     WrongState,
 )
 from aitbcd.lifecycle import TRANSITIONS, Trigger
-from aitbcd.model import FINAL, Ending, Event, JobSpec, Priority, Reason, ResultsState
+from aitbcd.model import FINAL, Cause, Ending, Event, JobSpec, Priority, Reason, ResultsState
 from aitbcd.store import Move, Store, digest_of_command
 from tests.integration.stores import (
     ANN,
@@ -230,7 +230,7 @@ async def test_a_job_goes_its_whole_way_and_each_step_is_an_event(store: Store) 
 @on_store
 async def test_every_part_of_an_ending_is_kept(store: Store) -> None:
     end = Ending(
-        NOW + 9, Reason.SIGNAL, "cuda_oom", "killed\nby 9", None, 9, 11, 12, 2**40,
+        NOW + 9, Reason.SIGNAL, Cause.CUDA_OOM, "killed\nby 9", None, 9, 11, 12, 2**40,
         ResultsState.KEPT, DIGEST, 2**41, 17, 45,
     )  # fmt: skip
     await store.submit(ANN, TRUE, at=NOW)

@@ -32,7 +32,7 @@ LEVELS: tuple[set[str], ...] = (
         "spreadsheet",
         "notify",
     },
-    {"lifecycle", "settings", "wire", "machine", "users", "allotment", "certificate"},
+    {"lifecycle", "settings", "wire", "machine", "users", "allotment", "certificate", "causes"},
     {
         "planner",
         "outcome",
@@ -65,6 +65,7 @@ PURE = {
     "plans",
     "pricing",
     "allotment",
+    "causes",
     "retention",
     "space",
 }

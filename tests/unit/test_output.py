@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from aitbcd import output
 from aitbcd.model import (
     Attempt,
+    Cause,
     Ending,
     Job,
     JobSpec,
@@ -25,6 +26,10 @@ from aitbcd.model import (
     Priority,
     Reason,
     ResultsState,
+    SeenGpu,
+    SeenProcess,
+    SeenXid,
+    Snapshot,
 )
 
 MANIFEST = b"0" * 64 + b"  output.json\n"
@@ -84,11 +89,45 @@ def seal(folder: Path, document: dict[str, Any], sizes: list[int] | None = None)
 
 times = st.integers(0, 4_000_000_000 * SECOND)
 sizes = st.integers(0, 1 << 50)
+words = st.text(max_size=50)
+processes = st.builds(
+    SeenProcess,
+    pid=st.integers(1, 1 << 22),
+    user=st.none() | words,
+    command=st.none(),
+    memory=st.none() | sizes,
+    since=st.none() | times,
+    job_id=st.none() | st.just("job_0000000a"),
+)
+snapshots = st.builds(
+    Snapshot,
+    seen_at=st.none() | times,
+    gpus=st.lists(
+        st.builds(
+            SeenGpu,
+            uuid=words,
+            index=st.integers(0, 64),
+            name=words,
+            memory_total=sizes,
+            memory_used=sizes,
+            processes=st.lists(processes, max_size=2).map(tuple),
+        ),
+        max_size=2,
+    ).map(tuple),
+    foreign=st.lists(processes, max_size=2).map(tuple),
+    xids=st.lists(
+        st.builds(SeenXid, uuid=words, at=times, xid=st.integers(0, 200)), max_size=2
+    ).map(tuple),
+    oom_kills=st.none() | st.integers(0, 99),
+    evidence=st.none() | words,
+    stderr=st.lists(words, max_size=3).map(tuple),
+)
 endings = st.builds(
     Ending,
     finished_at=times,
     reason=st.sampled_from(Reason),
-    cause=st.none() | st.text(max_size=20),
+    cause=st.none() | st.sampled_from(Cause),
+    snapshot=st.none() | snapshots,
     message=st.none() | st.text(max_size=200),
     exit_code=st.none() | st.integers(0, 255),
     signal=st.none() | st.integers(1, 64),

@@ -81,7 +81,8 @@ def test_each_attempt_has_one_until_its_end(stage: Stage, group: Group) -> None:
     facts = attempt.exited()
     assert group.jobs == []
     assert facts["exit_code"] == 0
-    assert facts["oom_kills"] == facts["refused_forks"] == 0
+    # What no controller counts is not there.
+    assert facts.get("oom_kills", 0) == facts.get("refused_forks", 0) == 0
     attempt.finish()
 
 
