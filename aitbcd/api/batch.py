@@ -16,7 +16,7 @@ from starlette.responses import Response
 from aitbcd import wire
 from aitbcd.api.context import Api, caller
 from aitbcd.api.jobs import JOB_BYTES_MAX
-from aitbcd.api.messages import spooled_body_of, stream
+from aitbcd.api.messages import stream
 from aitbcd.api.operations import Asked, Operation
 from aitbcd.api.schemas import INTEGER, STRING, array, json, record, ref
 from aitbcd.errors import AitbcError, BadRequest, InvalidJob, NotSatisfiable, OverLimit, TooLarge
@@ -62,7 +62,7 @@ class _Batch:
         who = caller(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         limit = OBJECT_BYTES_MAX if kind == "application/json" else LINES_BYTES_MAX
-        with await spooled_body_of(request, limit, self._api.paths.state) as body:
+        async with self._api.spool.body(request, limit, who.owner.uid) as body:
             is_object = kind == "application/json" or (kind not in _LINES and _is_object(body))
             read = _jobs_of_object if is_object else _jobs_of_lines
             # The engine checks too, but cannot say where in the batch it was.

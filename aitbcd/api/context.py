@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection, Request
 
 from aitbcd.api.keyring import Keyring
 from aitbcd.api.peer import Site
+from aitbcd.api.spool import Spool
 from aitbcd.certificate import Certificate
 from aitbcd.clock import now_us
 from aitbcd.engine import Engine
@@ -55,6 +56,8 @@ class Api:
     watches: Watches
     gpus: Gpus
     keyring: Keyring
+    #: Large requests while they arrive.
+    spool: Spool = field(init=False)
     #: The launcher is a service of root's, and members of its groups are served.
     is_separate: bool = False
     #: Where HTTP is served over TCP, as others write it; None where it is not, or cannot be said.
@@ -72,6 +75,9 @@ class Api:
     _readers: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
     )
+
+    def __post_init__(self) -> None:
+        self.spool = Spool(self.paths.state)
 
     @property
     def members(self) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ from aitbcd import wire
 from aitbcd.api import view
 from aitbcd.api.context import Api, caller
 from aitbcd.api.filters import AFTER, CHOICE, LIMIT, wanted
-from aitbcd.api.messages import JsonResponse, spooled_body_of
+from aitbcd.api.messages import JsonResponse
 from aitbcd.api.operations import Asked, Operation, flag, moment
 from aitbcd.api.schemas import BOOLEAN, INTEGER, STRING, json, page, record, ref
 from aitbcd.errors import InvalidJob, NotSatisfiable, WrongCursor, WrongState
@@ -70,7 +70,7 @@ class _Jobs:
 
     async def submit(self, request: Request, asked: Asked) -> Response:
         who = caller(request)
-        with await spooled_body_of(request, JOB_BYTES_MAX, self._api.paths.state) as body:
+        async with self._api.spool.body(request, JOB_BYTES_MAX, who.owner.uid) as body:
             spec = wire.job_spec(wire.decode(body.read()))
         return await self._made(await self._api.engine.submit(who.owner, spec, plan=who.plan))
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from pathlib import Path
-from typing import BinaryIO
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -18,15 +15,12 @@ from aitbcd.errors import (
     BadRange,
     BadRequest,
     RateLimited,
-    StorageFull,
     TooLarge,
     Unauthorized,
 )
 
 #: Seconds that a body may pause.
 BODY_PAUSE_S = 30.0
-#: Larger bodies are kept in a file while they arrive: one user may have ten thousand under way.
-_IN_MEMORY_MAX = 64 << 10
 #: More than any number of ours has, and few enough for int() (it refuses thousands).
 _DIGITS_MAX = 40
 
@@ -69,45 +63,11 @@ async def body_of(request: Request, limit: int) -> bytes:
         TooLarge: more than ``limit`` bytes; said at once where Content-Length says it.
         SlowBody: it did not come.
     """
-    return b"".join([piece async for piece in _pieces(request, limit)])
+    return b"".join([piece async for piece in pieces_of(request, limit)])
 
 
-async def spooled_body_of(request: Request, limit: int, folder: Path) -> BinaryIO:
-    """Return the body as an open file at its start: in memory while it is small, else unlinked.
-
-    Raises:
-        TooLarge, SlowBody: as ``body_of``.
-        StorageFull: there is no room for it.
-    """
-    file: BinaryIO = io.BytesIO()
-    size = 0
-    try:
-        async for piece in _pieces(request, limit):
-            size += len(piece)
-            if size > _IN_MEMORY_MAX and isinstance(file, io.BytesIO):
-                file = _moved_to_disk(file, folder)
-            file.write(piece)
-        file.seek(0)
-    except OSError as problem:
-        file.close()
-        raise StorageFull(
-            f"the request could not be stored: {problem.strerror}", hint="make room and try again"
-        ) from None
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _moved_to_disk(memory: io.BytesIO, folder: Path) -> BinaryIO:
-    from tempfile import TemporaryFile
-
-    file = TemporaryFile(dir=folder)  # noqa: SIM115  # its user closes it
-    file.write(memory.getvalue())
-    return file
-
-
-async def _pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def pieces_of(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Yield the body as it comes; raises as ``body_of``."""
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > limit:
         raise _too_large(limit)

@@ -133,6 +133,31 @@ def test_bodies_that_do_not_come_to_their_end_take_no_memory(tmp_path: Path) -> 
         assert proc_numbers(box.service.pid, "smaps_rollup")["Pss"] - before < 40_000_000
 
 
+def test_one_user_has_a_bounded_part_of_unfinished_bodies(tmp_path: Path) -> None:
+    with serving(tmp_path) as box, ExitStack() as unfinished:
+        lines = b"Content-Type: application/x-ndjson\r\nContent-Length: 60000000\r\n\r\n"
+        for _ in range(6):
+            sock = unfinished.enter_context(box.connect())
+            sock.sendall(b"POST /v1/jobs:batch HTTP/1.1\r\nHost: x\r\n" + lines)
+            sock.sendall(b" " * (50 * MIB))
+        # Of the last one a part was too much.
+        answer = sock.recv(4096)
+        assert b" 429 " in answer
+        assert b"retry-after: 1" in answer
+        assert b"256 MiB" in answer
+        held = sum(
+            link.stat().st_size
+            for link in Path(f"/proc/{box.service.pid}/fd").iterdir()
+            if "(deleted)" in os.readlink(link)
+        )
+        assert 200 * MIB < held <= 256 * MIB
+        unfinished.close()
+        wait_for(
+            "they are given up",
+            lambda: box.http.post("/v1/jobs", json={"argv": ["true"]}).status_code == 201,
+        )
+
+
 def test_arguments_and_environment_larger_than_a_packet_arrive_whole(box: Box) -> None:
     # A single string may have 128 KiB for the kernel.
     parts = [bytes([65 + place]) * 60_000 + b"\xff\n" for place in range(5)]
