@@ -77,7 +77,8 @@ class Machine:
         self.root = self._folder / "root"
         self.log = self._folder / "console.log"
         #: Where its cgroups begin. Two machines in one would have each other's units.
-        self._cgroups = [Path(each) / self._folder.name for each in cgroups.own_folders()]
+        own = cgroups.own_folders().values()
+        self._cgroups = [Path(each) / self._folder.name for each in own]
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = 0
 
