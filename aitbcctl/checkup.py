@@ -27,6 +27,13 @@ _EXTRA_UNITS = ("aitbcd-tcp.socket",)
 _LITTLE_BYTES = 2 << 30
 _FEW_INODES = 10_000
 _PAGE = 200
+#: What is missing without a controller.
+_CONTROLLERS = {
+    "cpu": "--cpus gives no share of cores that are in demand",
+    "cpuset": "jobs can leave the cores near their GPUs",
+    "memory": "--memory is no limit",
+    "pids": "[jobs] processes is no limit",
+}
 
 
 class Finding(NamedTuple):
@@ -49,6 +56,7 @@ def look(client: Client) -> Iterator[Finding]:
         yield Finding("daemon", FAIL, error.detail, error.hint)
         return
     yield from _daemon(health, mine)
+    yield from _cgroups(health)
     state = health.get("state_dir")
     if state is not None:
         yield from _disk(state)
@@ -110,6 +118,38 @@ def _daemon(health: Json, mine: Json) -> Iterator[Finding]:
     else:
         hint = "systemctl start aitbcd-launcher; why it ended: journalctl -u aitbcd-launcher"
         yield Finding("launcher", FAIL, "there is none, so that no job starts", hint)
+
+
+def _cgroups(health: Json) -> Iterator[Finding]:
+    seen = health.get("cgroups")
+    if seen is None:
+        return
+    folder = seen["folder"]
+    if folder is None:
+        said = "jobs have none of their own here, so that --memory and --cpus limit nothing"
+        if health.get("state_dir") == paths.SYSTEM_STATE:
+            hint = "use the units of systemd, and boot with systemd.unified_cgroup_hierarchy=1"
+            yield Finding("cgroups", WARN, said, hint)
+        else:
+            yield Finding("cgroups", OK, said)
+        return
+    missing = [name for name in _CONTROLLERS if name not in seen["controllers"]]
+    if not missing:
+        yield Finding("cgroups", OK, f"jobs have their own, with {', '.join(seen['controllers'])}")
+        return
+    said = "; ".join(f"no {name}: {_CONTROLLERS[name]}" for name in missing)
+    yield Finding("cgroups", WARN, f"jobs have their own, but {said}", _get(folder, missing))
+
+
+def _get(folder: str, controllers: list[str]) -> str:
+    """Return how jobs get these controllers."""
+    try:
+        given = Path(folder, "cgroup.controllers").read_text().split()
+    except OSError:
+        given = []
+    if set(given) & set(controllers):
+        return f"let {folder} hold no process itself: DelegateSubgroup= of systemd.resource-control"
+    return "the kernel, a container or Delegate= of a unit above keeps them: see /proc/cgroups"
 
 
 def _disk(state: str) -> Iterator[Finding]:

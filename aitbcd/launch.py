@@ -66,9 +66,16 @@ def start_message(
     grace_s: float,
     log_limit: int,
     no_new_privs: bool = False,
+    processes: int = 0,
     gpu_uuids: tuple[str, ...] = (),
+    near: tuple[int, ...] = (),
 ) -> dict[str, Any]:
-    """Return the request to start an attempt."""
+    """Return the request to start an attempt.
+
+    Args:
+        processes: how many it may have; 0 for no limit.
+        near: the cores that it is to run on; none for all.
+    """
     building = os.path.join(results, f".{job.job_id}")
     return {
         "job": job.job_id,
@@ -83,6 +90,12 @@ def start_message(
         "grace_s": grace_s,
         "log_limit": log_limit,
         "no_new_privs": no_new_privs,
+        "limits": {
+            "cpus": spec.cpus,
+            "memory": spec.memory,
+            "processes": processes or None,
+            "near": list(near),
+        },
     }
 
 

@@ -83,12 +83,14 @@ def _reason(facts: Facts) -> tuple[Reason | None, str | None]:
         case "shutdown":
             return Reason.LOST, "ended because the service or the machine was stopped"
     if number := facts.get("signal"):
-        return Reason.SIGNAL, _and_undead(f"ended by {signal_name(number)}", facts)
+        message = f"ended by {signal_name(number)}{_refused_forks(facts)}"
+        return Reason.SIGNAL, _and_undead(message, facts)
     code = facts.get("exit_code")
     if code is None:
         return Reason.SIGNAL, _undead(facts)
     if code:
-        return Reason.EXIT, _and_undead(f"exited with status {code}", facts)
+        message = f"exited with status {code}{_refused_forks(facts)}"
+        return Reason.EXIT, _and_undead(message, facts)
     return None, _undead(facts) if facts.get("undead") else None
 
 
@@ -103,6 +105,12 @@ def _ending(facts: Facts, reason: Reason | None, message: str | None) -> Ending:
         system_us=facts.get("system_us", 0),
         max_rss=facts.get("max_rss", 0),
     )
+
+
+def _refused_forks(facts: Facts) -> str:
+    if not facts.get("refused_forks"):
+        return ""
+    return "; it had as many processes and threads as one job may have ([jobs] processes)"
 
 
 def _undead(facts: Facts) -> str:

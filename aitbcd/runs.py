@@ -300,6 +300,9 @@ class Runs:
         self._launched_at = 0.0
         #: 0 while there is none.
         self.launcher_pid = 0
+        #: Where it gives attempts cgroups (``folder``, which can be None), and with what
+        #: ``controllers``; None while there is no launcher, or one that does not say so.
+        self.cgroups: Message | None = None
         self._ready = asyncio.Event()
         self._is_open = False
         self._rid = 0
@@ -376,6 +379,7 @@ class Runs:
         self._ready.set()
         answer, _ = await self._ask({"op": "hello"})
         self.launcher_pid = answer["pid"]
+        self.cgroups = answer.get("cgroups")
         if answer["version"] != protocol.VERSION:
             raise StartupError(
                 f"the running launcher speaks version {answer['version']} of its protocol, this"
@@ -424,6 +428,7 @@ class Runs:
         self._ready.clear()
         self._launcher = None
         self.launcher_pid = 0
+        self.cgroups = None
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(LauncherGone())

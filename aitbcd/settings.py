@@ -72,6 +72,8 @@ class Jobs:
     cancel_grace_s: float = 10.0
     #: Bytes that each of a job's two logs keeps: its first and its last part.
     log_limit: int = 2**30
+    #: Processes and threads that a job may have at a time, where it has a cgroup; 0 is no limit.
+    processes: int = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,8 @@ class Gpus:
     foreign: str = "wait"
     #: How many jobs may share one GPU.
     shares: int = 8
+    #: Jobs run on the cores near to their GPUs, while those are enough for all that do.
+    numa: bool = True
     #: Seconds between two samples of the GPUs of running jobs; 0 for none.
     sample_s: float = 1.0
 
@@ -407,6 +411,9 @@ TABLES: Mapping[str, Table] = {
             "log_limit": _Key(
                 "log_limit", _log_limit, 'bytes or a size from "64K", for example "1G"'
             ),
+            "processes": _Key(
+                "processes", _limit, "a whole number, for example 16384; 0 for no limit"
+            ),
         },
     ),
     "storage": Table(
@@ -457,6 +464,7 @@ TABLES: Mapping[str, Table] = {
             ),
             "foreign": _Key("foreign", _foreign, '"wait", "avoid" or "ignore"'),
             "shares": _Key("shares", _whole_number, "a whole number from 1, for example 8"),
+            "numa": _Key("numa", _flag, "true or false"),
             "sample": _Key(
                 "sample_s", _pause_or_none, 'a duration from 0.1 s, for example "1s"; "0" for none'
             ),

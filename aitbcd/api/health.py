@@ -11,7 +11,7 @@ from aitbcd import __version__
 from aitbcd.api.context import Api, caller
 from aitbcd.api.messages import JsonResponse
 from aitbcd.api.operations import Asked, Operation
-from aitbcd.api.schemas import INTEGER, STRING, json, optional, record
+from aitbcd.api.schemas import INTEGER, STRING, array, json, optional, record
 from aitbcd.errors import AitbcError
 
 
@@ -27,12 +27,19 @@ def operations(api: Api) -> list[Operation]:
             | {
                 "pid": os.getpid(),
                 "launcher_pid": api.engine.launcher_pid or None,
+                "cgroups": api.engine.cgroups,
                 "state_dir": os.fspath(api.paths.state),
             }
         )
 
     shown = record(status=STRING, version=STRING)
-    shown["properties"] |= {"pid": INTEGER, "launcher_pid": optional(INTEGER), "state_dir": STRING}
+    cgroups = record(folder=optional(STRING), controllers=array(STRING))
+    shown["properties"] |= {
+        "pid": INTEGER,
+        "launcher_pid": optional(INTEGER),
+        "cgroups": optional(cgroups),
+        "state_dir": STRING,
+    }
     answer = json("It serves; to users of this machine also which one it is", shown)
     return [
         Operation("GET", "/healthz", health, "Whether the daemon serves", (answer,), is_public=True)

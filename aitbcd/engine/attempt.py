@@ -72,6 +72,8 @@ class Parts:
     terms: Terms
     clock: Clock
     evidence: Evidence
+    #: The cores that a job is to be bound to; none for all.
+    near: Callable[[Job], tuple[int, ...]]
     #: Its processes are gone, and with them its claim.
     on_free: Callable[[Attempt], None]
     #: It could not start for a reason that stands in every job's way; a sentence.
@@ -295,7 +297,9 @@ class Attempt:
             grace_s=self._parts.settings.jobs.cancel_grace_s,
             log_limit=self._parts.settings.jobs.log_limit,
             no_new_privs=self._parts.settings.launcher.no_new_privs,
+            processes=self._parts.settings.jobs.processes,
             gpu_uuids=self.job.gpu_uuids,
+            near=self._parts.near(self.job),
         )
         self._due_at = time.monotonic() + _ANSWER_S
         try:

@@ -118,6 +118,7 @@ class Engine:
             self._terms,
             self._clock,
             self._evidence,
+            near=self._pool.near,
             on_free=self._on_free,
             on_obstacle=self._queue.hold,
             on_ended=self._on_ended,
@@ -186,6 +187,11 @@ class Engine:
     def launcher_pid(self) -> int:
         """Return who starts jobs; 0 while nobody does."""
         return self._runs.launcher_pid
+
+    @property
+    def cgroups(self) -> dict[str, Any] | None:
+        """Return where attempts have cgroups, as /healthz says it; None while nobody knows."""
+        return self._runs.cgroups
 
     @property
     def whole(self) -> Claim:

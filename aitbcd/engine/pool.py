@@ -100,6 +100,23 @@ class Pool:
         found = (self.inventory.find(uuid) for uuid in uuids)
         return tuple(gpu.name for gpu in found if gpu)
 
+    def near(self, job: Job) -> tuple[int, ...]:
+        """Return the cores near to a job's GPUs, where it is to run.
+
+        None if they are too few for all jobs that are to run on some of them: these would be in
+        each other's way while other cores are idle.
+        """
+        if not self._settings.numa:
+            return ()
+        cores = self._cores(job.gpu_uuids)
+        held = [hold.job for hold in self._holds.values()]
+        there = [each for each in held if cores & self._cores(each.gpu_uuids)]
+        return tuple(sorted(cores)) if sum(each.cpus for each in there) <= len(cores) else ()
+
+    def _cores(self, uuids: Iterable[str]) -> set[int]:
+        found = (self.inventory.find(uuid) for uuid in uuids)
+        return {core for gpu in found if gpu for core in gpu.cpus}
+
     def take(self, job: Job) -> None:
         """Give a job the GPUs that were chosen for it."""
         if job.gpu_uuids:

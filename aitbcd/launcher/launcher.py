@@ -202,8 +202,12 @@ class Launcher:
     def _obey(self, message: Message) -> None:
         match message["op"]:
             case "hello":
-                answer = {"pid": os.getpid(), "version": protocol.VERSION}
-                self._reply(message, answer | {"cgroups": self._cgroups._asdict()})
+                place = {
+                    "folder": self._cgroups.jobs,
+                    "controllers": self._cgroups.controllers,
+                }
+                answer = {"pid": os.getpid(), "version": protocol.VERSION, "cgroups": place}
+                self._reply(message, answer)
             case "start":
                 self._start(message)
             case "tombstone":

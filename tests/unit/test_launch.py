@@ -73,6 +73,7 @@ def test_a_plain_job() -> None:
         "grace_s": 10.0,
         "log_limit": 1 << 30,
         "no_new_privs": False,
+        "limits": {"cpus": 1, "memory": None, "processes": None, "near": []},
     }
 
 
@@ -91,6 +92,16 @@ def test_a_job_that_asks_for_all() -> None:
     assert told["cwd"] == "/tmp/\udcfe"
     assert told["env"] == {"A": "1", "PATH": "/x", "B": "2=3"} | OURS
     assert (told["umask"], told["stdin"], told["timeout_s"]) == (0, "/in\udcff", 1.5)
+
+
+def test_a_job_s_limits_are_what_it_asked_for_and_what_is_configured() -> None:
+    told = message(JobSpec((b"true",), cpus=4, memory=1 << 30), processes=100, near=(4, 5, 6, 7))
+    assert told["limits"] == {
+        "cpus": 4,
+        "memory": 1 << 30,
+        "processes": 100,
+        "near": [4, 5, 6, 7],
+    }
 
 
 def test_additions_win_over_the_base_and_ours_over_both() -> None:

@@ -23,6 +23,14 @@ def facts(**more: object) -> Facts:
     [
         (facts(), Trigger.COMPLETE, None, None),
         (facts(exit_code=3), Trigger.FAIL, Reason.EXIT, "exited with status 3"),
+        (
+            facts(exit_code=2, refused_forks=7),
+            Trigger.FAIL,
+            Reason.EXIT,
+            "exited with status 2; it had as many processes and threads as one job may have "
+            "([jobs] processes)",
+        ),
+        (facts(refused_forks=7), Trigger.COMPLETE, None, None),
         (facts(exit_code=None, signal=9), Trigger.FAIL, Reason.SIGNAL, "ended by SIGKILL"),
         (
             facts(exit_code=None, signal=15, ended_by="timeout"),

@@ -31,7 +31,7 @@ class Group:
         before = ("/bin/sh", "-c", WITHIN, str(self.folder))
         assert stage.launch(before=before, prelude=prelude), stage.said()
         daemon = stage.connect()
-        assert daemon.hello()["cgroups"]["jobs"] == str(self.folder)
+        assert daemon.hello()["cgroups"]["folder"] == str(self.folder)
         return daemon
 
 
