@@ -35,7 +35,7 @@ from aitbcd.devices import Inventory
 from aitbcd.engine import Engine
 from aitbcd.errors import AitbcError
 from aitbcd.feed import Feed
-from aitbcd.gpus import Claims, Drains, Gpus
+from aitbcd.gpus import Claims, Drains, Gpus, Telling
 from aitbcd.notify import Notifier
 from aitbcd.paths import Paths
 from aitbcd.reloading import Reloading
@@ -147,6 +147,8 @@ async def _serve(
         drains = Drains(where.state / "gpus.json", this_machine.boot_id)
         gpus = Gpus(chosen.gpus, drains, Claims(where).job_of)
         stack.push_async_callback(gpus.close)
+        telling = Telling(gpus, chosen.gpus, drains)
+        stack.push_async_callback(telling.close)
         gpus.open()
         store = await Store.open(where.db, now=now_us())
         stack.push_async_callback(store.close)

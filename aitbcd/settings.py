@@ -154,6 +154,11 @@ class Gpus:
     #: What becomes of a GPU that somebody uses past the queue: "wait" until it is left alone,
     #: "avoid" it while another one is free, or "ignore" that.
     foreign: str = "wait"
+    #: What is called so that somebody who uses a GPU past the queue can be told: a program and its
+    #: arguments; nothing to call nothing.
+    foreign_command: tuple[str, ...] = ()
+    #: Seconds that his process has to have been there.
+    foreign_command_after_s: float = 300.0
     #: How many jobs may share one GPU.
     shares: int = 8
     #: Jobs run on the cores near to their GPUs, while those are enough for all that do.
@@ -359,6 +364,14 @@ def _foreign(value: Any) -> str:
     return str(value)
 
 
+def _command(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise ValueError
+    if (value and not value[0].startswith("/")) or any("\0" in word for word in value):
+        raise ValueError
+    return tuple(value)
+
+
 _COUNT = "a whole number from 0, for example 4"
 _LIMITS: Mapping[str, _Key] = {
     "running": _Key("running", _limit, _COUNT),
@@ -463,6 +476,14 @@ TABLES: Mapping[str, Table] = {
                 "display_memory", parse_size, 'bytes or a size, for example "512M"'
             ),
             "foreign": _Key("foreign", _foreign, '"wait", "avoid" or "ignore"'),
+            "foreign_command": _Key(
+                "foreign_command",
+                _command,
+                'the absolute path of a program, and its arguments: ["/usr/local/bin/tell"]',
+            ),
+            "foreign_command_after": _Key(
+                "foreign_command_after_s", _pause, 'a duration from 0.1 s, for example "5m"'
+            ),
             "shares": _Key("shares", _whole_number, "a whole number from 1, for example 8"),
             "numa": _Key("numa", _flag, "true or false"),
             "sample": _Key(

@@ -1,4 +1,4 @@
-"""Which GPUs take no new job, over restarts: wishes of administrators, and XID errors.
+"""What is known of GPUs over restarts: wishes of administrators, XID errors, who was told.
 
 One small file, replaced as a whole. What a fault left behind counts in the boot in which it
 happened; a wish counts until it is taken back.
@@ -17,6 +17,7 @@ from aitbcd.errors import StartupError, StorageFull
 FORMAT = 1
 #: Of one GPU; the latest are kept.
 XIDS_MAX = 16
+TOLD_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Record:
     #: The boot that the rest is about.
     boot_id: str = ""
     xids: dict[str, tuple[Xid, ...]] = field(default_factory=dict)
+    #: Processes of others, by GPU, whose users were told.
+    told: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: Faults that an administrator has seen and lives with.
     accepted: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -69,6 +72,14 @@ class Drains:
 
     def accepted(self, uuid: str) -> tuple[str, ...]:
         return self._record.accepted.get(uuid, ())
+
+    def was_told(self, uuid: str, mark: str) -> bool:
+        return mark in self._record.told.get(uuid, ())
+
+    def note_told(self, uuid: str, mark: str) -> None:
+        """Raises StorageFull: nothing was changed."""
+        told = (*self._record.told.get(uuid, ()), mark)[-TOLD_MAX:]
+        self._write(replace(self._record, told=self._record.told | {uuid: told}))
 
     def drain(self, uuid: str, drain: Drain) -> None:
         """Raises StorageFull: nothing was changed."""
