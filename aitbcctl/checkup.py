@@ -6,6 +6,7 @@ A check that the daemon has to answer is left out where it does not; that is a f
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,9 @@ Json = dict[str, Any]
 _UNITS = ("aitbcd.socket", "aitbcd.service", "aitbcd-launcher.service", "aitbcd-jobs.service")
 #: An extra, which a taken port or a machine without IPv6 may cost.
 _EXTRA_UNITS = ("aitbcd-tcp.socket",)
+#: What "aitbcd install --user" has one's own systemd start.
+_OWN_UNITS = ("aitbcd.service", "aitbcd-launcher.service", "aitbcd-jobs.service")
+_LINGERING = "/var/lib/systemd/linger"
 #: Below this much free a machine is about to stop starting jobs.
 _LITTLE_BYTES = 2 << 30
 _FEW_INODES = 10_000
@@ -76,18 +80,49 @@ def _units() -> Iterator[Finding]:
     if not os.path.isdir("/run/systemd/system") or not shutil.which("systemctl"):
         return
     for unit in (*_UNITS, *_EXTRA_UNITS):
-        command = ["systemctl", "show", "--property=LoadState,ActiveState,SubState", unit]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-        if said.get("LoadState") != "loaded":
-            continue
-        now = f"{said.get('ActiveState')} ({said.get('SubState')})"
-        if said.get("ActiveState") == "active":
-            yield Finding(unit, OK, now)
-        else:
-            state = WARN if unit in _EXTRA_UNITS else FAIL
-            hint = f"systemctl start {unit}; if it does not: journalctl --unit {unit} --lines 20"
-            yield Finding(unit, state, now, hint)
+        yield from _unit("systemctl", unit)
+    if os.getuid() == 0:
+        return
+    own = [finding for unit in _OWN_UNITS for finding in _unit("systemctl --user", unit)]
+    yield from own
+    if own:
+        yield from _lingering()
+
+
+def _unit(systemctl: str, unit: str) -> Iterator[Finding]:
+    """Yield how a unit does, if there is one."""
+    done = subprocess.run(
+        [*systemctl.split(), "show", "--property=LoadState,ActiveState,SubState", unit],
+        # su(1) and cron(8) leave it out.
+        env={"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}"} | os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    if said.get("LoadState") != "loaded":
+        return
+    about = f"your {unit}" if "--user" in systemctl else unit
+    now = f"{said.get('ActiveState')} ({said.get('SubState')})"
+    if said.get("ActiveState") == "active":
+        yield Finding(about, OK, now)
+    else:
+        state = WARN if unit in _EXTRA_UNITS else FAIL
+        yield Finding(
+            about,
+            state,
+            now,
+            f"{systemctl} start {unit}; why it does not: {systemctl} status {unit}",
+        )
+
+
+def _lingering() -> Iterator[Finding]:
+    name = pwd.getpwuid(os.getuid()).pw_name
+    if os.path.exists(f"{_LINGERING}/{name}"):
+        yield Finding("lingering", OK, "your daemon and its jobs go on when you log out")
+    else:
+        hint = f"loginctl enable-linger; or root for you: loginctl enable-linger {name}"
+        yield Finding("lingering", WARN, "your jobs end when you log out", hint)
 
 
 def _configuration() -> Iterator[Finding]:
@@ -116,7 +151,7 @@ def _daemon(health: Json, mine: Json) -> Iterator[Finding]:
     if pid := health["launcher_pid"]:
         yield Finding("launcher", OK, f"it is there, pid {pid}")
     else:
-        hint = "systemctl start aitbcd-launcher; why it ended: journalctl -u aitbcd-launcher"
+        hint = "start it: systemctl start aitbcd-launcher (your own: systemctl --user start ...)"
         yield Finding("launcher", FAIL, "there is none, so that no job starts", hint)
 
 

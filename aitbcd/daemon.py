@@ -22,7 +22,7 @@ from pathlib import Path
 
 import uvloop
 
-from aitbcd import __version__, certificate, machine, paths, settings
+from aitbcd import __version__, certificate, install, machine, paths, settings
 from aitbcd.allotment import inventory
 from aitbcd.api import activation, app
 from aitbcd.api.activation import Handed
@@ -53,8 +53,11 @@ _STOP_GRACE_S = 5.0
 def main() -> None:
     """Run the console script ``aitbcd``."""
     arguments = sys.argv[1:]
-    if arguments[:1] == ["launcher"]:
-        _become_launcher(arguments[1:])
+    match arguments[:1]:
+        case ["launcher"]:
+            _become_launcher(arguments[1:])
+        case ["install" | "uninstall"]:
+            sys.exit(install.run(arguments))
     sys.exit(run(arguments))
 
 
@@ -100,8 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aitbcd",
         description="The job queue of this machine: accepts jobs, runs them, keeps their results.",
-        epilog="Jobs are submitted with aitbcctl. 'aitbcd launcher STATE-DIR' runs the launcher"
-        " alone, which the daemon otherwise starts.",
+        epilog="Jobs are submitted with aitbcctl. 'aitbcd install' puts this installation under"
+        " systemd, 'aitbcd uninstall' takes it out again; both have --help. 'aitbcd launcher"
+        " STATE-DIR' runs the launcher alone, which the daemon otherwise starts.",
     )
     parser.add_argument("--state-dir", metavar="DIR", help="where the queue and results are kept")
     parser.add_argument("--runtime-dir", metavar="DIR", help="where the socket is made")
@@ -109,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--separate-launcher",
         action="store_true",
-        help="the launcher is a service of its own; serve the groups that it runs jobs for",
+        help="the launcher is a service of its own; where it is root's, serve its groups",
     )
     parser.add_argument("--version", action="version", version=f"aitbcd {__version__}")
     return parser
@@ -157,15 +161,14 @@ async def _serve(
         await runs.open()
         found = await gpus.look()
         feed = Feed()
-        # A root launcher runs jobs of others.
-        uid = 0 if is_separate else os.getuid()
+        uid = runs.launcher_uid if is_separate else os.getuid()
         engine = Engine(store, runs, feed, chosen, this_machine, where, gpus, uid=uid)
         stack.push_async_callback(engine.close)
         await engine.recover()
         watches = Watches()
         keyring = await Keyring.load(store)
         api = Api(engine, store, feed, chosen, where, this_machine, watches, gpus, keyring)
-        api.is_separate = is_separate
+        api.is_separate = uid != os.getuid()
         api.certificate = encrypted
         stack.callback(api.close)
         clients = Clients(app.build(api), api.is_stopping, _current(api))

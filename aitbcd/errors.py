@@ -23,6 +23,7 @@
     |- Unavailable              unavailable       503   exit 5   stopping, or a part is not there
     |- Unreachable              unreachable        -    exit 5   client side: no daemon answers
     |- ClientFailure            client-failure     -    exit 1   client side: its own files
+    |- CannotInstall            cannot-install     -    exit 4   its units, here and like this
     |- StartupError             startup-error      -    exit 1   the daemon cannot start
        |- SettingsError         settings-error     -    exit 2   its configuration is wrong
     |- IllegalTransition        illegal-transition 500  exit 1   a bug of ours
@@ -138,6 +139,10 @@ class Unreachable(AitbcError):
 
 class ClientFailure(AitbcError):
     code, title, exit_code = "client-failure", "Client failure", 1
+
+
+class CannotInstall(AitbcError):
+    code, title, exit_code = "cannot-install", "Cannot install", 4
 
 
 class StartupError(AitbcError):

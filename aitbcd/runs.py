@@ -54,7 +54,10 @@ _PYTHON = (sys.executable, "-I", "-S", "-X", "utf8")
 Key = tuple[str, int]
 
 #: What to do where it is a service of its own.
-_START_IT = "systemctl start aitbcd-launcher; why it ended: journalctl -u aitbcd-launcher"
+_START_IT = (
+    "systemctl start aitbcd-launcher (a user's own: systemctl --user start aitbcd-launcher); why it"
+    " ended: systemctl status aitbcd-launcher"
+)
 
 
 class LauncherGone(Exception):
@@ -303,6 +306,8 @@ class Runs:
         #: Where it gives attempts cgroups (``folder``, which can be None), and with what
         #: ``controllers``; None while there is no launcher, or one that does not say so.
         self.cgroups: Message | None = None
+        #: Whose it is: root's runs jobs of others.
+        self.launcher_uid = -1
         self._ready = asyncio.Event()
         self._is_open = False
         self._rid = 0
@@ -375,6 +380,7 @@ class Runs:
                 hint=f"its own words are in {self._paths.run / 'launcher.log'}",
             )
         self._channels = {}
+        self.launcher_uid = protocol.peer_uid(sock)
         self._launcher = _Packets(sock, self._on_answer, self._on_launcher_end)
         self._ready.set()
         answer, _ = await self._ask({"op": "hello"})

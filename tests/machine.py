@@ -30,7 +30,7 @@ _INCLUDED = (
 )
 ROOT = Path(__file__).resolve().parents[1]
 #: Where the program and what it needs lie in the machine.
-_OURS, _NEEDED = "/opt/aitbcd/source", "/opt/aitbcd/needed"
+_OURS, NEEDED = "/opt/aitbcd/source", "/opt/aitbcd/needed"
 _PROGRAM = """#!/usr/bin/python3 -I
 import sys
 sys.path[:0] = ["{ours}", "{needed}"]
@@ -135,7 +135,7 @@ class Machine:
                     *("/bin/sh", "-ec", f'{enter}exec "$@"', "sh"),
                     *("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit"),
                     *("--console=pipe", "--private-network", "--hostname=lab"),
-                    *(f"--bind-ro={ROOT}:{_OURS}", f"--bind-ro={needed}:{_NEEDED}"),
+                    *(f"--bind-ro={ROOT}:{_OURS}", f"--bind-ro={needed}:{NEEDED}"),
                     f"--directory={self.root}",
                 ],
                 env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
@@ -221,7 +221,7 @@ class Machine:
         ):
             program = self.root / "usr/bin" / name
             program.write_text(
-                _PROGRAM.format(ours=_OURS, needed=_NEEDED, module=module, function=function)
+                _PROGRAM.format(ours=_OURS, needed=NEEDED, module=module, function=function)
             )
             program.chmod(0o755)
         self("systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload")

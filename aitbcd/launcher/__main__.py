@@ -3,8 +3,8 @@
 Run as a folder, without the site packages, so that nothing but the standard library is loaded.
 ``--ready-fd N`` is written to and closed once the launcher listens. ``--lasting`` is for a service:
 it goes on without a daemon, and one of root for a daemon of another user keeps to the table
-``[launcher]`` in ``--config FILE``. ``--start-jobs-unit`` and ``--stop-jobs-unit`` are what the
-unit beside it runs, see ``jobs_unit``.
+``[launcher]`` in ``--config FILE``. A user's own makes the folders: it starts before his daemon.
+``--start-jobs-unit`` and ``--stop-jobs-unit`` are what the unit beside it runs, see ``jobs_unit``.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ def _open(state: str, config: str, *, is_lasting: bool) -> Launcher:
     from aitbcd.launcher.launcher import Launcher
     from aitbcd.launcher.rules import Rules
 
+    if is_lasting and os.getuid() != 0:
+        for folder in (state, f"{state}/run", f"{state}/results"):
+            os.makedirs(folder, 0o700, exist_ok=True)
     state_fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     # Jobs inherit it.
     nothing = os.open(os.devnull, os.O_RDONLY)

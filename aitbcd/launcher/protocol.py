@@ -247,7 +247,7 @@ def close_all(fds: list[int]) -> None:
 
 
 def peer_uid(sock: socket.socket) -> int:
-    """Return the uid of the process that connected (SO_PEERCRED, unix(7))."""
+    """Return the uid of who connected, or of who listens (SO_PEERCRED, unix(7))."""
     return _peer(sock)[1]
 
 

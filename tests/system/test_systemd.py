@@ -69,13 +69,20 @@ def open_gate(machine: Machine) -> None:
 
 
 def test_a_job_runs_as_its_submitter_with_nothing_of_systemd_s(machine: Machine) -> None:
-    job = submit(machine, "id -un; env; cat /proc/self/cgroup /proc/self/status", user="bob")
+    look = "id -un; env; cat /proc/self/cgroup /proc/self/status /proc/self/limits"
+    job = submit(machine, look, user="bob")
     assert until(machine, job, "completed", "failed", user="bob")["status"] == "completed"
     said = machine(f"aitbcctl logs {job}", user="bob")
     assert said.startswith("bob\n")
     assert not re.search("^(NOTIFY_SOCKET|LISTEN_|INVOCATION_ID|JOURNAL_STREAM)", said, re.M)
     assert "0::/system.slice/aitbcd-jobs.service/" in said
-    assert re.search("^CapEff:\t0+$", said, re.M)
+    for name in ("CapInh", "CapPrm", "CapEff", "CapAmb", "SigBlk", "SigPnd", "ShdPnd"):
+        assert re.search(f"^{name}:\t0+$", said, re.M), name
+    # Two of the C library's own, which no program can set (nptl(7)).
+    assert re.search("^SigIgn:\t0000000[01]80000000$|^SigIgn:\t0+$", said, re.M)
+    assert "NoNewPrivs:\t0\n" in said
+    # As of a login: old programs cannot deal with descriptors above.
+    assert re.search("^Max open files +1024 ", said, re.M)
     assert machine(f"aitbcctl verify {job}", user="bob").startswith("verified")
 
 

@@ -45,7 +45,7 @@ LEVELS: tuple[set[str], ...] = (
     },
     {"store", "results", "runs", "feed", "backlog", "reserve", "state", "gpus"},
     {"engine", "reloading"},
-    {"api"},
+    {"api", "install"},
     {"daemon"},
     {"__main__"},
 )
