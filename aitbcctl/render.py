@@ -89,6 +89,14 @@ def size(count: int) -> str:
     return f"{count} {_SIZES[0]}" if unit == 0 else f"{value:.1f} {_SIZES[unit]}"
 
 
+def energy(joules: float) -> str:
+    """Return an energy in the unit that people pay for, where it is not too little of it."""
+    hours = joules / 3600
+    if hours < 10:
+        return f"{joules:.0f} J"
+    return f"{hours:.1f} Wh" if hours < 1000 else f"{hours / 1000:.2f} kWh"
+
+
 def moment(text: str | None) -> datetime | None:
     """Return the local time that the API's RFC 3339 text means."""
     return None if text is None else datetime.fromisoformat(text).astimezone()
@@ -353,6 +361,8 @@ def _attempts(job: Json, now: datetime) -> str:
         if attempt.get("charge"):
             facts.append(f"charged {money(attempt['charge'], job.get('currency'))}")
         lines.append("  ".join(fact for fact in facts if fact))
+        if attempt.get("gpu_use"):
+            lines.append(f"  GPUs {_use(attempt['gpu_use'])}")
     return "\n".join(lines)
 
 
@@ -394,6 +404,24 @@ def _process_then(one: Json, job: Json) -> str:
     elif one["job_id"] != job["job_id"]:
         words.append(f"({plain(one['job_id'])})")
     return "  ".join(word for word in words if word)
+
+
+def _use(use: Json) -> str:
+    """Return what an attempt made of its GPUs, as far as that is known."""
+    facts = []
+    if use["utilization_mean"] is not None:
+        facts.append(f"used {use['utilization_mean']:.0f} %, at most {use['utilization_peak']} %")
+    if use["idle_s"]:
+        facts.append(
+            f"idle {duration(round(use['idle_s']))} of {duration(round(use['sampled_s']))}"
+        )
+    if use["memory_peak"] is not None:
+        own = use["job_memory_peak"]
+        its = "" if own is None else f", its own {size(own)}"
+        facts.append(f"memory at most {size(use['memory_peak'])}{its}")
+    if use["energy_j"] is not None:
+        facts.append(energy(use["energy_j"]))
+    return "  ".join(facts)
 
 
 def _span(seconds: float) -> str:

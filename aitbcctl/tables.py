@@ -13,6 +13,7 @@ from aitbcctl.render import (
     aligned,
     duration,
     elapsed,
+    energy,
     how,
     moment,
     money,
@@ -166,6 +167,7 @@ def totals(total: Json) -> str:
         ("Wait in the queue", _wait(total)),
         ("CPU time", f"{total['cpu_hours']:.2f} h"),
         ("GPU time", f"{total['gpu_hours']:.2f} h"),
+        ("GPU energy", energy(total.get("gpu_energy_j") or 0)),
         ("Total spent", money(total["spent"], total["currency"])),
     ])  # fmt: skip
 
@@ -202,7 +204,7 @@ def _key(group: Json) -> str:
 def group_table(by: str, groups: Sequence[Json], width: int | None) -> str:
     """Return a line for each user, name or day."""
     header = (by.upper(), "JOBS", "DONE", "FAILED", "CANCELED", "SUCCESS", "AVERAGE", "CPU-H",
-              "GPU-H", "SPENT")  # fmt: skip
+              "GPU-H", "ENERGY", "SPENT")  # fmt: skip
     rows = [
         [
             _key(group),
@@ -214,6 +216,7 @@ def group_table(by: str, groups: Sequence[Json], width: int | None) -> str:
             _span(group["average_completion_s"]),
             f"{group['cpu_hours']:.2f}",
             f"{group['gpu_hours']:.2f}" if group["gpu_hours"] else "",
+            energy(group["gpu_energy_j"]) if group.get("gpu_energy_j") else "",
             money(group["spent"], "") if group["spent"] else "",
         ]
         for group in groups

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 #: Letters of a job id: lowercase, without i, l, o and u (Crockford's base 32).
 ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 ID_LENGTH = 8
+#: Of a GPU, all of it: shares are millionths.
+WHOLE = 1_000_000
 
 
 class JobState(str, Enum):
@@ -195,6 +197,27 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuUse:
+    """What an attempt made of its GPUs, over all of them, as far as that was sampled."""
+
+    #: Seconds from a row of ``logs/gpu.csv`` to the next of the same GPU, and how many there are.
+    interval_s: float
+    rows: int
+    #: The time that they stand for: seconds, times the GPUs.
+    sampled_s: float
+    #: Percent of that time in which the GPUs computed; the most of a sample.
+    utilization_mean: float | None = None
+    utilization_peak: int | None = None
+    #: Bytes, the most on one GPU: in use there, and of the job's own processes.
+    memory_peak: int | None = None
+    job_memory_peak: int | None = None
+    #: Of a share of a GPU its part.
+    energy_j: float | None = None
+    #: Seconds, times GPUs, in which they did next to nothing.
+    idle_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """How an attempt ended: the facts of its supervisor and what was made of them."""
 
@@ -221,6 +244,8 @@ class Ending:
     charge_micro: int = 0
     #: What shows the cause; left out of lists of jobs.
     snapshot: Snapshot | None = None
+    #: There where an attempt is recorded, or looked at by itself.
+    gpu_use: GpuUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +309,8 @@ class Attempt:
     handle: str | None = None
     gpu_uuids: tuple[str, ...] = ()
     ending: Ending | None = None
+    #: So far, while it runs.
+    gpu_use: GpuUse | None = None
 
 
 class EventKind(str, Enum):

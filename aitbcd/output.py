@@ -33,7 +33,7 @@ from aitbcd.model import (
     Snapshot,
 )
 from aitbcd.wire import attempt as attempt_json
-from aitbcd.wire import rfc3339_exact, text
+from aitbcd.wire import gpu_use, rfc3339_exact, text
 from aitbcd.wire import snapshot as snapshot_json
 
 FILE_NAME = "output.json"
@@ -103,6 +103,7 @@ def build(
         },
         "miner_id": miner_id,
         "gpu_uuids": list(gpu_uuids),
+        "gpu_use": gpu_use(ending.gpu_use),
         "attempt": job.attempt,
         "earlier_attempts": [
             attempt_json(one) | {"snapshot": _shareable(job, one.ending)} for one in earlier

@@ -52,6 +52,10 @@ class Paths(NamedTuple):
         return self.state / "run"
 
     @property
+    def samples(self) -> Path:
+        return self.state / "samples"
+
+    @property
     def socket(self) -> Path:
         return self.runtime / SOCKET_NAME
 

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from aitbcd.model import WHOLE
 from aitbcd.settings import Pricing
 
 _HOUR_US = 3_600_000_000
 
 
-def charge_micro(pricing: Pricing, *, cpus: int, gpu_models: Iterable[str], used_us: int) -> int:
+def charge_micro(
+    pricing: Pricing,
+    *,
+    cpus: int,
+    gpu_models: Iterable[str],
+    gpu_share: int = WHOLE,
+    used_us: int,
+) -> int:
     """Return the price of ``used_us`` microseconds on so many cores and these GPUs.
 
     Rounded once, half up, over the sum: parts of a millionth do not add up to errors.
+
+    Args:
+        gpu_share: millionths of each GPU.
     """
-    an_hour = pricing.cpu_hour * cpus + sum(gpu_hour(pricing, model) for model in gpu_models)
-    return (an_hour * max(0, used_us) + _HOUR_US // 2) // _HOUR_US
+    gpus = sum(gpu_hour(pricing, model) for model in gpu_models)
+    an_hour = pricing.cpu_hour * cpus * WHOLE + gpus * gpu_share
+    hour = _HOUR_US * WHOLE
+    return (an_hour * max(0, used_us) + hour // 2) // hour
 
 
 def gpu_hour(pricing: Pricing, model: str) -> int:

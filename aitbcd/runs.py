@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -145,24 +145,28 @@ class _Packets:
         self._sock = sock
         self._on_message = on_message
         self._on_end = on_end
-        self._unsent: list[bytes] = []
+        #: With descriptors of ours.
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._loop = asyncio.get_running_loop()
         self.is_open = True
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._read)
 
-    def send(self, message: Message) -> None:
-        """Send now or when the other side reads; ``on_end`` says when it is gone."""
-        packet = _encode(message)
-        if self._unsent:
-            self._unsent.append(packet)
-        elif self.is_open and not self._try_send(packet):
-            self._unsent.append(packet)
-            self._loop.add_writer(self._sock.fileno(), self._write)
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send now or when the other side reads; ``on_end`` says when it is gone.
 
-    def _try_send(self, packet: bytes) -> bool:
+        The descriptors are the caller's, who may close them at once.
+        """
+        packet = _encode(message)
+        if not self.is_open or (not self._unsent and self._try_send(packet, fds)):
+            return
+        if not self._unsent:
+            self._loop.add_writer(self._sock.fileno(), self._write)
+        self._unsent.append((packet, [os.dup(fd) for fd in fds]))
+
+    def _try_send(self, packet: bytes, fds: Sequence[int]) -> bool:
         try:
-            protocol.send_packet(self._sock, packet)
+            protocol.send_packet(self._sock, packet, list(fds))
         except BlockingIOError:
             return False
         except OSError:
@@ -171,8 +175,8 @@ class _Packets:
         return True
 
     def _write(self) -> None:
-        while self._unsent and self._try_send(self._unsent[0]):
-            del self._unsent[0]
+        while self._unsent and self._try_send(*self._unsent[0]):
+            protocol.close_all(self._unsent.popleft()[1])
         if not self._unsent:
             self._loop.remove_writer(self._sock.fileno())
 
@@ -196,6 +200,9 @@ class _Packets:
             self._loop.remove_reader(self._sock.fileno())
             self._loop.remove_writer(self._sock.fileno())
             self._sock.close()
+            for _, fds in self._unsent:
+                protocol.close_all(fds)
+            self._unsent.clear()
 
 
 class Supervised:
@@ -225,14 +232,17 @@ class Supervised:
     def cancel(self, grace_s: float) -> None:
         self._send({"op": "cancel", "grace_s": grace_s})
 
-    async def seal(self, order: Message) -> Message:
+    async def seal(self, order: Message, samples: int | None) -> Message:
         """Have the package sealed and return ``{digest, files, bytes}``.
+
+        Args:
+            samples: a sealed memfd of the caller's, which becomes ``logs/gpu.csv``.
 
         Raises:
             SealFailed: see there.
             LauncherGone: the supervisor is gone; look again.
         """
-        self._send({"op": "seal", **order})
+        self._send({"op": "seal", **order}, _one(samples))
         while (report := await self.report()) is not None:
             if report["op"] == "sealed":
                 return report
@@ -258,9 +268,14 @@ class Supervised:
     def forget(self) -> None:
         self._runs.forget(self)
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
         if self.channel:
-            self.channel.packets.send(message | {"job": self.key[0], "attempt": self.key[1]})
+            about = {"job": self.key[0], "attempt": self.key[1]}
+            self.channel.packets.send(message | about, fds)
+
+
+def _one(fd: int | None) -> tuple[int, ...]:
+    return () if fd is None else (fd,)
 
 
 class _Channel:
@@ -467,7 +482,7 @@ class Runs:
         finally:
             self._reopening = None
 
-    async def _ask(self, request: Message) -> tuple[Message, list[int]]:
+    async def _ask(self, request: Message, fds: Sequence[int] = ()) -> tuple[Message, list[int]]:
         """Send a request and return its answer.
 
         Raises:
@@ -480,7 +495,7 @@ class Runs:
         future: asyncio.Future[tuple[Message, list[int]]]
         future = asyncio.get_running_loop().create_future()
         self._asked[self._rid] = future
-        self._launcher.send(request | {"rid": self._rid})
+        self._launcher.send(request | {"rid": self._rid}, fds)
         return await future
 
     def _on_answer(self, message: Message, fds: list[int]) -> None:
@@ -570,9 +585,9 @@ class Runs:
         answer, _ = await self._ask({"op": "tombstone", "job": job_id, "attempt": attempt})
         return bool(answer["done"])
 
-    async def seal(self, order: Message) -> Message:
-        """Seal a package that has no supervisor. Raises as ``Supervised.seal``."""
-        answer, _ = await self._ask({"op": "seal", **order})
+    async def seal(self, order: Message, samples: int | None) -> Message:
+        """Seal a package that has no supervisor. As ``Supervised.seal``."""
+        answer, _ = await self._ask({"op": "seal", **order}, _one(samples))
         match answer["op"]:
             case "sealed":
                 return answer

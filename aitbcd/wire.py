@@ -25,6 +25,7 @@ from aitbcd.errors import AitbcError, BadRequest, InvalidJob, InvalidValue
 from aitbcd.model import (
     Attempt,
     Event,
+    GpuUse,
     Job,
     JobSpec,
     JobState,
@@ -792,6 +793,7 @@ def attempt(one: Attempt) -> dict[str, Json]:
         "max_rss": (ending.max_rss or None) if ending else None,
         "charge": money(ending.charge_micro) if ending else None,
         "snapshot": snapshot(ending.snapshot) if ending and ending.snapshot else None,
+        "gpu_use": gpu_use(ending.gpu_use if ending else one.gpu_use),
     }
 
 
@@ -829,6 +831,23 @@ def seen_process(one: SeenProcess) -> dict[str, Json]:
         "memory": one.memory,
         "since": rfc3339_exact(one.since),
         "job_id": one.job_id,
+    }
+
+
+def gpu_use(use: GpuUse | None) -> dict[str, Json] | None:
+    """Return what an attempt made of its GPUs."""
+    if use is None:
+        return None
+    return {
+        "interval_s": use.interval_s,
+        "rows": use.rows,
+        "sampled_s": use.sampled_s,
+        "utilization_mean": use.utilization_mean,
+        "utilization_peak": use.utilization_peak,
+        "memory_peak": use.memory_peak,
+        "job_memory_peak": use.job_memory_peak,
+        "energy_j": use.energy_j,
+        "idle_s": use.idle_s,
     }
 
 

@@ -100,6 +100,11 @@ _ATTEMPT = record(
     signal=optional(INTEGER), reason=_REASON, cause=_CAUSE, message=optional(STRING),
     snapshot=optional(_SNAPSHOT), user_s=optional(NUMBER), system_s=optional(NUMBER),
     max_rss=optional(INTEGER), charge=optional(NUMBER),
+    gpu_use=optional(record(
+        interval_s=NUMBER, rows=INTEGER, sampled_s=NUMBER, utilization_mean=optional(NUMBER),
+        utilization_peak=optional(INTEGER), memory_peak=optional(INTEGER),
+        job_memory_peak=optional(INTEGER), energy_j=optional(NUMBER), idle_s=optional(NUMBER),
+    )),
 )  # fmt: skip
 _QUEUED = record(
     job_id=STRING, number=INTEGER, user=STRING, name=optional(STRING), status=_STATES,

@@ -101,7 +101,7 @@ def operations(api: Api) -> list[Operation]:
         "canceled": INTEGER, "success_rate": optional(NUMBER),
         "average_completion_s": optional(NUMBER), "wait_median_s": optional(NUMBER),
         "wait_p95_s": optional(NUMBER), "cpu_hours": NUMBER, "gpu_hours": NUMBER,
-        "spent": NUMBER, "currency": optional(STRING),
+        "gpu_energy_j": NUMBER, "spent": NUMBER, "currency": optional(STRING),
         "causes": {"type": "object", "additionalProperties": INTEGER},
     }  # fmt: skip
     group = record(key=optional(STRING), is_rest=BOOLEAN, **figures)
@@ -128,6 +128,7 @@ def _shown(totals: Totals, currency: str) -> dict[str, wire.Json]:
         "wait_p95_s": _seconds(totals.p95_wait_us),
         "cpu_hours": totals.cpu_us / _HOUR_US,
         "gpu_hours": totals.gpu_us / _HOUR_US,
+        "gpu_energy_j": totals.energy_mj / 1000,
         "spent": wire.money(totals.charge_micro),
         "currency": currency or None,
     }

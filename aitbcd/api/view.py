@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from aitbcd import causes, wire
@@ -56,6 +57,8 @@ async def details(api: Api, job: Job) -> dict[str, wire.Json]:
     """Return the status document with everything that is known of the job."""
     spec = await api.store.spec(job.number)
     attempts = await api.store.attempts(job.number)
+    if attempts and job.status.is_active:
+        attempts[-1] = replace(attempts[-1], gpu_use=api.engine.gpu_use(job.number))
     events = await api.store.events(number=job.number)
     shares = await api.store.count_shares(job.number, now_us())
     files: list[listing.StoredFile] = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from typing import Any
 from aitbcd import causes, launch, outcome, output, users
 from aitbcd.clock import Clock, now_us
 from aitbcd.engine.evidence import Evidence, Seen
+from aitbcd.engine.sampling import Sampling
 from aitbcd.engine.terms import Terms
 from aitbcd.errors import AitbcError, StorageFull, Unavailable, WrongState
 from aitbcd.feed import Feed
@@ -29,6 +31,7 @@ from aitbcd.model import (
     Ending,
     Event,
     EventKind,
+    GpuUse,
     Job,
     JobSpec,
     JobState,
@@ -72,6 +75,7 @@ class Parts:
     terms: Terms
     clock: Clock
     evidence: Evidence
+    sampling: Sampling
     #: The cores that a job is to be bound to; none for all.
     near: Callable[[Job], tuple[int, ...]]
     #: Its processes are gone, and with them its claim.
@@ -94,6 +98,7 @@ class Attempt:
         spec: JobSpec | None,
         boot_id: str,
         gpu_models: tuple[str, ...],
+        gpu_share: int,
     ) -> None:
         self.job = job
         self.status = job.status
@@ -108,6 +113,7 @@ class Attempt:
         self._spec = spec
         self._boot_id = boot_id
         self._gpu_models = gpu_models
+        self._gpu_share = gpu_share
         self._handle: Supervised | None = None
         #: The last change of its status that was asked for.
         self._moving: asyncio.Future[list[Event]] | None = None
@@ -192,10 +198,16 @@ class Attempt:
             # ``attend`` looks at the files again, and sees that it is to be canceled.
             pass
 
+    @property
+    def gpu_use(self) -> GpuUse | None:
+        """Return what it has made of its GPUs so far."""
+        return self._parts.sampling.use(self.job, self._gpu_share)
+
     def free(self) -> None:
         """Give its claim back, once: its processes are gone."""
         if not self._is_free:
             self._is_free = True
+            self._parts.sampling.stop(self.job)
             self._parts.on_free(self)
 
     # -- its course ---------------------------------------------------------------------------
@@ -242,6 +254,7 @@ class Attempt:
             boot_id=self._boot_id,
             gpu_uuids=self.job.gpu_uuids,
             gpu_models=self._gpu_models,
+            gpu_share=self._gpu_share,
         )
         try:
             await self._move(move)
@@ -324,6 +337,7 @@ class Attempt:
         self._handle = handle
         self._is_placed = True
         try:
+            await self._parts.sampling.begin(self.job)
             if self.status is JobState.CANCELING:
                 self._due_at = time.monotonic() + self._grace_s + _KILL_S + _ANSWER_S
                 handle.cancel(self._grace_s)
@@ -443,17 +457,27 @@ class Attempt:
         return min(max(0, until - started_at), self._parts.clock.steady())
 
     def _charge_micro(self, used_us: int) -> int:
-        return self._parts.terms.charge_micro(self.job, self._gpu_models, used_us)
+        models, share = self._gpu_models, self._gpu_share
+        return self._parts.terms.charge_micro(self.job, models, share, used_us)
 
     async def _end(
         self, decided: Outcome, handle: Supervised | None, kept_whole: list[str], used_us: int
     ) -> None:
-        charge_micro = self._charge_micro(used_us)
-        decided = decided._replace(ending=replace(decided.ending, charge_micro=charge_micro))
+        ending = replace(
+            decided.ending,
+            charge_micro=self._charge_micro(used_us),
+            gpu_use=await self._parts.sampling.finish(self.job, self._gpu_share),
+        )
+        decided = decided._replace(ending=ending)
         if decided.trigger is Trigger.REQUEUE:
             await self._requeue(decided.ending, handle)
             return
-        status, ending = await self._seal(decided, handle, kept_whole)
+        samples = await self._parts.sampling.table(self.job)
+        try:
+            status, ending = await self._seal(decided, handle, kept_whole, samples)
+        finally:
+            if samples is not None:
+                os.close(samples)
         await self._record(status, ending, handle)
 
     async def _requeue(self, ending: Ending, handle: Supervised | None) -> None:
@@ -472,7 +496,11 @@ class Attempt:
         await self._requeue(ending, handle)
 
     async def _seal(
-        self, decided: Outcome, handle: Supervised | None, kept_whole: list[str]
+        self,
+        decided: Outcome,
+        handle: Supervised | None,
+        kept_whole: list[str],
+        samples: int | None,
     ) -> tuple[JobState, Ending]:
         """Have the package sealed, however long the disk is full; return what it says."""
         user = await self._get_user()
@@ -486,7 +514,7 @@ class Attempt:
             if self._drop:
                 order["drop"] = self._drop
             try:
-                report = await (handle or self._parts.runs).seal(order)
+                report = await (handle or self._parts.runs).seal(order, samples)
             except LauncherGone:
                 # A supervisor that was killed, or a sealer that is at it: whoever takes the lock.
                 handle = self._handle = None
@@ -560,7 +588,8 @@ class Attempt:
         if ending.reason is Reason.LOST:
             until = reported.last_sign(self._folder(is_sealed=True)) or at
         charge_micro = self._charge_micro(self._used_us(until))
-        ending = replace(ending, finished_at=at, charge_micro=charge_micro)
+        gpu_use = await self._parts.sampling.finish(self.job, self._gpu_share)
+        ending = replace(ending, finished_at=at, charge_micro=charge_micro, gpu_use=gpu_use)
         await self._record(status, ending, None)
 
     def _folder(self, *, is_sealed: bool) -> Path:

@@ -29,7 +29,17 @@ from aitbcd.errors import Forbidden, WrongState
 from aitbcd.feed import Feed
 from aitbcd.gpus import Gpus
 from aitbcd.lifecycle import Trigger
-from aitbcd.model import Ending, Job, JobSpec, JobState, Machine, Owner, Reason, ResultsState
+from aitbcd.model import (
+    Ending,
+    GpuUse,
+    Job,
+    JobSpec,
+    JobState,
+    Machine,
+    Owner,
+    Reason,
+    ResultsState,
+)
 from aitbcd.paths import Paths
 from aitbcd.planner import Claim
 from aitbcd.reserve import Reserve
@@ -90,7 +100,7 @@ class Engine:
             spawn=self._spawn,
             on_change=lambda: self._queue.pump(),
         )
-        self._sampling = Sampling(gpus, settings.gpus, spawn=self._spawn)
+        self._sampling = Sampling(gpus, settings.gpus, paths.samples, spawn=self._spawn)
         self._evidence = Evidence(gpus, store, feed, self._spawn)
         self._active: dict[int, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,6 +128,7 @@ class Engine:
             self._terms,
             self._clock,
             self._evidence,
+            self._sampling,
             near=self._pool.near,
             on_free=self._on_free,
             on_obstacle=self._queue.hold,
@@ -135,10 +146,9 @@ class Engine:
         self._removals.look()
         self._spawn(self.retention.run())
         for job in await self._store.active():
-            boot_id, models = await self._store.placement(job.number, job.attempt)
-            attempt = Attempt(self._parts, job, None, boot_id, models)
+            boot_id, models, share = await self._store.placement(job.number, job.attempt)
+            attempt = Attempt(self._parts, job, None, boot_id, models, share)
             self._pool.take_again(job)
-            self._sampling.begin(job)
             self._evidence.open_again(job)
             attempt.assigned.set()
             self._attend_to(attempt, is_new=False)
@@ -147,6 +157,7 @@ class Engine:
             else:
                 self._queue.let_go(attempt)
         ours = {(each.job.job_id, each.job.attempt) for each in self._active.values()}
+        self._sampling.clear(ours)
         for job_id, number in self._runs.folders():
             if (job_id, number) not in ours:
                 self._spawn(clear(self._runs, job_id, number))
@@ -166,6 +177,7 @@ class Engine:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._sampling.close()
         self.retention.close()
         self._feed.close()
 
@@ -397,15 +409,20 @@ class Engine:
             return attempt.waiting if attempt and not job.status.is_final else None
         return self._queue.waiting(job)
 
+    def gpu_use(self, number: int) -> GpuUse | None:
+        """Return what a job that runs has made of its GPUs so far."""
+        attempt = self._active.get(number)
+        return attempt.gpu_use if attempt else None
+
     # -- attempts -----------------------------------------------------------------------------
 
     def _begin(self, entry: Entry, gpu_uuids: tuple[str, ...]) -> Attempt:
         job = replace(entry.job, attempt=entry.job.attempt + 1, gpu_uuids=gpu_uuids)
         models = self._pool.models(gpu_uuids)
-        attempt = Attempt(self._parts, job, entry.spec, self._machine.boot_id, models)
+        share = self._pool.share(job)
+        attempt = Attempt(self._parts, job, entry.spec, self._machine.boot_id, models, share)
         self._evidence.open(job)
         self._pool.take(job)
-        self._sampling.begin(job)
         self._attend_to(attempt, is_new=True)
         return attempt
 
@@ -422,6 +439,7 @@ class Engine:
             self._evidence.take(attempt.job)
             if not self._is_closed:
                 attempt.free()
+        self._sampling.discard(attempt.job)
         if attempt.status is not JobState.PENDING:
             self._queue.succeeded()
             return
@@ -429,7 +447,6 @@ class Engine:
         self._queue.returned(attempt.job)
 
     def _on_free(self, attempt: Attempt) -> None:
-        self._sampling.stop(attempt.job)
         self._pool.give_back(attempt.job)
         self._queue.vacate(attempt)
 

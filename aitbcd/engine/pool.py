@@ -15,7 +15,7 @@ from typing import Any
 from aitbcd.allotment import Held, Stock
 from aitbcd.devices import Gpu, GpuState, Inventory
 from aitbcd.gpus import Gpus
-from aitbcd.model import Job
+from aitbcd.model import WHOLE, Job
 from aitbcd.settings import Gpus as Settings
 from aitbcd.units import format_size
 
@@ -116,6 +116,13 @@ class Pool:
     def _cores(self, uuids: Iterable[str]) -> set[int]:
         found = (self.inventory.find(uuid) for uuid in uuids)
         return {core for gpu in found if gpu for core in gpu.cpus}
+
+    def share(self, job: Job) -> int:
+        """Return how many millionths of each of its GPUs a job has: of its memory."""
+        found = self.inventory.find(job.gpu_uuids[0]) if job.vram and job.gpu_uuids else None
+        if found is None or not job.vram or not found.memory_total:
+            return WHOLE
+        return min(WHOLE, -(-job.vram * WHOLE // found.memory_total))
 
     def take(self, job: Job) -> None:
         """Give a job the GPUs that were chosen for it."""

@@ -55,8 +55,14 @@ class Terms:
         self.known_at = max(self.known_at, finished_at)
         return plans.expires_at(plan, finished_at)
 
-    def charge_micro(self, job: Job, gpu_models: tuple[str, ...], used_us: int) -> int:
-        """Return what an attempt costs that took so long on these GPUs."""
+    def charge_micro(
+        self, job: Job, gpu_models: tuple[str, ...], gpu_share: int, used_us: int
+    ) -> int:
+        """Return what an attempt costs that took so long on these GPUs, or its share of one."""
         return pricing.charge_micro(
-            self._settings.pricing, cpus=job.cpus, gpu_models=gpu_models, used_us=used_us
+            self._settings.pricing,
+            cpus=job.cpus,
+            gpu_models=gpu_models,
+            gpu_share=gpu_share,
+            used_us=used_us,
         )

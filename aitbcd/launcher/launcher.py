@@ -182,14 +182,15 @@ class Launcher:
             self._hang_up()
             return
         message, fds = received
-        protocol.close_all(fds)
         try:
             if self._is_allowed(message):
-                self._obey(message)
+                self._obey(message, fds[0] if fds else None)
         except Exception:
             # No request, or a bug of ours: the daemon connects anew, and looks at the files.
             _report_crash()
             self._hang_up()
+        finally:
+            protocol.close_all(fds)
 
     def _hang_up(self) -> None:
         assert self._daemon is not None
@@ -199,7 +200,7 @@ class Launcher:
         self._daemon = None
         self._add(self._listener.fileno(), self._on_connect)
 
-    def _obey(self, message: Message) -> None:
+    def _obey(self, message: Message, samples: int | None) -> None:
         match message["op"]:
             case "hello":
                 place = {
@@ -215,7 +216,7 @@ class Launcher:
             case "remove":
                 self._reply(message, {"done": self._remove(message)})
             case "seal":
-                self._fork_task(message, lambda: self._seal(message))
+                self._fork_task(message, lambda: self._seal(message, samples), samples)
             case "sweep":
                 self._bury()
                 group = self._group(protocol.folder_name(message["job"], message["attempt"]))
@@ -355,12 +356,12 @@ class Launcher:
             _report_crash()
         os._exit(code)
 
-    def _let_go_of_all_but(self, sock: socket.socket) -> None:
+    def _let_go_of_all_but(self, sock: socket.socket, *kept: int) -> None:
         """Close what a child inherited: our lock, and the other ends of others' sockets.
 
         Their objects live on in our caller's frames, which a child never returns to.
         """
-        close_all_but(sock.fileno(), self._run_fd, self._results_fd)
+        close_all_but(sock.fileno(), self._run_fd, self._results_fd, *kept)
 
     def _on_word(self, worker: Worker) -> None:
         received = protocol.receive(worker.control)
@@ -447,7 +448,7 @@ class Launcher:
 
     # -- children that answer once ------------------------------------------------------------
 
-    def _seal(self, order: Message) -> Message:
+    def _seal(self, order: Message, samples: int | None) -> Message:
         """Seal without a supervisor, as the owner of the folder's lock."""
         name = protocol.folder_name(order["job"], order["attempt"])
         try:
@@ -461,7 +462,7 @@ class Launcher:
         try:
             folder_fd = folder.fd if folder else None
             take_turn = Turns(self._run_fd, order["uid"]).take
-            sealed = seal.seal(self._results_fd, order, folder_fd, take_turn)
+            sealed = seal.seal(self._results_fd, order, folder_fd, take_turn, samples)
             return {"op": "sealed", **sealed}
         except OSError as error:
             words = error.strerror or str(error)
@@ -479,11 +480,14 @@ class Launcher:
     def _remove_package(self, message: Message) -> Message:
         return remove_package(self._results_fd, message["job"], of_spec(message))
 
-    def _fork_task(self, request: Message, action: Callable[[], Message]) -> None:
+    def _fork_task(
+        self, request: Message, action: Callable[[], Message], kept: int | None = None
+    ) -> None:
+        """Do it in a child, which keeps this descriptor too."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            self._be_task(theirs, action)
+            self._be_task(theirs, action, kept)
         theirs.close()
         ours.setblocking(False)
         key = request["job"], request.get("attempt")
@@ -491,9 +495,11 @@ class Launcher:
         self._tasks[pid] = task
         self._add(task.pidfd, lambda: self._on_task(task))
 
-    def _be_task(self, answer: socket.socket, action: Callable[[], Message]) -> NoReturn:
+    def _be_task(
+        self, answer: socket.socket, action: Callable[[], Message], kept: int | None
+    ) -> NoReturn:
         try:
-            self._let_go_of_all_but(answer)
+            self._let_go_of_all_but(answer, *([] if kept is None else [kept]))
             protocol.send(answer, action())
         except BaseException:
             _report_crash()

@@ -19,6 +19,8 @@ _LOG = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_C
 #: Names of the package that are ours.
 LOGS, ARTIFACTS, RESULT, PROGRESS = "logs", "artifacts", "result.txt", "progress"
 STDOUT, STDERR = "stdout.log", "stderr.log"
+#: Beside the logs: what the daemon saw of the job's GPUs.
+SAMPLES = "gpu.csv"
 
 #: What removing says of another user's things, of a mount point, and of a folder that holds those.
 _NOT_OURS = frozenset({errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOTEMPTY, errno.EEXIST})

@@ -15,6 +15,7 @@ Requests to the launcher carry ``rid`` and are answered with the same, in order 
                                                error}
     tombstone  {job, attempt}      -> {done}   false: it is placed, ask its supervisor
     seal       {...order}          -> sealed | seal_failed | busy
+                                      the order may come with a sealed memfd: ``logs/gpu.csv``
     stop_seal  {job, attempt}      -> {done}   what seals it is killed, and its request has failed
     sweep      {job, attempt, uid} -> {left: ["pid command", ...]}
     remove     {job, attempt}      -> {done}   false: it is locked
@@ -29,6 +30,7 @@ on the socket ``SOCKET`` in the run folder:
     <- exited       {facts}                    nothing of the job runs any more (or see ``undead``)
     -> cancel       {grace_s}
     -> seal         {...order}     <- sealed {digest, files, bytes} | seal_failed {errno, error}
+                                      with ``logs/gpu.csv``, as to the launcher
     -> stop_seal                   <- seal_failed; nothing where it is sealed, or was so quickly
     -> done                        the run folder goes; the supervisor is free
 
@@ -193,7 +195,7 @@ def send_packet(sock: socket.socket, packet: bytes, fds: list[int] | None = None
         else:
             sock.send(packet, _NO_SIGNAL)
         return
-    memory = _sealed_memory(packet)
+    memory = sealed_memory(packet)
     try:
         socket.send_fds(sock, [b'{"memfd":1}'], [*fds, memory], _NO_SIGNAL)
     finally:
@@ -274,7 +276,8 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return list(fds)
 
 
-def _sealed_memory(data: bytes) -> int:
+def sealed_memory(data: bytes) -> int:
+    """Return a memfd with this in it, which nobody can change any more."""
     memory = os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(memory, "wb", closefd=False) as file:
         file.write(data)
@@ -283,11 +286,21 @@ def _sealed_memory(data: bytes) -> int:
     return memory
 
 
+def is_sealed(memory: int) -> bool:
+    """Tell whether this is a memfd that its sender can no longer change."""
+    try:
+        seals = fcntl.fcntl(memory, fcntl.F_GET_SEALS)
+    except OSError:
+        # No memfd at all.
+        return False
+    wanted = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK
+    return seals & wanted == wanted
+
+
 def _read_sealed(memory: int) -> bytes:
     """Read and close a memfd; refuse one that its sender could still change."""
     try:
-        seals = fcntl.fcntl(memory, fcntl.F_GET_SEALS)
-        if not seals & fcntl.F_SEAL_WRITE or not seals & fcntl.F_SEAL_SHRINK:
+        if not is_sealed(memory):
             raise ValueError("a memfd that is not sealed")
         return os.pread(memory, os.fstat(memory).st_size, 0)
     finally:

@@ -26,8 +26,17 @@ from aitbcd.launcher import apart, logs, package
 from aitbcd.launcher.identity import do_as, of_spec
 from aitbcd.launcher.linux import start_writing
 from aitbcd.launcher.notes import Notes, shown
-from aitbcd.launcher.package import ARTIFACTS, DIRECTORY, LOGS, PROGRESS, RESULT, STDERR, STDOUT
-from aitbcd.launcher.protocol import left_name, package_name
+from aitbcd.launcher.package import (
+    ARTIFACTS,
+    DIRECTORY,
+    LOGS,
+    PROGRESS,
+    RESULT,
+    SAMPLES,
+    STDERR,
+    STDOUT,
+)
+from aitbcd.launcher.protocol import is_sealed, left_name, package_name
 
 #: CPython's own sha256, without the C library that hashlib loads; its name changed in 3.12.
 _BUILTIN = "_sha2" if sys.version_info >= (3, 12) else "_sha256"
@@ -42,6 +51,10 @@ _PIECE = 1 << 20
 _LIGHT, _LEAST_WORK = 64 << 20, 1 << 14
 #: Files and folders that wait, open, to be synced together.
 _OPEN_AT_ONCE = 64
+#: Bytes of samples: a daemon sends far fewer, unless it was taken over.
+_SAMPLES_MAX = 64 << 20
+#: Why a package is sealed without them.
+_NOT_WORTH_FAILING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINVAL})
 #: Deeper folders have paths that no tool opens (PATH_MAX), and would cost a descriptor each.
 _MAX_DEPTH = 200
 #: ioctl_ficlone(2): share the blocks where the file system can.
@@ -69,11 +82,13 @@ def seal(
     order: Order,
     run_folder_fd: int | None = None,
     take_turn: Callable[[], None] | None = None,
+    samples: int | None = None,
 ) -> dict[str, Any]:
     """Seal a package as ordered and return ``{digest, files, bytes}``.
 
     The run folder is where what is left out is noted, should this sealing not come to its end.
-    ``take_turn`` is called before the work becomes heavy, by the process that does it.
+    ``take_turn`` is called before the work becomes heavy, by the process that does it. ``samples``
+    is a sealed memfd that becomes ``logs/gpu.csv``.
 
     The order has ``job``, ``attempt``, ``uid``, ``gid``, ``user``, ``cwd``, ``artifacts`` (globs),
     ``log_limit`` and ``output`` (the daemon's part of output.json); and ``drop``, where the
@@ -92,7 +107,7 @@ def seal(
         if who is not None:
             notes.open()
         try:
-            action = partial(_build, results_fd, building, order, notes, take_turn)
+            action = partial(_build, results_fd, building, order, notes, take_turn, samples)
             report = do_as(who, action, DEADLINE_S if take_turn else _LIGHT_S)
         except TimeoutError:
             if take_turn:
@@ -161,6 +176,7 @@ def _build(
     order: Order,
     notes: Notes,
     take_turn: Callable[[], None] | None,
+    samples: int | None,
 ) -> dict[str, Any]:
     """Make a package ready.
 
@@ -173,7 +189,7 @@ def _build(
         if is_apart:
             _take_out(results_fd, apart_name, top, order, notes)
         try:
-            return _run_forced(top, order, notes, take_turn)
+            return _run_forced(top, partial(_Sealer, top, order, notes, take_turn, samples))
         except Heavy:
             return {"heavy": True}
         except _Others:
@@ -202,11 +218,9 @@ def _temporary(order: Order) -> bytes:
     return os.fsencode(f"{logs.TEMPORARY}copy.{order['job']}")
 
 
-def _run_forced(
-    top: int, order: Order, notes: Notes, take_turn: Callable[[], None] | None
-) -> dict[str, Any]:
+def _run_forced(top: int, make_sealer: Callable[[], _Sealer]) -> dict[str, Any]:
     try:
-        return _run(top, order, notes, take_turn)
+        return _run(make_sealer())
     except PermissionError:
         pass
     try:
@@ -215,15 +229,12 @@ def _run_forced(
         for ours in (LOGS, ARTIFACTS):
             if _kind(top, ours) == stat.S_IFDIR:
                 os.chmod(ours, 0o700 | _setgid(top), dir_fd=top)
-        return _run(top, order, notes, take_turn)
+        return _run(make_sealer())
     except PermissionError:
         raise _Others from None
 
 
-def _run(
-    top: int, order: Order, notes: Notes, take_turn: Callable[[], None] | None
-) -> dict[str, Any]:
-    sealer = _Sealer(top, order, notes, take_turn)
+def _run(sealer: _Sealer) -> dict[str, Any]:
     try:
         return sealer.run()
     finally:
@@ -243,9 +254,17 @@ class _Sealer:
     """
 
     def __init__(
-        self, top: int, order: Order, notes: Notes, take_turn: Callable[[], None] | None
+        self,
+        top: int,
+        order: Order,
+        notes: Notes,
+        take_turn: Callable[[], None] | None,
+        samples: int | None,
     ) -> None:
         self._top = top
+        self._samples = samples
+        #: Further entries for ``left_out``.
+        self._without: list[dict[str, str]] = []
         self._order = order
         self._uid: int = order["uid"]
         self._setgid = _setgid(top)
@@ -329,6 +348,7 @@ class _Sealer:
                     self._close_log(folder, log)
                 else:
                     self._replace_log(folder, log, "not a regular file")
+            self._put_samples(folder, is_there=SAMPLES.encode() in found)
             self._make_result(kinds, folder)
         finally:
             os.close(folder)
@@ -356,6 +376,27 @@ class _Sealer:
         if _kind(folder, log):
             self._drop(folder, log.encode(), f"{LOGS}/{log}".encode(), why)
         os.close(package.open_new(log, 0o640, folder))
+
+    def _put_samples(self, folder: int, *, is_there: bool) -> None:
+        """Write what the daemon saw of the job's GPUs; nobody else's file has that name."""
+        name, path = SAMPLES.encode(), f"{LOGS}/{SAMPLES}".encode()
+        if is_there:
+            # Where there are samples it may be of a sealing that did not come to its end.
+            why = "its name is for the samples of the job's GPUs"
+            self._drop(folder, name, path, why if self._samples is None else None)
+        if self._samples is None:
+            return
+        fd = package.open_new(name, 0o640, folder)
+        try:
+            _copy_samples(self._samples, fd)
+        except OSError as error:
+            if error.errno not in _NOT_WORTH_FAILING:
+                raise
+            package.clear(folder, name)
+            # Not among the notes: there may be room when it is sealed again.
+            self._without = [{"path": path.decode(), "why": str(error.strerror)}]
+        finally:
+            os.close(fd)
 
     def _make_result(self, kinds: dict[bytes, str], folder: int) -> None:
         name = RESULT.encode()
@@ -558,16 +599,14 @@ class _Sealer:
         output = dict(self._order["output"])
         output["files"] = [{"path": shown(path), "size": size} for path, size, _ in self._files]
         output["logs_dropped"] = self._dropped
-        output["left_out"] = self._notes.entries
+        output["left_out"] = [*self._notes.entries, *self._without]
         # A line a key: indent= would take the slow encoder.
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in output.items())
         return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
     def _write(self, name: str, data: bytes) -> None:
         fd = package.open_new(name, 0o640, self._top)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
+        _write_all(fd, data)
         self._close_file(fd, len(data), 0o440)
 
     # -- what reaches the disk ----------------------------------------------------------------
@@ -658,6 +697,29 @@ def _read(folder: int, name: str) -> bytes:
     fd = os.open(name, _FILE, dir_fd=folder)
     with open(fd, "rb") as file:
         return file.read()
+
+
+def _copy_samples(samples: int, target: int) -> None:
+    """Copy what the daemon has sent.
+
+    Raises:
+        OSError: EFBIG or EINVAL for what no daemon of ours sends.
+    """
+    size = os.fstat(samples).st_size
+    if size > _SAMPLES_MAX:
+        raise OSError(errno.EFBIG, "too large for samples")
+    if not is_sealed(samples):
+        raise OSError(errno.EINVAL, "samples that could still change")
+    offset = 0
+    while piece := os.pread(samples, _PIECE, offset):
+        _write_all(target, piece)
+        offset += len(piece)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _hash(fd: int, size: int) -> str:

@@ -208,10 +208,12 @@ class Supervisor:
                 self._listen()
             return
         message, fds = received
-        protocol.close_all(fds)
-        self._obey(message)
+        try:
+            self._obey(message, fds[0] if fds else None)
+        finally:
+            protocol.close_all(fds)
 
-    def _obey(self, message: Message) -> None:
+    def _obey(self, message: Message, samples: int | None) -> None:
         attempt = self._attempt
         if attempt is None or (message["job"], message["attempt"]) != (
             attempt.spec["job"],
@@ -224,23 +226,23 @@ class Supervisor:
             case "stop_seal" if self._sealer:
                 self._stop_sealer(self._sealer)
             case "seal" if attempt.facts and not self._sealer:
-                self._seal(attempt, message | _user_of(attempt))
+                self._seal(attempt, message | _user_of(attempt), samples)
             case "done" if attempt.facts:
                 self._done(attempt)
 
-    def _seal(self, attempt: Attempt, order: Message) -> None:
+    def _seal(self, attempt: Attempt, order: Message, samples: int | None) -> None:
         """Seal a small package at once; what takes long is done by a child, so that we hear."""
         try:
-            sealed = seal.seal(self._results_fd, order, attempt.folder.fd)
+            sealed = seal.seal(self._results_fd, order, attempt.folder.fd, samples=samples)
             report = {"op": "sealed", **sealed}
         except seal.Heavy:
-            self._fork_sealer(attempt, order)
+            self._fork_sealer(attempt, order, samples)
             return
         except OSError as error:
             report = _failure(error)
         self._tell(report)
 
-    def _fork_sealer(self, attempt: Attempt, order: Message) -> None:
+    def _fork_sealer(self, attempt: Attempt, order: Message, samples: int | None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             pid = os.fork()
@@ -250,22 +252,25 @@ class Supervisor:
             self._tell(_failure(error))
             return
         if pid == 0:
-            self._be_sealer(theirs, attempt, order)
+            self._be_sealer(theirs, attempt, order, samples)
         theirs.close()
         ours.setblocking(False)
         self._sealer = Sealer(pid, os.pidfd_open(pid), ours)
         self._add(self._sealer.pidfd, self._on_sealed)
 
-    def _be_sealer(self, answer: socket.socket, attempt: Attempt, order: Message) -> NoReturn:
+    def _be_sealer(
+        self, answer: socket.socket, attempt: Attempt, order: Message, samples: int | None
+    ) -> NoReturn:
         """Seal, while the lock of the folder says that somebody is at it; never return."""
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             folder = attempt.folder
-            close_all_but(answer.fileno(), self._run_fd, self._results_fd, folder.fd, folder.lock)
+            kept = [answer.fileno(), self._run_fd, self._results_fd, folder.fd, folder.lock]
+            close_all_but(*kept, *([] if samples is None else [samples]))
             try:
                 take_turn = Turns(self._run_fd, order["uid"]).take
-                sealed = seal.seal(self._results_fd, order, folder.fd, take_turn)
+                sealed = seal.seal(self._results_fd, order, folder.fd, take_turn, samples)
                 report = {"op": "sealed", **sealed}
             except OSError as error:
                 report = _failure(error)

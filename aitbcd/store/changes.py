@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from aitbcd import lifecycle
 from aitbcd.errors import IllegalTransition, NoSuchJob, OverLimit, WrongState
 from aitbcd.model import (
+    WHOLE,
     Cause,
     Ending,
     Event,
@@ -27,7 +28,7 @@ from aitbcd.model import (
 )
 from aitbcd.store import lanes, totals
 from aitbcd.store.ids import JobIds, Named
-from aitbcd.store.rows import LISTED_AS, STATES, pack, snapshot_text
+from aitbcd.store.rows import LISTED_AS, STATES, pack, pack_use, snapshot_text
 from aitbcd.store.sql import QUERIES, with_rows
 from aitbcd.store.writer import Transaction
 
@@ -87,6 +88,8 @@ class Move:
     #: ASSIGN: the GPUs that it is given, and what they are.
     gpu_uuids: tuple[str, ...] = ()
     gpu_models: tuple[str, ...] = ()
+    #: ASSIGN: how many millionths of each GPU it has.
+    gpu_share: int = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +290,7 @@ class Changes:
         if changed.rowcount != 1:
             raise WrongState(f"job {move.number} changed while it was moved", job=move.number)
         if target is JobState.ASSIGNED:
-            gpus = (" ".join(move.gpu_uuids), "\n".join(move.gpu_models))
+            gpus = (" ".join(move.gpu_uuids), "\n".join(move.gpu_models), move.gpu_share)
             execute(_INSERT_ATTEMPT, (*key, move.boot_id, move.at, *gpus))
         elif target is JobState.RUNNING:
             execute(_START_ATTEMPT, (move.at, move.handle, *key))
@@ -319,10 +322,13 @@ class Changes:
                 first = transaction.execute(_FIRST_START, (move.number,)).fetchone()[0]
             wait_us = None if first is None else max(0, first - held.created_at)
         is_completed = target is JobState.COMPLETED
+        gpu_us = used_us * held.gpus * (WHOLE if held.gpu_share is None else held.gpu_share)
+        energy_j = ending.gpu_use.energy_j if ending.gpu_use else None
         figures = (
             0, int(is_completed), int(target is JobState.FAILED), int(target is JobState.CANCELED),
-            used_us if is_completed else 0, used_us * held.cpus, used_us * held.gpus,
-            ending.charge_micro, wait_us or 0, 0 if wait_us is None else lanes.one(wait_us),
+            used_us if is_completed else 0, used_us * held.cpus, gpu_us // WHOLE,
+            ending.charge_micro, round((energy_j or 0) * 1000), wait_us or 0,
+            0 if wait_us is None else lanes.one(wait_us),
         )  # fmt: skip
         totals.note(transaction, held.uid, held.name, ending.finished_at, figures)
         if target is JobState.FAILED and ending.cause is not None:
@@ -392,6 +398,7 @@ class _Held(NamedTuple):
     cpus: int
     gpus: int
     created_at: int
+    gpu_share: int | None
 
 
 def _run_us(held: _Held, ending: Ending | None) -> int | None:
@@ -484,5 +491,5 @@ def _facts(ending: Ending) -> tuple[Any, ...]:
         ending.finished_at, ending.reason and ending.reason.value,
         ending.cause and ending.cause.value, ending.message,
         ending.exit_code, ending.signal, ending.user_us, ending.system_us, ending.max_rss,
-        ending.charge_micro, snapshot_text(ending.snapshot),
+        ending.charge_micro, snapshot_text(ending.snapshot), pack_use(ending.gpu_use),
     )  # fmt: skip

@@ -63,7 +63,7 @@ FROM jobs WHERE number BETWEEN ? AND ? ORDER BY number
 
 -- job_to_move --
 -- What a move has to know of a job.
-SELECT j.status, j.attempt, j.uid, a.started_at, j.name, j.cpus, j.gpus, j.created_at
+SELECT j.status, j.attempt, j.uid, a.started_at, j.name, j.cpus, j.gpus, j.created_at, a.gpu_share
 FROM jobs j LEFT JOIN attempts a ON a.number = j.number AND a.attempt = j.current
 WHERE j.number = ?
 
@@ -91,8 +91,8 @@ WHERE number = ? AND status = ? AND attempt = ?
 
 -- insert_attempt --
 -- Where an attempt is going to run.
-INSERT INTO attempts (number, attempt, boot_id, assigned_at, gpu_uuids, gpu_models)
-VALUES (?, ?, ?, ?, ?, ?)
+INSERT INTO attempts (number, attempt, boot_id, assigned_at, gpu_uuids, gpu_models, gpu_share)
+VALUES (?, ?, ?, ?, ?, ?, ?)
 
 -- start_attempt --
 -- Its program was started.
@@ -102,7 +102,7 @@ UPDATE attempts SET started_at = ?, handle = ? WHERE number = ? AND attempt = ?
 -- Its processes are gone.
 UPDATE attempts SET
     finished_at = ?, reason = ?, cause = ?, message = ?, exit_code = ?, signal = ?, user_us = ?,
-    system_us = ?, max_rss = ?, charge_micro = ?, snapshot = ?
+    system_us = ?, max_rss = ?, charge_micro = ?, snapshot = ?, gpu_use = ?
 WHERE number = ? AND attempt = ?
 
 -- command_of_job --
@@ -317,14 +317,15 @@ WHERE number IN (SELECT value FROM json_each(:numbers))
 SELECT
     a.attempt, a.boot_id, a.assigned_at, a.started_at, a.handle, a.gpu_uuids, a.finished_at,
     a.reason, a.cause, a.message, a.exit_code, a.signal, a.user_us, a.system_us, a.max_rss,
-    j.results, j.digest, j.result_bytes, j.result_files, j.progress, a.charge_micro, a.snapshot
+    j.results, j.digest, j.result_bytes, j.result_files, j.progress, a.charge_micro, a.snapshot,
+    a.gpu_use
 FROM attempts a LEFT JOIN jobs j
     ON j.number = a.number AND j.current = a.attempt AND j.finished_at IS NOT NULL
 WHERE a.number = :number ORDER BY a.attempt
 
 -- placement --
--- The boot in which an attempt was assigned, and the models of its GPUs.
-SELECT boot_id, gpu_models FROM attempts WHERE number = :number AND attempt = :attempt
+-- The boot in which an attempt was assigned, the models of its GPUs, and how much of them it has.
+SELECT boot_id, gpu_models, gpu_share FROM attempts WHERE number = :number AND attempt = :attempt
 
 -- select_event --
 -- Fragment: the columns of an Event, in the order in which ``rows.event`` takes them.
@@ -542,8 +543,8 @@ UPDATE meta SET value = ? WHERE key = 'totals_until'
 -- Add to a row.
 INSERT INTO totals (
     subject, level, at, submitted, completed, failed, canceled, run_us, cpu_us, gpu_us,
-    charge_micro, wait_us, waits
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    charge_micro, energy_mj, wait_us, waits
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (subject, level, at) DO UPDATE SET
     submitted = submitted + excluded.submitted,
     completed = completed + excluded.completed,
@@ -553,6 +554,7 @@ ON CONFLICT (subject, level, at) DO UPDATE SET
     cpu_us = cpu_us + excluded.cpu_us,
     gpu_us = gpu_us + excluded.gpu_us,
     charge_micro = charge_micro + excluded.charge_micro,
+    energy_mj = energy_mj + excluded.energy_mj,
     wait_us = wait_us + excluded.wait_us,
     waits = add_waits(waits, excluded.waits)
 
@@ -574,7 +576,8 @@ GROUP BY 1, 2
 INSERT INTO totals
 SELECT -1, 0, t.at,
     sum(t.submitted), sum(t.completed), sum(t.failed), sum(t.canceled), sum(t.run_us),
-    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits)
+    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits),
+    sum(t.energy_mj)
 FROM owners o CROSS JOIN totals t ON t.subject = o.uid AND t.level = 0
     AND t.at >= :begin * 96 AND t.at < :end * 96
 GROUP BY t.at
@@ -584,7 +587,8 @@ GROUP BY t.at
 INSERT INTO totals
 SELECT t.subject, 1, t.at / 96,
     sum(t.submitted), sum(t.completed), sum(t.failed), sum(t.canceled), sum(t.run_us),
-    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits)
+    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits),
+    sum(t.energy_mj)
 FROM (
     SELECT uid AS subject FROM owners UNION ALL SELECT -1
     UNION ALL SELECT -1 - id FROM names WHERE block >= :begin / 32 AND block <= :end / 32
@@ -597,7 +601,8 @@ GROUP BY t.subject, t.at / 96
 INSERT INTO totals
 SELECT t.subject, 2, t.at / 32,
     sum(t.submitted), sum(t.completed), sum(t.failed), sum(t.canceled), sum(t.run_us),
-    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits)
+    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits),
+    sum(t.energy_mj)
 FROM (
     SELECT uid AS subject FROM owners UNION ALL SELECT -1
     UNION ALL SELECT -1 - id FROM names WHERE block >= :begin AND block < :end
@@ -645,7 +650,8 @@ SELECT max(at) FROM totals WHERE subject = :subject AND level = 0
 -- Figures by key; a piece is [key, subject, level, begin, end].
 SELECT json_extract(p.value, '$[0]'),
     sum(t.submitted), sum(t.completed), sum(t.failed), sum(t.canceled), sum(t.run_us),
-    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits)
+    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.energy_mj), sum(t.wait_us),
+    sum_waits(t.waits)
 FROM json_each(:pieces) p CROSS JOIN totals t ON t.subject = json_extract(p.value, '$[1]')
     AND t.level = json_extract(p.value, '$[2]') AND t.at >= json_extract(p.value, '$[3]')
     AND t.at < json_extract(p.value, '$[4]')
@@ -655,7 +661,8 @@ GROUP BY 1
 -- Figures by name; a piece is [uid, block, level, begin, end].
 SELECT n.name,
     sum(t.submitted), sum(t.completed), sum(t.failed), sum(t.canceled), sum(t.run_us),
-    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.wait_us), sum_waits(t.waits)
+    sum(t.cpu_us), sum(t.gpu_us), sum(t.charge_micro), sum(t.energy_mj), sum(t.wait_us),
+    sum_waits(t.waits)
 FROM json_each(:pieces) p
 CROSS JOIN names n ON n.uid = json_extract(p.value, '$[0]') AND n.block = json_extract(p.value, '$[1]')
 CROSS JOIN totals t ON t.subject = -1 - n.id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from aitbcd.model import (
     Ending,
     Event,
     EventKind,
+    GpuUse,
     Job,
     JobSpec,
     JobState,
@@ -40,6 +42,7 @@ STATES = {state.value: state for state in JobState}
 LISTED_AS = {JobState.COMPLETED: 1, JobState.FAILED: 2, JobState.CANCELED: 3}
 _REASONS: dict[str | None, Reason | None] = {None: None, **{r.value: r for r in Reason}}
 _CAUSES: dict[str | None, Cause | None] = {None: None, **{c.value: c for c in Cause}}
+_decode_use = msgspec.json.Decoder(GpuUse).decode
 _PRIORITIES = {int(priority): priority for priority in Priority}
 
 
@@ -54,6 +57,10 @@ def pack(items: Iterable[bytes]) -> bytes:
 
 def unpack(blob: bytes) -> tuple[bytes, ...]:
     return tuple(blob.split(b"\0")[:-1])
+
+
+def pack_use(use: GpuUse | None) -> str | None:
+    return None if use is None else msgspec.json.encode(use).decode()
 
 
 def job(row: Row, ids: JobIds) -> Job:
@@ -169,8 +176,14 @@ def attempt(row: Row) -> Attempt:
         started_at,
         handle,
         _words(gpu_uuids),
-        None if finished_at is None else _ending(row[6:15], row[15:21], row[21]),
+        None
+        if finished_at is None
+        else replace(_ending(row[6:15], row[15:21], row[21]), gpu_use=_use(row[22])),
     )
+
+
+def _use(text: str | None) -> GpuUse | None:
+    return None if text is None else _decode_use(text)
 
 
 def event(row: Row, ids: JobIds) -> Event:

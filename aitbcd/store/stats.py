@@ -38,10 +38,13 @@ class Totals:
     canceled: int = 0
     #: How long completed jobs ran.
     run_us: int = 0
-    #: Cores, and GPUs, times the time that attempts ran, whatever became of them.
+    #: Cores, and GPUs, times the time that attempts ran, whatever became of them. A share of a GPU
+    #: is that part of one.
     cpu_us: int = 0
     gpu_us: int = 0
     charge_micro: int = 0
+    #: What their GPUs used.
+    energy_mj: int = 0
     #: From the submit to the first start, of those that ended and had one.
     wait_us: int = 0
     #: The same as a histogram (lanes.py).

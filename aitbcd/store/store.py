@@ -391,8 +391,8 @@ class Store:
         found = await self._lookups.fetch(QUERIES["attempts"], number=number)
         return [rows.attempt(row) for row in found]
 
-    async def placement(self, number: int, attempt: int) -> tuple[str, tuple[str, ...]]:
-        """Return the boot in which an attempt was assigned, and the models of its GPUs.
+    async def placement(self, number: int, attempt: int) -> tuple[str, tuple[str, ...], int]:
+        """Return an attempt's boot, the models of its GPUs, and the millionths of them that it has.
 
         Raises:
             NoSuchJob: there is no such attempt.
@@ -400,8 +400,8 @@ class Store:
         found = await self._lookups.fetch(QUERIES["placement"], number=number, attempt=attempt)
         if not found:
             raise _no_such_job(f"{number}, attempt {attempt}")
-        boot_id, models = found[0]
-        return boot_id, tuple(models.splitlines())
+        boot_id, models, share = found[0]
+        return boot_id, tuple(models.splitlines()), share
 
     async def typical_us(self, uid: int, name: str | None, command_digest: bytes) -> int | None:
         """Return how long completed runs of the same name, or the same command, took of late.

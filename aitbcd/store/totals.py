@@ -33,10 +33,10 @@ NAMES_MAX = 256
 _IN_MIND = 64
 
 #: Columns of a row, added up one by one; the last is a histogram.
-Figures: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, int]
+Figures: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, int, int]
 FIGURES = (
     "submitted", "completed", "failed", "canceled", "run_us", "cpu_us", "gpu_us",
-    "charge_micro", "wait_us", "waits",
+    "charge_micro", "energy_mj", "wait_us", "waits",
 )  # fmt: skip
 
 _NOTHING = (0,) * (len(FIGURES) - 1)

@@ -11,7 +11,8 @@ from tests.integration.conftest import CONFIG, Box, Json, User, problem, serving
 
 FIGURES = {
     "submitted", "finished", "completed", "failed", "canceled", "success_rate",
-    "average_completion_s", "wait_median_s", "wait_p95_s", "cpu_hours", "gpu_hours", "spent",
+    "average_completion_s", "wait_median_s", "wait_p95_s", "cpu_hours", "gpu_hours", "gpu_energy_j",
+    "spent",
     "currency",
 }  # fmt: skip
 

@@ -31,6 +31,7 @@ from aitbcd.launcher.linux import punch_hole
 
 JOB = "job_7k3m9q2x"
 IS_ROOT = os.getuid() == 0
+SAMPLES = b"time,gpu\n2026-02-13T10:00:00Z,GPU-a\n"
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root: only it can be somebody else")
 Json = dict[str, Any]
 
@@ -73,6 +74,8 @@ class Case:
         run_folder.mkdir(mode=0o700)
         if owner and not is_for_him:
             os.chown(run_folder, owner.uid, owner.gid)
+        #: A memfd of samples, where there are some.
+        self.samples: int | None = None
         #: Where sealings note what they have left out.
         self.run_fd = os.open(run_folder, os.O_RDONLY | os.O_DIRECTORY)
         self.create()
@@ -120,7 +123,9 @@ class Case:
 
     def seal_again(self, order: Json) -> Json:
         """Seal; afterwards nothing of an earlier sealing is noted."""
-        report = do_as(self._sealer, lambda: seal.seal(self.fd, order, self.run_fd), 60)
+        report = do_as(
+            self._sealer, lambda: seal.seal(self.fd, order, self.run_fd, samples=self.samples), 60
+        )
         (self.folder / "run" / protocol.LEFT_OUT).unlink(missing_ok=True)
         return report
 
@@ -238,6 +243,52 @@ def test_names_of_any_bytes_are_escaped_and_told(case: Case) -> None:
     shown = [entry["path"] for entry in case.output()["files"]]
     assert "artifacts/new\nline/new\nline" in shown
     assert {"b64": "YXJ0aWZhY3RzL//+L//+"} in shown
+
+
+@pytest.mark.parametrize("planted", ["file", "folder", "link", "read-only"])
+def test_samples_of_gpus_are_the_daemons_whatever_the_job_left_there(
+    case: Case, planted: str
+) -> None:
+    case.samples = protocol.sealed_memory(SAMPLES)
+    case.job(lambda: _plant(case.logs / "gpu.csv", planted))
+    stated = case.check(case.seal())
+    assert stated[b"logs/gpu.csv"] == hashlib.sha256(SAMPLES).hexdigest()
+    assert (case.sealed / "logs/gpu.csv").read_bytes() == SAMPLES
+    assert case.left_out() == {}
+
+
+def test_a_job_without_gpus_has_no_samples(case: Case) -> None:
+    case.job(lambda: _plant(case.logs / "gpu.csv", "file"))
+    assert b"logs/gpu.csv" not in case.check(case.seal())
+    assert case.left_out() == {"logs/gpu.csv": "its name is for the samples of the job's GPUs"}
+
+
+def _plant(path: Path, kind: str) -> None:
+    if kind == "folder":
+        path.mkdir()
+        (path / "file").touch()
+    elif kind == "link":
+        path.symlink_to("/etc/passwd")
+    else:
+        path.write_text("planted")
+    if kind == "read-only":
+        path.chmod(0o400)
+        path.parent.chmod(0o500)
+
+
+def test_what_is_no_samples_of_a_daemon_is_left_out(case: Case) -> None:
+    reading, writing = os.pipe()
+    changing = os.memfd_create("changing")
+    os.write(changing, SAMPLES)
+    for number, fd in enumerate((reading, changing), 1):
+        case.samples = fd
+        assert b"logs/gpu.csv" not in case.check(case.seal(attempt=number))
+        assert case.left_out() == {"logs/gpu.csv": "samples that could still change"}
+        subprocess.run(["chmod", "-R", "u+w", case.sealed], check=True)
+        shutil.rmtree(case.sealed)
+        case.create()
+    for fd in (reading, writing, changing):
+        os.close(fd)
 
 
 def test_only_regular_files_stay(case: Case) -> None:
@@ -671,7 +722,7 @@ def seal_in_part(case: Case, order: Json, calls: int) -> bool:
                 case.owner.become()
             _ptrace(_TRACEME, 0)
             os.kill(os.getpid(), signal.SIGSTOP)
-            seal.seal(case.fd, order, case.run_fd)
+            seal.seal(case.fd, order, case.run_fd, samples=case.samples)
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
@@ -700,10 +751,13 @@ def _a_bit_of_all(case: Case) -> Json:
     (case.artifacts / "sub/link").symlink_to("/etc")
     (case.artifacts / "sub").chmod(0o555)
     (case.building / "progress").write_text("50")
+    (case.logs / "gpu.csv").mkdir()
+    (case.logs / "gpu.csv/planted").write_text("x")
     return case.order("ckpt", log_limit=64 << 10)
 
 
 def test_killed_after_any_system_call_it_is_sealed_again(mine: Case) -> None:
+    mine.samples = protocol.sealed_memory(SAMPLES)
     calls = 0
     while True:
         order = _a_bit_of_all(mine)
@@ -716,6 +770,7 @@ def test_killed_after_any_system_call_it_is_sealed_again(mine: Case) -> None:
             b"result.txt",
             b"logs/stdout.log",
             b"logs/stderr.log",
+            b"logs/gpu.csv",
             b"artifacts/ckpt/model",
             b"artifacts/sub/own",
             b"artifacts/sub/linked",
@@ -724,6 +779,7 @@ def test_killed_after_any_system_call_it_is_sealed_again(mine: Case) -> None:
         assert log.startswith(b"first\n")
         assert log.endswith(b"last\n")
         assert log.count(b"[aitbcd: 196608 bytes dropped here;") == 1
+        assert (mine.sealed / "logs/gpu.csv").read_bytes() == SAMPLES
         dropped = {"stdout.log": {"at": 32 << 10, "bytes": 192 << 10}}
         assert mine.output()["logs_dropped"] == dropped, calls
         assert mine.left_out() == {"artifacts/sub/link": "not a regular file"}, calls
@@ -776,6 +832,23 @@ def test_a_sealed_package_is_reported_again_unchanged(case: Case) -> None:
 def test_a_package_that_a_power_cut_took_is_sealed_empty(case: Case) -> None:
     shutil.rmtree(case.building)
     assert case.sealed_files("*") == []
+
+
+@needs_root
+def test_samples_that_have_no_room_cost_no_results(folder: Path, other: Identity) -> None:
+    disk = folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
+    try:
+        case = Case(disk, other, is_for_him=True)
+        folder.chmod(0o755)
+        case.job(lambda: (case.logs / "stdout.log").write_text("out\n"))
+        case.samples = protocol.sealed_memory(SAMPLES * (4 << 15))
+        assert b"logs/gpu.csv" not in case.check(case.seal())
+        assert case.left_out() == {"logs/gpu.csv": "No space left on device"}
+        os.close(case.fd)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @needs_root

@@ -21,8 +21,19 @@ from aitbcd.errors import (
     WrongState,
 )
 from aitbcd.lifecycle import TRANSITIONS, Trigger
-from aitbcd.model import FINAL, Cause, Ending, Event, JobSpec, Priority, Reason, ResultsState
-from aitbcd.store import Move, Store, digest_of_command
+from aitbcd.model import (
+    FINAL,
+    WHOLE,
+    Cause,
+    Ending,
+    Event,
+    GpuUse,
+    JobSpec,
+    Priority,
+    Reason,
+    ResultsState,
+)
+from aitbcd.store import Move, Store, Wanted, digest_of_command
 from tests.integration.stores import (
     ANN,
     BEN,
@@ -223,7 +234,7 @@ async def test_a_job_goes_its_whole_way_and_each_step_is_an_event(store: Store) 
     [attempt] = await store.attempts(1)
     assert (attempt.attempt, attempt.boot_id, attempt.handle) == (1, BOOT, "4711")
     assert (attempt.assigned_at, attempt.started_at, attempt.ending) == (NOW + 1, NOW + 2, end)
-    assert await store.placement(1, 1) == (BOOT, ())
+    assert await store.placement(1, 1) == (BOOT, (), WHOLE)
     assert await store.events(number=1) == await assert_gapless(store)
 
 
@@ -244,11 +255,25 @@ async def test_every_part_of_an_ending_is_kept(store: Store) -> None:
 
 
 @on_store
+async def test_what_an_attempt_made_of_its_gpus_is_kept_with_it_and_counted(store: Store) -> None:
+    use = GpuUse(2.0, 3600, 7200.5, 41.5, 100, 1 << 36, None, 1234.567, 0.0)
+    await store.submit(ANN, replace(TRUE, gpus=2), at=NOW)
+    await store.move(replace(assign(1), gpu_share=500_000), run(1))
+    end = ending(at=NOW + 4 * SECOND, gpu_use=use)
+    await store.move(Move(1, 1, S.RUNNING, T.COMPLETE, end.finished_at, ending=end))
+    [attempt] = await store.attempts(1)
+    assert attempt.ending
+    assert attempt.ending.gpu_use == use
+    total = (await store.stats(Wanted(ANN.uid))).total
+    assert (total.energy_mj, total.gpu_us) == (1_234_567, 4 * SECOND)
+
+
+@on_store
 async def test_what_an_attempt_was_given_is_kept_with_it(store: Store) -> None:
     await store.submit(ANN, replace(TRUE, gpus=2), at=NOW)
     uuids, models = ("GPU-1", "MIG-2"), ("NVIDIA H100 80GB HBM3", "NVIDIA H100 MIG 1g.10gb")
-    await store.move(replace(assign(1), gpu_uuids=uuids, gpu_models=models))
-    assert await store.placement(1, 1) == (BOOT, models)
+    await store.move(replace(assign(1), gpu_uuids=uuids, gpu_models=models, gpu_share=250_000))
+    assert await store.placement(1, 1) == (BOOT, models, 250_000)
     [attempt] = await store.attempts(1)
     assert attempt.gpu_uuids == uuids
     [job] = await store.active()

@@ -32,7 +32,17 @@ LEVELS: tuple[set[str], ...] = (
         "spreadsheet",
         "notify",
     },
-    {"lifecycle", "settings", "wire", "machine", "users", "allotment", "certificate", "causes"},
+    {
+        "lifecycle",
+        "settings",
+        "wire",
+        "machine",
+        "users",
+        "allotment",
+        "certificate",
+        "causes",
+        "samples",
+    },
     {
         "planner",
         "outcome",
@@ -43,7 +53,7 @@ LEVELS: tuple[set[str], ...] = (
         "retention",
         "space",
     },
-    {"store", "results", "runs", "feed", "backlog", "reserve", "state", "gpus"},
+    {"store", "results", "runs", "feed", "backlog", "reserve", "state", "gpus", "series"},
     {"engine", "reloading"},
     {"api", "install"},
     {"daemon"},
@@ -67,6 +77,7 @@ PURE = {
     "allotment",
     "causes",
     "retention",
+    "samples",
     "space",
 }
 IMPURE_MODULES = {"asyncio", "os", "pathlib", "random", "socket", "sqlite3", "subprocess", "time"}
