@@ -9,7 +9,7 @@ from aitbcctl.tables import table
 from aitbcd.errors import AmbiguousJob, NoSuchFile
 
 _HEADER = ("GPU", "NAME", "STATE", "MEMORY", "UTIL", "POWER", "TEMP", "USED BY")
-_GIB = 1 << 30
+GIB = 1 << 30
 
 
 def gpu_table(gpus: Sequence[Json], width: int | None) -> str:
@@ -37,7 +37,7 @@ def named_gpu(gpus: Sequence[Json], word: str) -> Json:
         NoSuchFile, AmbiguousJob: none or several are meant.
     """
     found = [gpu for gpu in gpus if gpu["uuid"] == word]
-    found = found or [gpu for gpu in gpus if _label(gpu) == word]
+    found = found or [gpu for gpu in gpus if label(gpu) == word]
     found = found or [gpu for gpu in gpus if word and str(gpu["uuid"]).startswith(word)]
     known = ", ".join(str(gpu["uuid"]) for gpu in found or gpus)
     if not found:
@@ -51,10 +51,10 @@ def named_gpu(gpus: Sequence[Json], word: str) -> Json:
 
 def _row(gpu: Json) -> list[str]:
     return [
-        _label(gpu),
-        plain(str(gpu["name"]).removeprefix("NVIDIA ")),
+        label(gpu),
+        model(gpu),
         str(gpu["state"]),
-        f"{gpu['memory_used'] / _GIB:.1f}/{gpu['memory_total'] / _GIB:.1f} GiB",
+        f"{gpu['memory_used'] / GIB:.1f}/{gpu['memory_total'] / GIB:.1f} GiB",
         _with_unit(gpu.get("utilization"), "%"),
         _power(gpu),
         _with_unit(gpu.get("temperature"), " C"),
@@ -62,9 +62,14 @@ def _row(gpu: Json) -> list[str]:
     ]
 
 
-def _label(gpu: Json) -> str:
+def label(gpu: Json) -> str:
+    """Return a GPU's number, of a MIG device with its own."""
     mig = gpu.get("mig")
     return f"{gpu['index']}:{mig['gpu_instance']}" if mig else str(gpu["index"])
+
+
+def model(gpu: Json) -> str:
+    return plain(str(gpu["name"]).removeprefix("NVIDIA "))
 
 
 def _with_unit(value: float | None, unit: str) -> str:
@@ -85,10 +90,10 @@ def _used_by(gpu: Json) -> str:
 
 def _notes(gpu: Json) -> Iterator[str]:
     if gpu.get("reason"):
-        yield f"GPU {_label(gpu)} is {gpu['state']}: {plain(gpu['reason'])}"
+        yield f"GPU {label(gpu)} is {gpu['state']}: {plain(gpu['reason'])}"
     for one in gpu["processes"]:
         memory = "?" if one["memory"] is None else size(one["memory"])
         whose = plain(one["job_id"] or one["user"] or "?")
         since = f", since {when(one['since'])}" if one.get("since") else ""
         command = plain(one["command"] or "?")
-        yield f"GPU {_label(gpu)}: {whose}, pid {one['pid']}, {memory}{since}: {command}"
+        yield f"GPU {label(gpu)}: {whose}, pid {one['pid']}, {memory}{since}: {command}"

@@ -116,7 +116,7 @@ def changes(
 def _lines(stream: Response, tick_s: float | None) -> Iterator[bytes]:
     """Yield whole lines as they come, and an empty one after each silence of ``tick_s``."""
     rest = b""
-    with _woken_by_signals() as signals:
+    with woken_by_signals() as signals:
         poller = select.poll()
         poller.register(stream.fileno(), select.POLLIN)
         poller.register(signals, select.POLLIN)
@@ -135,7 +135,7 @@ def _lines(stream: Response, tick_s: float | None) -> Iterator[bytes]:
 
 
 @contextmanager
-def _woken_by_signals() -> Iterator[int]:
+def woken_by_signals() -> Iterator[int]:
     """Give a descriptor that is readable once a signal came.
 
     Python looks for signals between its own steps: a ^C just before a wait would go unnoticed

@@ -68,11 +68,12 @@ def _narrow(widths: list[int], may_give: Sequence[int], excess: int) -> None:
 def _line(
     row: Sequence[str], widths: Sequence[int], sides: Sequence[bool], width: int | None
 ) -> str:
-    line = "  ".join(_cell(text, widths[i], right=sides[i]) for i, text in enumerate(row)).rstrip()
-    return line if width is None else _cell(line, max(width, 1)).rstrip()
+    line = "  ".join(cell(text, widths[i], right=sides[i]) for i, text in enumerate(row)).rstrip()
+    return line if width is None else cell(line, max(width, 1)).rstrip()
 
 
-def _cell(text: str, width: int, *, right: bool = False) -> str:
+def cell(text: str, width: int, *, right: bool = False) -> str:
+    """Return ``text`` in exactly ``width`` columns, cut where it is longer."""
     if columns(text) > width:
         while columns(text) > width - 1:
             text = text[:-1]

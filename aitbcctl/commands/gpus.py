@@ -8,14 +8,22 @@ import click
 
 from aitbcctl import devices, options, terminal
 from aitbcctl.client import Client, Json, quote
+from aitbcctl.refusals import Usage
 from aitbcctl.render import plain
 from aitbcctl.terminal import put, put_json, say
+
+#: The daemon looks no more often.
+_LEAST_S = 1.0
+_MOST_S = 3600.0
 
 
 @click.group("gpus", invoke_without_command=True, subcommand_metavar="[drain|resume]")
 @options.json_option('Print {"problem": ..., "gpus": [...]}.')
+@click.option("--watch", "is_live", is_flag=True, help="Keep showing them, until q or ^C.")
+@click.option("--interval", type=click.FloatRange(_LEAST_S, _MOST_S), metavar="SECONDS",
+              help="With --watch: how often to look, every second if not said.")  # fmt: skip
 @click.pass_context
-def command(context: click.Context, as_json: bool) -> int:
+def command(context: click.Context, as_json: bool, is_live: bool, interval: float | None) -> int:
     """Show the machine's GPUs and who uses them.
 
     \b
@@ -30,9 +38,12 @@ def command(context: click.Context, as_json: bool) -> int:
     \b
     Examples:
       aitbcctl gpus
+      aitbcctl gpus --watch
       aitbcctl gpus drain 3 --reason "new fan on Monday"
       aitbcctl gpus resume GPU-5a1c
     """
+    if is_live or interval is not None:
+        return _watch(context.invoked_subcommand, as_json, is_live, interval or _LEAST_S)
     if context.invoked_subcommand is not None:
         return 0
     inventory = options.client().get("/v1/gpus")
@@ -46,6 +57,21 @@ def command(context: click.Context, as_json: bool) -> int:
     if inventory["problem"]:
         say(plain(inventory["problem"]))
     return 0
+
+
+def _watch(verb: str | None, as_json: bool, is_live: bool, interval_s: float) -> int:
+    if not is_live:
+        raise Usage("--interval says how often --watch looks: give both")
+    if verb is not None or as_json:
+        raise Usage(f"--watch goes without {verb or '--json'}")
+    if not terminal.is_shown(1):
+        raise Usage(
+            "--watch draws on a terminal, and the output is none",
+            hint="once, as text or as JSON: aitbcctl gpus, aitbcctl gpus --json",
+        )
+    from aitbcctl import monitor
+
+    return monitor.run(options.client(), interval_s)
 
 
 @command.command("drain")

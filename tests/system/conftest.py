@@ -152,12 +152,18 @@ class Gate:
 class Screen:
     """A program on a terminal of its own."""
 
-    def __init__(self, cli: Cli, *args: str, columns: int = 80) -> None:
+    def __init__(
+        self,
+        cli: Cli,
+        *args: str,
+        columns: int = 80,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.process = subprocess.Popen(
             cli.command(*args),
-            env=cli.environ | {"TERM": "xterm-256color"},
+            env=cli.environ | {"TERM": "xterm-256color"} | dict(environ or {}),
             cwd=cli.folder,
             stdin=theirs,
             stdout=theirs,
@@ -178,6 +184,17 @@ class Screen:
 
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Give it another size, as who drags the corner of a window."""
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.process.send_signal(signal.SIGWINCH)
+
+    @property
+    def is_line_by_line(self) -> bool:
+        """Whether what is typed is edited, and shown, by the terminal."""
+        flags: int = termios.tcgetattr(self._fd)[3]
+        return flags & (termios.ICANON | termios.ECHO) == termios.ICANON | termios.ECHO
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
