@@ -608,6 +608,26 @@ class Runs:
         left: list[str] = answer.get("left", [])
         return left
 
+    async def containers(self, pids: list[int]) -> dict[int, str]:
+        """Return which of these processes are in containers of jobs, and of which.
+
+        Raises:
+            LauncherGone: ask again.
+        """
+        answer, _ = await self._ask({"op": "containers", "pids": pids})
+        jobs: dict[str, str] = answer.get("jobs", {})
+        return {int(pid): job for pid, job in jobs.items()}
+
+    def supervised_by(self, pid: int) -> str | None:
+        """Return the job whose supervisor this is."""
+        return next((each.key[0] for each in self._supervised.values() if each.pid == pid), None)
+
+    @property
+    def job_groups(self) -> str | None:
+        """The folder in which attempts have cgroups; None where they have none."""
+        folder: str | None = self.cgroups["folder"] if self.cgroups else None
+        return folder
+
     async def remove(self, job_id: str, attempt: int) -> bool:
         """Remove the run folder of an attempt that is over and recorded; False: it is locked."""
         answer, _ = await self._ask({"op": "remove", "job": job_id, "attempt": attempt})

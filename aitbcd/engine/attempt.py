@@ -286,6 +286,8 @@ class Attempt:
                 self._is_placed = True
                 self._due_at = time.monotonic() + _ANSWER_S
                 handle = await self._parts.runs.adopt(job.job_id, job.attempt)
+                # Not before: its processes are known by their supervisor.
+                self._parts.evidence.open_again(job)
                 return handle is not None and await self._supervise(handle)
             case Found.EXITED if finding.facts:
                 await self._conclude(finding.facts, None)

@@ -149,7 +149,6 @@ class Engine:
             boot_id, models, share = await self._store.placement(job.number, job.attempt)
             attempt = Attempt(self._parts, job, None, boot_id, models, share)
             self._pool.take_again(job)
-            self._evidence.open_again(job)
             attempt.assigned.set()
             self._attend_to(attempt, is_new=False)
             if self._may_stand_by(job, boot_id):

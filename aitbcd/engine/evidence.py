@@ -66,7 +66,9 @@ class Evidence:
             self._attempts[job.number, job.attempt] = Seen(job)
 
     def open_again(self, job: Job) -> None:
-        """Watch those of an attempt that was there before this daemon."""
+        """Watch those of an attempt that was there before this daemon, if we do not yet."""
+        if (job.number, job.attempt) in self._attempts:
+            return
         self.open(job)
         if seen := self._attempts.get((job.number, job.attempt)):
             self._spawn(self._remember(seen))

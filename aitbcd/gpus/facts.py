@@ -20,6 +20,10 @@ class ProcessFacts:
     since: int | None = None
     #: What its environment says in AITBC_JOB_ID, where it can be read.
     claim: str | None = None
+    #: What it descends from, its parent first.
+    lineage: tuple[int, ...] = ()
+    #: Its cgroups, as proc_pid_cgroup(5) has them.
+    cgroups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 
 from aitbcd import users
@@ -45,18 +45,23 @@ _RETRY_GROWTH_MAX = 16
 #: How long, and how dense, the utilization of a GPU is kept in mind.
 _RECENT_S, _RECENT_MAX, _RECENT_STEP_S = 60.0, 60, 0.9
 
-#: Which job a process belongs to.
-JobOf = Callable[[ProcessFacts], str | None]
+#: Which job a process belongs to, on a GPU that these jobs have.
+JobOf = Callable[[ProcessFacts, Collection[str]], str | None]
+#: Told of all processes before that is asked.
+Learn = Callable[[Iterable[ProcessFacts]], Awaitable[None]]
 
 
 class Gpus:
     """``open`` before anything else. ``inventory`` is what the last look saw."""
 
-    def __init__(self, settings: Settings, drains: Drains, job_of: JobOf) -> None:
+    def __init__(
+        self, settings: Settings, drains: Drains, job_of: JobOf, learn: Learn | None = None
+    ) -> None:
         self.inventory = Inventory(now_us(), advice.awaited())
         self._settings = settings
         self._drains = drains
         self._job_of = job_of
+        self._learn = learn
         policy = Policy(int(settings.foreign_grace_s * 1e6), settings.display_memory)
         self._judge = Judge(policy, drains, self._identify)
         self._names: dict[int, str] = {}
@@ -257,6 +262,7 @@ class Gpus:
             else:
                 report = await self._report()
                 self._names = await _names_of(_uids_in(report.devices))
+                await self._learn_of(report.devices)
                 self._succeed(report, now_us())
         except TimeoutError:
             self._give_up()
@@ -306,6 +312,7 @@ class Gpus:
                 self._fail(_why(ended))
             return False
         self._names |= await _names_of(_uids_in(devices) - self._names.keys())
+        await self._learn_of(devices)
         if self._seen is None:
             return False
         found = {device.uuid: device for device in devices}
@@ -424,10 +431,16 @@ class Gpus:
         else:
             self._look_beside()
 
-    def _identify(self, process: ProcessFacts) -> tuple[str | None, str | None]:
+    async def _learn_of(self, devices: Iterable[DeviceFacts]) -> None:
+        if self._learn is not None:
+            await self._learn(one for device in devices for one in device.processes)
+
+    def _identify(
+        self, process: ProcessFacts, held: Collection[str]
+    ) -> tuple[str | None, str | None]:
         if process.uid is None:
             return None, None
-        return self._names[process.uid], self._job_of(process)
+        return self._names[process.uid], self._job_of(process, held)
 
 
 def _uids_in(devices: Iterable[DeviceFacts]) -> set[int]:

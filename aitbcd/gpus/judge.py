@@ -19,8 +19,8 @@ UNSEEN_MEMORY = 1 << 30
 #: Serves other processes, which are listed themselves.
 _SERVERS = ("nvidia-cuda-mps-server", "nvidia-cuda-mps-control")
 
-#: Who a process is: a name for its uid, and its job.
-Identify = Callable[[ProcessFacts], tuple[str | None, str | None]]
+#: Who a process is, on a GPU that these jobs have: a name for its uid, and its job.
+Identify = Callable[[ProcessFacts, tuple[str, ...]], tuple[str | None, str | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,8 @@ class Judge:
         return tuple(sorted(self._known.values(), key=_place))
 
     def _gpu(self, facts: DeviceFacts, now: int) -> Gpu:
-        processes = tuple(self._process(one) for one in facts.processes)
+        held = self.jobs_on(facts.uuid)
+        processes = tuple(self._process(one, held) for one in facts.processes)
         seen = (one.job_id for one in processes if one.job_id)
         gpu = Gpu(
             index=facts.index,
@@ -101,14 +102,14 @@ class Judge:
             links=facts.links,
             mig=facts.mig,
             faults=self._faults(facts),
-            jobs=tuple(dict.fromkeys((*self.jobs_on(facts.uuid), *seen))),
+            jobs=tuple(dict.fromkeys((*held, *seen))),
             processes=processes,
         )
         state, reason = self._state(gpu, facts, self._foreign_use(gpu, now))
         return replace(gpu, state=state, reason=reason)
 
-    def _process(self, facts: ProcessFacts) -> Process:
-        user, job_id = self._identify(facts)
+    def _process(self, facts: ProcessFacts, held: tuple[str, ...]) -> Process:
+        user, job_id = self._identify(facts, held)
         is_drawing = not facts.is_compute and (facts.memory or 0) <= self._policy.display_memory
         is_server = (facts.command or "").startswith(_SERVERS)
         return Process(

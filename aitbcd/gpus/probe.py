@@ -299,8 +299,20 @@ class Session:
         if len(self._known) >= _KNOWN_MAX:
             self._known.clear()
         command = processes.command_of(pid, is_whole=self._is_whole)
-        claim = known.claim if known is not None else processes.claim_of(pid)
-        found = ProcessFacts(pid, is_compute, memory, uid, command, since, claim)
+        if known is not None:
+            found = replace(known, is_compute=is_compute, memory=memory, uid=uid, command=command)
+        else:
+            found = ProcessFacts(
+                pid,
+                is_compute,
+                memory,
+                uid,
+                command,
+                since,
+                processes.claim_of(pid),
+                processes.ancestors_of(pid),
+                processes.cgroups_of(pid),
+            )
         self._known[pid, since] = found
         return found
 

@@ -83,12 +83,29 @@ def claim_of(pid: int) -> str | None:
     return None
 
 
+def ancestors_of(pid: int) -> tuple[int, ...]:
+    """Return what it descends from, below init, its parent first."""
+    return tuple(_ancestors(pid))
+
+
+def cgroups_of(pid: int) -> tuple[str, ...]:
+    """Return the paths of its cgroups but for the root's, each once."""
+    lines = _read(pid, "cgroup", 1 << 16).decode(errors="replace").splitlines()
+    paths = dict.fromkeys(line.split(":", 2)[-1] for line in lines)
+    return tuple(path for path in paths if path != "/")
+
+
 def _lineage(pid: int) -> Iterator[int]:
     """Yield a process, the leader of its session, and its ancestors below init."""
     yield pid
     fields = _stat(pid)
     if len(fields) > 3:
         yield int(fields[3])
+    yield from _ancestors(pid)
+
+
+def _ancestors(pid: int) -> Iterator[int]:
+    fields = _stat(pid)
     for _ in range(_ANCESTORS_MAX):
         pid = int(fields[1]) if len(fields) > 1 else 0
         if pid <= 1:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from aitbcd.launcher import cgroups, processes, protocol, seal
+from aitbcd.launcher import cgroups, containers, processes, protocol, seal
 from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher.folder import Folder, Taken
 from aitbcd.launcher.identity import do_as, of_spec
@@ -68,7 +68,7 @@ class Task:
     answer: socket.socket
     rid: int
     generation: int
-    #: The job and the attempt.
+    #: The job, "" for none, and the attempt.
     key: tuple[str, int | None]
 
 
@@ -220,7 +220,9 @@ class Launcher:
             case "sweep":
                 self._bury()
                 group = self._group(protocol.folder_name(message["job"], message["attempt"]))
-                self._fork_task(message, lambda: _sweep(message, group))
+                self._fork_task(message, lambda: self._sweep(message, group))
+            case "containers":
+                self._fork_task(message, lambda: self._containers(message))
             case "stop_seal":
                 self._reply(message, {"done": self._stop_seal(message)})
             case "remove_package":
@@ -480,6 +482,15 @@ class Launcher:
     def _remove_package(self, message: Message) -> Message:
         return remove_package(self._results_fd, message["job"], of_spec(message))
 
+    def _containers(self, message: Message) -> Message:
+        return {"jobs": containers.jobs_of(message["pids"], self._results_fd)}
+
+    def _sweep(self, message: Message, group: JobGroup | None) -> Message:
+        """End what an attempt has left, in its name, and its containers, as who we are."""
+        answer = _sweep(message, group)
+        left = containers.end(message["job"], message["attempt"], self._results_fd)
+        return {"left": [*answer["left"], *left]}
+
     def _fork_task(
         self, request: Message, action: Callable[[], Message], kept: int | None = None
     ) -> None:
@@ -490,7 +501,7 @@ class Launcher:
             self._be_task(theirs, action, kept)
         theirs.close()
         ours.setblocking(False)
-        key = request["job"], request.get("attempt")
+        key = request.get("job", ""), request.get("attempt")
         task = Task(pid, os.pidfd_open(pid), ours, request["rid"], self._generation, key)
         self._tasks[pid] = task
         self._add(task.pidfd, lambda: self._on_task(task))

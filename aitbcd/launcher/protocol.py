@@ -6,7 +6,7 @@ memfd (memfd_create(2)) whose descriptor is the last one of the packet. Bytes th
 are carried as lone surrogates (PEP 383), which JSON escapes.
 
 Requests to the launcher carry ``rid`` and are answered with the same, in order of arrival except
-``seal``, ``sweep`` and ``remove_package``, which a process of their own does:
+``seal``, ``sweep``, ``containers`` and ``remove_package``, which a process of their own does:
 
     hello      {}                  -> {pid, version, cgroups: {folder, controllers}}
                                                the old daemon's requests are dealt with
@@ -18,6 +18,7 @@ Requests to the launcher carry ``rid`` and are answered with the same, in order 
                                       the order may come with a sealed memfd: ``logs/gpu.csv``
     stop_seal  {job, attempt}      -> {done}   what seals it is killed, and its request has failed
     sweep      {job, attempt, uid} -> {left: ["pid command", ...]}
+    containers {pids}              -> {jobs: {pid: job}}  whose containers they are in
     remove     {job, attempt}      -> {done}   false: it is locked
     remove_package {job, uid, gid, user}
                                    -> removed {left}

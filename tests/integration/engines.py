@@ -139,10 +139,12 @@ async def engine_in(
         runs = Runs(where, boot_id=this_machine.boot_id)
         await runs.open()
         chosen = settings.load(where.config)
+        claims = Claims(where, runs)
         gpus = Gpus(
             chosen.gpus,
             Drains(where.state / "gpus.json", this_machine.boot_id),
-            Claims(where).job_of,
+            claims.job_of,
+            claims.learn,
         )
         await gpus.look()
         engine = Engine(

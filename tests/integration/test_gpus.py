@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from aitbcd.gpus import Claims, Drains, Gpus
 from aitbcd.gpus import driver as installed
 from aitbcd.gpus.facts import ProcessFacts
 from aitbcd.paths import Paths
+from aitbcd.runs import Runs
 from aitbcd.settings import Gpus as Settings
 from tests.driver import (
     DRIVER_NOT_LOADED,
@@ -58,7 +59,7 @@ def found_by_the_loader(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None
 async def opened(
     folder: Path,
     settings: Settings = QUICK,
-    job_of: Callable[[ProcessFacts], str | None] = lambda process: None,
+    job_of: Callable[[ProcessFacts, Collection[str]], str | None] = lambda process, held: None,
     boot_id: str = "this boot",
 ) -> AsyncIterator[Gpus]:
     gpus = Gpus(settings, Drains(folder / "gpus.json", boot_id), job_of)
@@ -681,7 +682,8 @@ def test_a_process_whose_pid_is_nobody_here_is_foreign(driver: Driver, tmp_path:
 
 
 def test_a_job_that_runs_is_known_by_its_package(driver: Driver, tmp_path: Path) -> None:
-    claims = Claims(Paths(tmp_path, tmp_path, tmp_path))
+    where = Paths(tmp_path, tmp_path, tmp_path)
+    claims = Claims(where, Runs(where, boot_id=""))
     (tmp_path / "results" / ".job_00000001").mkdir(parents=True)
 
     async def test() -> None:
@@ -716,7 +718,8 @@ def test_a_job_that_runs_is_known_by_its_package(driver: Driver, tmp_path: Path)
 def test_a_worker_that_overwrote_its_environment_is_still_the_jobs(
     driver: Driver, tmp_path: Path
 ) -> None:
-    claims = Claims(Paths(tmp_path, tmp_path, tmp_path))
+    where = Paths(tmp_path, tmp_path, tmp_path)
+    claims = Claims(where, Runs(where, boot_id=""))
     (tmp_path / "results" / ".job_00000001").mkdir(parents=True)
     # A child without the variable, as after setproctitle; one in a session of its own, too.
     line = "env -i sleep 3600 & env -i setsid sleep 3600 & echo $!; wait"

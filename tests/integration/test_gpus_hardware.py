@@ -39,7 +39,7 @@ def test_gpus_are_those_that_nvidia_smi_lists(tmp_path: Path) -> None:
     )
 
     async def look() -> None:
-        gpus = Gpus(Settings(), Drains(tmp_path / "gpus.json", "boot"), lambda process: None)
+        gpus = Gpus(Settings(), Drains(tmp_path / "gpus.json", "boot"), lambda process, held: None)
         gpus.open()
         try:
             deadline = asyncio.get_running_loop().time() + DEADLINE_S

@@ -52,7 +52,7 @@ async def telling_in(
         foreign_command_after_s=after_s,
     )
     drains = Drains(folder / "gpus.json", boot_id)
-    gpus = Gpus(settings, drains, lambda _: None)
+    gpus = Gpus(settings, drains, lambda process, held: None)
     told = Telling(gpus, settings, drains)
     gpus.open()
     try:

@@ -22,7 +22,7 @@ FREE = DeviceFacts(0, "GPU-a", "H100", memory_total=80 << 30)
 NOTEBOOK = ProcessFacts(7, True, 1 << 30, uid=1000, command="jupyter", since=1)
 
 
-def identify(process: ProcessFacts) -> tuple[str | None, str | None]:
+def identify(process: ProcessFacts, held: tuple[str, ...]) -> tuple[str | None, str | None]:
     return "bob", process.claim
 
 

@@ -1,0 +1,171 @@
+"""Containers that jobs have started: which job one is of, and its end with that job.
+
+A container of podman descends from the supervisor, as its conmon does. One of docker is a child of
+docker's own daemon: its cgroup says that it is a container, and whoever started it says of which
+job, in its environment (``docker run -e AITBC_JOB_ID``) or by the label ``aitbc.job``. That is
+believed of what root's docker or podman runs, since who may tell these what to do is root's equal;
+and of what runs below a user's own slice for a job of that user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from aitbcd.launcher import processes
+from aitbcd.launcher.protocol import package_name
+
+#: Where docker's daemon listens, and how long it has for an answer of how many bytes.
+DOCKER = "/run/docker.sock"
+_ANSWER_S, _ANSWER_BYTES = 2.0, 1 << 20
+LABEL = "aitbc.job"
+_ENVIRONMENT_BYTES = 1 << 20
+#: Rounds of killing what is in a container, and the pause between.
+_ROUNDS, _PAUSE_S = 20, 0.05
+#: The cgroups that docker (28.2), with either of its drivers, and podman (4.3) make for root.
+_OF_ROOT = re.compile(
+    r"^/(?:system\.slice/docker-|docker/|machine\.slice/libpod-|libpod_parent/libpod-)"
+    r"([0-9a-f]{64})(?:\.scope)?(?:/|$)"
+)
+#: The same below a user's slice, which nobody else can put something into.
+_OF_USER = re.compile(
+    r"^/user\.slice/user-(\d+)\.slice/(?:.*/)?(?:docker|libpod)-([0-9a-f]{64})\.scope(?:/|$)"
+)
+_JOB = re.compile(r"job_[0-9a-z]{1,32}\Z")
+
+
+class Container(NamedTuple):
+    id: str
+    #: Whose slice it is in; None: root's docker or podman runs it.
+    uid: int | None
+
+
+def container_of(pid: int) -> Container | None:
+    """Return the container that a process is in."""
+    for line in _read(f"/proc/{pid}/cgroup", 1 << 16).decode(errors="replace").splitlines():
+        path = line.split(":", 2)[-1]
+        if found := _OF_ROOT.match(path):
+            return Container(found[1], None)
+        if found := _OF_USER.match(path):
+            return Container(found[2], int(found[1]))
+    return None
+
+
+def jobs_of(pids: Iterable[int], results_fd: int) -> dict[str, str]:
+    """Return by pid, as text, the jobs whose containers processes are in."""
+    everything = _containers()
+    found: dict[str, str] = {}
+    for pid in pids:
+        container = container_of(pid)
+        job = _job_of(container, everything.get(container, [])) if container else None
+        if container and job and may_be_of(container, job, results_fd):
+            found[str(pid)] = job
+    return found
+
+
+def may_be_of(container: Container, job: str, results_fd: int) -> bool:
+    """Tell whether what a container says of its job can be believed."""
+    if container.uid is None:
+        return True
+    for is_sealed in (False, True):
+        try:
+            name = package_name(job, is_sealed=is_sealed)
+            status = os.stat(name, dir_fd=results_fd, follow_symlinks=False)
+        except OSError:
+            continue
+        return status.st_uid == container.uid
+    return False
+
+
+def end(job: str, attempt: int, results_fd: int) -> list[str]:
+    """Kill what is in the containers of an attempt; return ``pid command`` of what would not end.
+
+    One that does not say of which attempt it is counts as of this one.
+    """
+    left: list[processes.Process] = []
+    for _ in range(_ROUNDS):
+        left = [
+            process
+            for container, found in _containers().items()
+            if _job_of(container, found, attempt) == job and may_be_of(container, job, results_fd)
+            for process in found
+        ]
+        if not left:
+            break
+        processes.kill(left)
+        select.select([], [], [], _PAUSE_S)
+    return [processes.describe(each) for each in left]
+
+
+def _containers() -> dict[Container, list[processes.Process]]:
+    """Return all containers with what runs in them."""
+    found: dict[Container, list[processes.Process]] = {}
+    for process in processes.all_processes():
+        container = container_of(process.pid)
+        if container and not processes.is_zombie(process.pid):
+            found.setdefault(container, []).append(process)
+    return found
+
+
+def _job_of(
+    container: Container, found: list[processes.Process], attempt: int | None = None
+) -> str | None:
+    """Return the job that a container names; None where it names another attempt of it."""
+    names = list(_named_by(found))
+    if not names and container.uid is None and (label := _label(container)):
+        names = [(label, None)]
+    for job, its_attempt in names:
+        if _JOB.match(job):
+            return job if None in (attempt, its_attempt) or attempt == its_attempt else None
+    return None
+
+
+def _named_by(found: list[processes.Process]) -> Iterator[tuple[str, int | None]]:
+    """Yield what the environments in a container say; a title can be written over one."""
+    for process in found:
+        entries = _read(f"/proc/{process.pid}/environ", _ENVIRONMENT_BYTES).split(b"\0")
+        said = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
+        if job := said.get(b"AITBC_JOB_ID"):
+            attempt = said.get(b"AITBC_ATTEMPT", b"")
+            yield job.decode(errors="replace"), int(attempt) if attempt.isdigit() else None
+
+
+def _label(container: Container) -> str | None:
+    """Return what docker's daemon says of its label."""
+    try:
+        labels = _inspect(container.id)["Config"]["Labels"]
+        return str(labels[LABEL])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _inspect(container_id: str) -> dict[str, Any]:
+    """Ask docker's daemon about a container (its HTTP API, in use since 1.12)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_ANSWER_S)
+        sock.connect(DOCKER)
+        # 1.0: an answer in one piece, up to its end.
+        sock.sendall(f"GET /containers/{container_id}/json HTTP/1.0\r\n\r\n".encode())
+        answer = b""
+        while piece := sock.recv(1 << 16):
+            answer += piece
+            if len(answer) > _ANSWER_BYTES:
+                raise ValueError("an answer without end")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if b" 200 " not in head.split(b"\r\n", 1)[0]:
+        raise ValueError("no such container")
+    described: dict[str, Any] = json.loads(body)
+    return described
+
+
+def _read(path: str, most: int) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(most) or b""
+    except OSError:
+        return b""

@@ -1,0 +1,143 @@
+"""Whose a container is, and that it ends with its job."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aitbcd.launcher import containers
+from tests.containers import ID, OF_ROOT, OF_USER, OTHER_ID, container
+
+JOB = "job_0000000a"
+SLEEP = ("sleep", "1000")
+OWNER = 64321
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Iterator[int]:
+    """A folder with the package of a job that runs, of its own user."""
+    (tmp_path / f".{JOB}").mkdir()
+    os.chown(tmp_path / f".{JOB}", OWNER, OWNER)
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def named(results: int, path: str, uid: int = 0, **env: str) -> str | None:
+    """Return the job that a program with this environment in a cgroup is found to be of."""
+    with container(path, *SLEEP, uid=uid, env=env) as running:
+        return containers.jobs_of([running.pid], results).get(str(running.pid))
+
+
+@pytest.mark.parametrize("kind", OF_ROOT)
+def test_a_container_of_roots_is_of_the_job_that_its_environment_names(
+    results: int, kind: str
+) -> None:
+    path = OF_ROOT[kind].format(id=ID)
+    assert named(results, path, AITBC_JOB_ID=JOB) == JOB
+    assert named(results, path, uid=65534, AITBC_JOB_ID=JOB) == JOB
+    assert named(results, path) is None
+    assert named(results, path, AITBC_JOB_ID="../x") is None
+
+
+@pytest.mark.parametrize("kind", OF_USER)
+def test_a_users_container_is_of_a_job_of_that_user_alone(results: int, kind: str) -> None:
+    own = OF_USER[kind].format(id=ID, uid=OWNER)
+    assert named(results, own, uid=100_000, AITBC_JOB_ID=JOB) == JOB
+    assert named(results, own, uid=100_000, AITBC_JOB_ID="job_0000000b") is None
+    other = OF_USER[kind].format(id=ID, uid=OWNER + 1)
+    assert named(results, other, uid=100_000, AITBC_JOB_ID=JOB) is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/aitbcd-test",
+        # Somebody's service that was given a cgroup of its own can name one below it as it likes.
+        "/system.slice/his.service/docker-{id}.scope",
+        "/system.slice/docker-{id}x.scope",
+    ],
+)
+def test_another_cgroup_is_no_container_whatever_the_environment_says(
+    results: int, path: str
+) -> None:
+    assert named(results, path.format(id=ID), AITBC_JOB_ID=JOB) is None
+
+
+def test_a_worker_that_wrote_over_its_environment_is_of_its_container(results: int) -> None:
+    path = OF_ROOT["docker, cgroupfs"].format(id=ID)
+    with container(path, *SLEEP, env={"AITBC_JOB_ID": JOB}) as init:
+        with container(path, *SLEEP) as worker:
+            found = containers.jobs_of([init.pid, worker.pid], results)
+        assert found == {str(init.pid): JOB, str(worker.pid): JOB}
+
+
+# Docker's daemon
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """Answer as docker's daemon (Engine 28.2, API 1.50) does of one container with a label."""
+    address = tmp_path / "docker.sock"
+    monkeypatch.setattr(containers, "DOCKER", str(address))
+    asked: list[bytes] = []
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(address))
+    server.listen()
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                request = connection.recv(4096)
+                asked.append(request)
+                is_known = f"/containers/{ID}/json".encode() in request
+                body = {"Id": ID, "Config": {"Labels": {"aitbc.job": JOB}}}
+                text = json.dumps(body if is_known else {"message": "No such container"}).encode()
+                status = b"200 OK" if is_known else b"404 Not Found"
+                head = b"HTTP/1.0 %s\r\nApi-Version: 1.50\r\nContent-Type: application/json\r\n"
+                connection.sendall(head % status + b"\r\n" + text)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield asked
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join()
+
+
+def test_a_label_names_the_job_where_the_environment_does_not(
+    results: int, docker: list[bytes]
+) -> None:
+    assert named(results, OF_ROOT["docker, systemd"].format(id=ID)) == JOB
+    assert docker == [f"GET /containers/{ID}/json HTTP/1.0\r\n\r\n".encode()]
+    assert named(results, OF_ROOT["docker, systemd"].format(id=OTHER_ID)) is None
+    # Who has a slice of his own has no say in what root's docker runs.
+    assert named(results, OF_USER["docker, rootless"].format(id=ID, uid=OWNER)) is None
+
+
+# Its end
+
+
+def test_the_containers_of_an_attempt_end_with_it_and_no_others(results: int) -> None:
+    path = OF_ROOT["docker, cgroupfs"]
+    ours = {"AITBC_JOB_ID": JOB, "AITBC_ATTEMPT": "1"}
+    with (
+        container(path.format(id=ID), *SLEEP, uid=65534, env=ours) as init,
+        container(path.format(id=ID), *SLEEP, uid=65534) as worker,
+        container(path.format(id=OTHER_ID), *SLEEP, env=ours | {"AITBC_ATTEMPT": "2"}) as other,
+    ):
+        assert containers.end(JOB, 1, results) == []
+        assert [init.wait(10), worker.wait(10)] == [-9, -9]
+        assert other.poll() is None
+        assert containers.end("job_0000000b", 1, results) == []
+        assert other.poll() is None
