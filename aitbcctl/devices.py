@@ -49,6 +49,11 @@ def named_gpu(gpus: Sequence[Json], word: str) -> Json:
     return found[0]
 
 
+def title(gpu: Json) -> str:
+    """Return what a GPU is called in a sentence."""
+    return f"GPU {label(gpu)} ({plain(gpu['uuid'])})"
+
+
 def _row(gpu: Json) -> list[str]:
     return [
         label(gpu),

@@ -73,6 +73,24 @@ def jobs(ctx: click.Context, param: click.Parameter, begun: str) -> list[Complet
     ]
 
 
+def gpus(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Offer the UUIDs of the machine's GPUs, with their names."""
+    from click.shell_completion import CompletionItem
+
+    from aitbcctl.render import plain
+
+    try:
+        with client().open("GET", "/v1/gpus", timeout_s=2.0) as response:
+            found = json.loads(response.read())["gpus"]
+    except (AitbcError, ValueError, KeyError):
+        return []
+    return [
+        CompletionItem(gpu["uuid"], help=f"{gpu['index']}, {plain(gpu['name'])}")
+        for gpu in found
+        if gpu["uuid"].startswith(begun)
+    ]
+
+
 def _about(job: Json) -> str:
     from aitbcctl.render import plain
 

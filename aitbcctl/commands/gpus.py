@@ -1,4 +1,4 @@
-"""``aitbcctl gpus``: the machine's GPUs, and who uses them; ``drain`` and ``resume`` one."""
+"""``aitbcctl gpus``: the machine's GPUs, and who uses them; ``test``, ``drain``, ``resume``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_S = 1.0
 _MOST_S = 3600.0
 
 
-@click.group("gpus", invoke_without_command=True, subcommand_metavar="[drain|resume]")
+@click.group("gpus", invoke_without_command=True, subcommand_metavar="[test|drain|resume]")
 @options.json_option('Print {"problem": ..., "gpus": [...]}.')
 @click.option("--watch", "is_live", is_flag=True, help="Keep showing them, until q or ^C.")
 @click.option("--interval", type=click.FloatRange(_LEAST_S, _MOST_S), metavar="SECONDS",
@@ -39,6 +39,7 @@ def command(context: click.Context, as_json: bool, is_live: bool, interval: floa
     Examples:
       aitbcctl gpus
       aitbcctl gpus --watch
+      aitbcctl gpus test
       aitbcctl gpus drain 3 --reason "new fan on Monday"
       aitbcctl gpus resume GPU-5a1c
     """
@@ -74,8 +75,47 @@ def _watch(verb: str | None, as_json: bool, is_live: bool, interval_s: float) ->
     return monitor.run(options.client(), interval_s)
 
 
+@command.command("test")
+@click.argument("gpus", metavar="[GPU]...", nargs=-1, shell_complete=options.gpus)
+@click.option(
+    "--python",
+    metavar="PATH",
+    shell_complete=options.files,
+    help="An interpreter that has torch; default: this program's own.",
+)
+@click.option("--no-drain", is_flag=True, help="Leave a GPU that fails in use.")
+@click.option("--no-wait", is_flag=True, help="Only submit; print the ids of the jobs.")
+@options.json_option('Print {"tests": [...]} with all that was found.')
+def test(
+    gpus: tuple[str, ...], python: str | None, no_drain: bool, no_wait: bool, as_json: bool
+) -> int:
+    """Test each GPU with torch, in a job of its own that waits for its turn.
+
+    GPU is as for drain; default: all. Where there are none the processor is tested. Matrix products
+    are compared with true ones, patterns are written through the memory and read back, and it is
+    measured how fast it computes and copies: of known models that is judged too. Between several
+    free GPUs copies are tried as well. What a job found is its result.
+
+    A GPU that fails is drained, if you are an administrator. A drained one is tested after resume.
+
+    \b
+    Exit codes: 0 all passed, 1 a test failed, 4 not tested (no torch, or one
+    without CUDA).
+
+    \b
+    Examples:
+      aitbcctl gpus test
+      aitbcctl gpus test 0 1 --python ~/venv/bin/python
+    """
+    from aitbcctl import trials
+
+    return trials.run(
+        gpus, python, is_waited_for=not no_wait, is_drained=not no_drain, as_json=as_json
+    )
+
+
 @command.command("drain")
-@click.argument("gpu", metavar="GPU")
+@click.argument("gpu", metavar="GPU", shell_complete=options.gpus)
 @click.option("--reason", required=True, help="Why, for those who wait.")
 @options.json_option("Print the GPU as it is then.")
 def drain(gpu: str, reason: str, as_json: bool) -> int:
@@ -86,13 +126,14 @@ def drain(gpu: str, reason: str, as_json: bool) -> int:
 
     \b
     Example:
+      aitbcctl gpus test
       aitbcctl gpus drain 3 --reason 'new fan'
     """
     return _change(gpu, "drain", json.dumps({"reason": reason}).encode(), as_json)
 
 
 @command.command("resume")
-@click.argument("gpu", metavar="GPU")
+@click.argument("gpu", metavar="GPU", shell_complete=options.gpus)
 @options.json_option("Print the GPU as it is then.")
 def resume(gpu: str, as_json: bool) -> int:
     """Let GPU take jobs again, after drain or in spite of the faults that it has now.
@@ -114,7 +155,7 @@ def _change(word: str, verb: str, body: bytes, as_json: bool) -> int:
         put_json(changed)
     else:
         reason = f": {plain(changed['reason'])}" if changed["reason"] else ""
-        put(f"GPU {changed['index']} ({plain(changed['uuid'])}) is {changed['state']}{reason}")
+        put(f"{devices.title(changed)} is {changed['state']}{reason}")
     return 0
 
 

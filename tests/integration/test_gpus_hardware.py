@@ -1,16 +1,20 @@
-"""``Gpus`` against the real driver, and what nvidia-smi says of it."""
+"""``Gpus`` and ``aitbcctl gpus test`` against the real driver, and what nvidia-smi says of it."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from aitbcd.gpus import Drains, Gpus
 from aitbcd.settings import Gpus as Settings
+from tests.integration.conftest import Box
 from tests.service import DEADLINE_S
 
 pytestmark = pytest.mark.gpu
@@ -67,3 +71,26 @@ def test_gpus_are_those_that_nvidia_smi_lists(tmp_path: Path) -> None:
             assert set(gpu.cpus) <= set(range(os.cpu_count() or 0))
 
     asyncio.run(look())
+
+
+def python_with_cuda() -> str:
+    """Return an interpreter whose torch is built for GPUs."""
+    look = "import torch, sys; sys.exit(torch.version.cuda is None)"
+    for python in filter(None, (sys.executable, shutil.which("python3"))):
+        if subprocess.run([python, "-c", look], capture_output=True).returncode == 0:
+            return python
+    pytest.skip("neither this interpreter nor python3 has a torch for GPUs")
+
+
+def test_the_gpus_of_this_machine_pass(box: Box) -> None:
+    done = box.service.run("aitbcctl", "gpus", "test", "--python", python_with_cuda(), "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    tests = json.loads(done.stdout)["tests"]
+    tested = [test["gpus"][0] for test in tests if len(test["gpus"]) == 1]
+    assert set(tested) <= {row[0] for row in nvidia_smi("uuid")}
+    for test in tests:
+        checks = {check["name"]: check for check in test["report"]["checks"]}
+        assert checks["devices"]["is_right"] is True
+        assert all(check["is_right"] for check in checks.values())
+        if len(test["gpus"]) == 1:
+            assert checks["host to device"]["value"] > 0
