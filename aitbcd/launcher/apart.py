@@ -12,6 +12,7 @@ import os
 import stat
 
 from aitbcd.launcher import logs, package
+from aitbcd.launcher.linux import set_mode
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Of the disk or of us, not of one file: no reason to leave something out.
@@ -104,7 +105,7 @@ def _why(folder: int, name: bytes, error: OSError) -> str:
 
 def _open_folder(folder: int, name: bytes) -> int:
     if os.stat(name, dir_fd=folder, follow_symlinks=False).st_uid == os.getuid():
-        os.chmod(name, 0o700, dir_fd=folder)
+        set_mode(name, 0o700, folder)
     return os.open(name, package.DIRECTORY, dir_fd=folder)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import socket
+import stat
 import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -36,6 +38,30 @@ _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _SYNC_FILE_RANGE_WRITE = 2
+
+
+def hold(name: str | bytes, folder: int) -> int:
+    """Return a descriptor that stands for what has this name, whatever it is, and opens nothing."""
+    return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+
+
+def set_mode_of(held: int, mode: int) -> None:
+    """Change the mode of what ``hold`` stands for.
+
+    By its name a link would be followed, and who owns the folder can put one there at any moment.
+    """
+    if stat.S_ISLNK(os.fstat(held).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    os.chmod(f"/proc/self/fd/{held}", mode)
+
+
+def set_mode(name: str | bytes, mode: int, folder: int) -> None:
+    """Change the mode of what has this name, and of nothing that it leads to."""
+    held = hold(name, folder)
+    try:
+        set_mode_of(held, mode)
+    finally:
+        os.close(held)
 
 
 def _check(result: int) -> int:

@@ -11,6 +11,7 @@ import os
 from typing import Any, NamedTuple
 
 from aitbcd.launcher.identity import Identity, do_as
+from aitbcd.launcher.linux import set_mode
 from aitbcd.launcher.protocol import gone_name, package_name
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -182,7 +183,7 @@ def _move_up(fd: int, name: bytes, moved: int) -> int:
         for inner in _unlink_files(below, left):
             try:
                 # Only the owner of a folder that he may write can move it elsewhere.
-                os.chmod(inner, 0o700, dir_fd=below)
+                set_mode(inner, 0o700, below)
                 moved = _move(below, inner, fd, moved)
             except PermissionError:
                 # If it is not empty, this folder stays, and is told of.
@@ -217,7 +218,7 @@ def try_rmdir(folder: int, name: bytes | str) -> bool:
 
 def _open_forced(folder: int, name: str | bytes) -> int:
     try:
-        os.chmod(name, 0o700, dir_fd=folder)
+        set_mode(name, 0o700, folder)
     except PermissionError:
         # Of another user, who may have left it open to all.
         pass

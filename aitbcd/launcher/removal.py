@@ -15,7 +15,7 @@ import signal
 
 from aitbcd.launcher import package
 from aitbcd.launcher.identity import Identity, do_as
-from aitbcd.launcher.linux import be_idle
+from aitbcd.launcher.linux import be_idle, set_mode
 from aitbcd.launcher.protocol import Message, gone_name, left_name, package_name
 
 #: Seconds that emptying may take, and that opening the folder may: its user can mount something
@@ -86,7 +86,7 @@ def _open(results_fd: int, name: str) -> int:
         return os.open(name, package.DIRECTORY, dir_fd=results_fd)
     except PermissionError:
         # Where we are its user, who has changed its mode.
-        os.chmod(name, 0o700, dir_fd=results_fd)
+        set_mode(name, 0o700, results_fd)
         return os.open(name, package.DIRECTORY, dir_fd=results_fd)
 
 

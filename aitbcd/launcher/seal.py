@@ -24,7 +24,7 @@ from typing import Any
 from aitbcd import manifest
 from aitbcd.launcher import apart, logs, package
 from aitbcd.launcher.identity import do_as, of_spec
-from aitbcd.launcher.linux import start_writing
+from aitbcd.launcher.linux import hold, set_mode, set_mode_of, start_writing
 from aitbcd.launcher.notes import Notes, shown
 from aitbcd.launcher.package import (
     ARTIFACTS,
@@ -228,7 +228,7 @@ def _run_forced(top: int, make_sealer: Callable[[], _Sealer]) -> dict[str, Any]:
         os.fchmod(top, 0o700 | _setgid(top))
         for ours in (LOGS, ARTIFACTS):
             if _kind(top, ours) == stat.S_IFDIR:
-                os.chmod(ours, 0o700 | _setgid(top), dir_fd=top)
+                set_mode(ours, 0o700 | _setgid(top), top)
         return _run(make_sealer())
     except PermissionError:
         raise _Others from None
@@ -676,7 +676,7 @@ def _open_folder(parent: int, name: bytes) -> int:
     try:
         return os.open(name, DIRECTORY, dir_fd=parent)
     except PermissionError:
-        os.chmod(name, 0o700, dir_fd=parent)
+        set_mode(name, 0o700, parent)
         return os.open(name, DIRECTORY, dir_fd=parent)
 
 
@@ -685,12 +685,16 @@ def _open_file(folder: int, name: bytes, uid: int) -> int | None:
     try:
         return os.open(name, _FILE, dir_fd=folder)
     except PermissionError:
-        about = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        held = hold(name, folder)
+    try:
+        about = os.fstat(held)
         # A second name's mode is not ours to change, and without it there is nothing to copy.
-        if about.st_uid != uid or about.st_nlink > 1:
+        if about.st_uid != uid or about.st_nlink > 1 or not stat.S_ISREG(about.st_mode):
             return None
-        os.chmod(name, 0o600, dir_fd=folder)
-        return os.open(name, _FILE, dir_fd=folder)
+        set_mode_of(held, 0o600)
+        return os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(held)
 
 
 def _read(folder: int, name: str) -> bytes:
