@@ -65,8 +65,13 @@ _WS_LINE_BYTES_MAX = 8 * 1024
 DISCARDED_BYTES_MAX = 512 * 1024 * 1024
 #: Where a connection may become a WebSocket; elsewhere the wish is ignored (RFC 9110, 7.8).
 WEBSOCKET_PATH = b"/v1/jobs/ws"
-#: Descriptors that the rest of the daemon needs.
-_RESERVED_FDS = 256
+#: Descriptors that the rest of the daemon needs: four that look through packages, which may be
+#: deep, the attempts that run, the store.
+_RESERVED_FDS = 1100
+#: Descriptors that a connection may come to need: itself, a package, a file of it.
+_FDS_OF_ONE = 3
+#: Connections that there are whatever is allowed.
+_CONNECTIONS_MIN = 64
 _FDS_MAX = 65536
 #: Seconds between tries to bind a vanished socket where that fails, and between looks at one that
 #: cannot be watched.
@@ -104,7 +109,9 @@ class Clients:
         self.state = ServerState()
         self.is_stopping = is_stopping
         self.diagnosis = Diagnosis()
-        self.seats = Seats(max(64, _descriptors_allowed() - _RESERVED_FDS))
+        allowed = _descriptors_allowed()
+        for_connections = allowed - min(_RESERVED_FDS, allowed // 2)
+        self.seats = Seats(max(_CONNECTIONS_MIN, for_connections // _FDS_OF_ONE))
 
     def peer(self, sock: socket.socket, *, is_network: bool) -> Peer:
         """Return who is at the other end of an accepted connection."""

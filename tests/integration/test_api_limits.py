@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -116,6 +116,26 @@ def test_users_who_take_all_connections_keep_nobody_out(
             "theirs are free", lambda: ada.ask(service.socket, "GET", "/v1/queue").status == 200
         )
         assert ask
+
+
+def test_followers_leave_descriptors_for_all_else(tmp_path: Path) -> None:
+    """Each has a log open beside its connection."""
+    few = ["prlimit", "--nofile=1024:1024"]
+    with Service(tmp_path, CONFIG, before=few) as service, ExitStack() as stack:
+        box = Box(service)
+        stack.enter_context(box.http)
+        job = box.submit_waiting(tmp_path / "go")
+        head = f"GET /v1/jobs/{job}/logs/stdout?follow=true HTTP/1.1\r\nHost: x\r\n\r\n"
+        said = b""
+        while b"503" not in said:
+            follower = stack.enter_context(box.connect())
+            with suppress(BrokenPipeError):
+                follower.sendall(head.encode())
+            said = follower.recv(4096)
+        assert len(os.listdir(f"/proc/{service.pid}/fd")) < 700
+        (tmp_path / "go").touch()
+        assert box.ended(job)["status"] == "completed"
+        assert "Too many open files" not in service.log.read_text()
 
 
 @only_root
