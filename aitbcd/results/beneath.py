@@ -2,7 +2,7 @@
 
 Every component is opened relative to the one before with O_NOFOLLOW (openat(2)), so that no
 symbolic link leads anywhere; O_NONBLOCK, so that a FIFO in the place of a file holds nobody up;
-and what is no regular file counts as not there.
+and what is no regular file, or a second name of another user's file, counts as not there.
 """
 
 from __future__ import annotations
@@ -197,7 +197,10 @@ def walk(folder: int, depth: int = 0) -> Iterator[tuple[bytes, bool]]:
 
 def _open_file(folder: int, name: bytes) -> int:
     fd = _open_at(folder, name, _FILE)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    about = os.fstat(fd)
+    is_file = stat.S_ISREG(about.st_mode)
+    # Where fs.protected_hardlinks is off, a user can give another one's file a name of his.
+    if not is_file or (about.st_nlink > 1 and about.st_uid != os.fstat(folder).st_uid):
         os.close(fd)
         raise NotThere(name)
     return fd

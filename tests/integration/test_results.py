@@ -101,6 +101,17 @@ def test_no_link_is_followed_at_any_place(package: Path, folder: int) -> None:
         beneath.open_folder(package / "artifacts/etc")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_second_name_of_another_users_file_is_not_there(package: Path, folder: int) -> None:
+    (package / "secret").write_text("of root")
+    os.chown(package / "artifacts", 12345, 12345)
+    os.link(package / "secret", package / "artifacts/mine")
+    with pytest.raises(beneath.NotThere):
+        beneath.open_beneath(folder, b"artifacts/mine")
+    os.chown(package / "secret", 12345, 12345)
+    os.close(beneath.open_beneath(folder, b"artifacts/mine"))
+
+
 def test_a_fifo_or_a_socket_in_place_of_a_file_holds_nobody_up(package: Path, folder: int) -> None:
     os.mkfifo(package / "fifo")
     with socket.socket(socket.AF_UNIX) as sock:
