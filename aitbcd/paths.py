@@ -112,11 +112,8 @@ def client_sockets(environ: Mapping[str, str], uid: int) -> list[str]:
         folders.append(os.path.abspath(runtime))
     if uid != 0:
         state = _said(None, environ, "AITBCD_STATE_DIR") or _user_state(environ, uid)
-        folders += [
-            _user_runtime(environ, uid, state),
-            f"/run/user/{uid}/aitbcd",
-            f"{state}/runtime",
-        ]
+        own = (_user_runtime(environ, uid, state), f"/run/user/{uid}/aitbcd", f"{state}/runtime")
+        folders += [folder for folder in own if not _is_anothers(folder, uid)]
     folders.append(SYSTEM_RUNTIME)
     return [f"{folder}/{SOCKET_NAME}" for folder in dict.fromkeys(folders)]
 
@@ -155,6 +152,11 @@ def _is_owned(folder: str, uid: int) -> bool:
         return os.stat(folder).st_uid == uid
     except OSError:
         return False
+
+
+def _is_anothers(folder: str, uid: int) -> bool:
+    """Tell whether another user made it: what he would be sent is this user's environment."""
+    return os.path.lexists(folder) and not _is_owned(folder, uid)
 
 
 def _xdg(environ: Mapping[str, str], variable: str) -> str | None:

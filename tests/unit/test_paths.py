@@ -107,3 +107,19 @@ def test_a_named_socket_is_the_only_one() -> None:
 
 def test_root_looks_at_the_systems_socket() -> None:
     assert client_sockets({"HOME": "/root"}, 0) == ["/run/aitbcd/aitbcd.sock"]
+
+
+def test_a_client_asks_no_daemon_in_a_folder_of_another_user(tmp_path: Path) -> None:
+    """``su -m`` and ``sudo -E`` keep HOME and the rest."""
+    runtime = tmp_path / ".local/state/aitbcd/runtime"
+    runtime.mkdir(parents=True)
+    own = os.stat(runtime).st_uid
+    environ = {"HOME": str(tmp_path)}
+    if own:
+        assert f"{runtime}/aitbcd.sock" in client_sockets(environ, own)
+    assert f"{runtime}/aitbcd.sock" not in client_sockets(environ, own + 1)
+    link = tmp_path / "other/.local/state/aitbcd"
+    link.mkdir(parents=True)
+    (link / "runtime").symlink_to("/nonexistent")
+    environ = {"HOME": str(tmp_path / "other")}
+    assert f"{link}/runtime/aitbcd.sock" not in client_sockets(environ, own + 1)
