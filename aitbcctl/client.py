@@ -35,6 +35,9 @@ ANSWER_TIMEOUT_S = 60.0
 #: How long a request may be put off by "too many requests".
 PATIENCE_S = 30.0
 _PIECE = 256 * 1024
+#: More than any refusal has, and any id of a job.
+_PROBLEM_BYTES_MAX = 1 << 20
+_JOB_ID_LENGTH_MAX = 40
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _START_HINT = "start one in another terminal or in the background: aitbcd"
 
@@ -306,7 +309,25 @@ def _decode(response: Response) -> Json:
         value = None
     if not isinstance(value, dict):
         raise _no_daemon_of_ours(response.where, "its answer is no JSON object")
+    jobs = value.get("jobs")
+    for each in (value, *(jobs if isinstance(jobs, list) else ())):
+        # It is shown, and becomes the name of a folder.
+        if isinstance(each, dict) and not _is_job_id(each.get("job_id")):
+            raise _no_daemon_of_ours(response.where, f"it calls a job {each['job_id']!r}")
     return value
+
+
+def _is_job_id(value: object) -> bool:
+    """Tell whether this is what jobs are called, or there is none."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, str)
+        and value.isascii()
+        and len(value) <= _JOB_ID_LENGTH_MAX
+        and value.startswith("job_")
+        and value[4:].isalnum()
+    )
 
 
 def _pause_s(response: Response) -> float | None:
@@ -319,7 +340,7 @@ def _pause_s(response: Response) -> float | None:
 
 def _refusal(response: Response) -> AitbcError:
     try:
-        problem = json.loads(response.read())
+        problem = json.loads(response.read_at_most(_PROBLEM_BYTES_MAX))
         if "code" in problem and "detail" in problem:
             return from_problem(problem)
     except (ValueError, TypeError, AttributeError):

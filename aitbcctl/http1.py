@@ -9,6 +9,9 @@ from __future__ import annotations
 
 #: More than any of our heads has; a peer that sends more is no daemon of ours.
 _HEAD_MAX = 65536
+#: Of a number; int() takes signs too, and refuses thousands of digits with an error of its own.
+_DIGITS_MAX = 18
+_HEX_DIGITS = b"0123456789abcdefABCDEF"
 
 
 class NotHttp(ValueError):
@@ -86,7 +89,7 @@ class ResponseParser:
             return False
         first, *lines = head.decode("latin-1").split("\r\n")
         version, _, status = first.partition(" ")
-        if not version.startswith("HTTP/1.") or not status[:3].isdigit():
+        if not version.startswith("HTTP/1.") or not _is_number(status[:3]):
             raise NotHttp("no HTTP response")
         self._buffer = bytearray(rest)
         if status.startswith("1"):
@@ -104,7 +107,7 @@ class ResponseParser:
         elif self.headers.get("transfer-encoding", "").lower() == "chunked":
             self._is_chunked = True
         elif (length := self.headers.get("content-length")) is not None:
-            if not (length.isascii() and length.isdigit()):
+            if not _is_number(length):
                 raise NotHttp("a Content-Length that is no number")
             self._left = int(length)
             self.is_done = self._left == 0
@@ -148,9 +151,13 @@ class ResponseParser:
                 raise NotHttp("a chunk longer than it says")
             self._is_chunk_open = False
         else:
-            try:
-                self._left = int(line.partition(b";")[0], 16)
-            except ValueError:
-                raise NotHttp("a chunk without a size") from None
+            size = line.partition(b";")[0].strip()
+            if not size or len(size) > _DIGITS_MAX or size.strip(_HEX_DIGITS):
+                raise NotHttp("a chunk without a size")
+            self._left = int(size, 16)
             self._is_chunk_open = self._left > 0
             self._is_trailer = self._left == 0
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX
