@@ -125,7 +125,7 @@ class _Gate:
             await self._app(scope, receive, watched_send)
         except Exception as problem:
             if not _is_broken_off(problem):
-                _log.exception("answering %s %s failed", scope["method"], scope["path"])
+                _log.exception("answering %s %r failed", scope["method"], scope["path"])
             if not sent:
                 await problem_response(_bug(scope["method"], scope["path"], problem))(
                     scope, receive, send
@@ -139,7 +139,7 @@ class _Gate:
         except ClientDisconnected:
             pass
         except Exception:
-            _log.exception("serving the WebSocket %s failed", scope["path"])
+            _log.exception("serving the WebSocket %r failed", scope["path"])
             scope["state"]["abort"]()
 
 
@@ -153,7 +153,7 @@ def _is_broken_off(problem: BaseException) -> bool:
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AitbcError)
     if error.status >= 500:
-        _log.error("%s: %s", request.url.path, error.detail)
+        _log.error("%r: %s", request.url.path, error.detail)
     return problem_response(error)
 
 
