@@ -42,8 +42,8 @@ class Connection(HTTPConnection):
     def ask(self, method: str, path: str, body: bytes | None = None) -> Any:
         return json.loads(self.answer(method, path, body))
 
-    def submit(self, *argv: str, cpus: int = 1) -> str:
-        body = json.dumps({"argv": argv, "cpus": cpus}).encode()
+    def submit(self, *argv: str, **wish: int) -> str:
+        body = json.dumps({"argv": argv, **wish}).encode()
         return str(self.ask("POST", "/v1/jobs", body)["job_id"])
 
     def submit_lines(self, lines: bytes) -> bytes:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import history, planning, proc
+from tests.bench import gpus, history, planning, proc
 from tests.bench.client import Connection, jobs_in, wait_until
 from tests.service import PROGRAMS, Service, children, descendants, environ_of, wait_for
 
@@ -53,9 +53,11 @@ class Counts:
     idle_s: float = 10.0
     supervisors: int = 100
     planned: int = 10_000
+    sampled_s: float = 60.0
+    handovers: int = 60
 
 
-QUICK = Counts(1, 20, 3, 2, (50, 200), 5, (100, 500), 0.5, 3, 50)
+QUICK = Counts(1, 20, 3, 2, (50, 200), 5, (100, 500), 0.5, 3, 50, 1.0, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,10 @@ class Bench:
         self.counts = counts
         self._services = 0
 
-    def service(self, cpus: int, *, name: str) -> Service:
+    def service(self, cpus: int, *, name: str, config: str = "") -> Service:
         """Return a daemon in a fresh folder that shares this many cores among jobs."""
         self._services += 1
-        config = f'[server]\ntcp = ""\n[slots]\ncpus = {cpus}\n'
+        config = f'[server]\ntcp = ""\n[slots]\ncpus = {cpus}\n{config}'
         return Service(self.folder / f"{self._services:02d}-{name}", config)
 
 
@@ -515,6 +517,58 @@ def owners_of_jobs(service: Service, count: int) -> set[int] | None:
     return {proc.parent(pid) for pid in jobs} if len(jobs) == count else None
 
 
+# -- GPUs ----------------------------------------------------------------------------------------
+
+
+def sampling(bench: Bench) -> list[Row]:
+    count, seconds = 8, bench.counts.sampled_s
+    with gpus.machine(bench.folder / "sampled", count) as driver:
+        costs = []
+        for name, sample in (("sampled", "1s"), ("unsampled", "0")):
+            config = f'[gpus]\nsample = "{sample}"\n'
+            with bench.service(8, name=name, config=config) as service:
+                costs.append(gpus.sampling_cost(service, driver, count, seconds))
+            gpus.release(driver, count)
+    cost, plain = costs
+    return [
+        Row(
+            f"sampling {count} GPUs each second, daemon and probe for {seconds:.0f} s",
+            f"{cost:.2%} of a core",
+            f"not sampled {plain:.2%}",
+            "",
+            "1 %",
+            cost < 0.01,
+        )
+    ]
+
+
+def handover(bench: Bench) -> list[Row]:
+    count = bench.counts.handovers
+    with gpus.machine(bench.folder / "handed", 2):
+        with bench.service(4, name="gpus") as service:
+            with_gpu = gpus.gaps(service, count, gpus=1)
+        with bench.service(1, name="cores") as service:
+            without = gpus.gaps(service, count // 2, gpus=0)
+    middle, plain = statistics.median(with_gpu), statistics.median(without)
+    return [
+        Row(
+            f"end of a GPU job to the start of the next, median of {len(with_gpu)}",
+            f"{middle:.1f} ms",
+            f"without GPUs {plain:.1f} ms",
+            f"x{middle / plain:.1f}",
+            "20 ms",
+            middle <= 20,
+        ),
+        Row(
+            "  nine in ten within",
+            f"{sorted(with_gpu)[int(len(with_gpu) * 0.9)]:.1f} ms",
+            "",
+            "",
+            "",
+        ),
+    ]
+
+
 MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "drain": drain,
     "latency": latency,
@@ -524,4 +578,6 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "list": listing,
     "idle": idle,
     "supervisors": supervisors,
+    "sampling": sampling,
+    "gpus": handover,
 }
