@@ -226,7 +226,7 @@ def csv(rows: Iterable[Row], uuids: Sequence[str], indices: Sequence[int | None]
             f"{time},{names[row.gpu]},{_shown(mean)},{_shown(row.memory_used)},"
             f"{_shown(row.job_memory)},{_shown(row.power_mw, 1000)},{_shown(row.temperature)},"
             f"{_shown(row.sm_clock)},{_shown(row.memory_clock)},{_shown(row.peak)},"
-            f"{row.span_us / 1e6:g}\n"
+            f"{round(row.span_us / 1e6, 3):g}\n"
         )
 
 

@@ -28,6 +28,8 @@ _UNWRITTEN_MAX = 4096
 #: What the file is, how many samples make a row, and milliseconds between them.
 _HEAD = struct.Struct("<8sII")
 _MAGIC = b"AITBgpu1"
+#: More would be years.
+_FACTOR_MAX = 1 << 20
 
 
 class Series:
@@ -55,21 +57,23 @@ class Series:
     def _resume(self) -> None:
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            head = _HEAD.unpack(os.pread(self._fd, _HEAD.size, 0))
         except FileNotFoundError:
             return
         except OSError as problem:
             self._tell(problem)
             return
-        try:
-            head = _HEAD.unpack(os.pread(self._fd, _HEAD.size, 0))
-        except (OSError, struct.error):
+        except struct.error:
+            head = b"", 0, 0
+        if head[0] != _MAGIC or not 0 < head[1] <= _FACTOR_MAX or not head[2]:
+            # Killed before it had a head, or what a power cut left: it is begun anew.
+            self.close()
             return
-        if head[0] == _MAGIC:
-            self._factor, self._interval_s = max(head[1], 1), head[2] / 1000
-            rows = self._rows()
-            self._written = len(rows)
-            for row in rows:
-                self._count(row)
+        self._factor, self._interval_s = head[1], head[2] / 1000
+        rows = self._rows()
+        self._written = len(rows)
+        for row in rows:
+            self._count(row)
 
     def last(self, gpu: int) -> Row | None:
         """Return all rows of a GPU as one, which ends as the last of them does."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aitbcd.model import WHOLE
 from aitbcd.pricing import charge_micro, gpu_hour
 from aitbcd.settings import Pricing
 
@@ -34,3 +35,12 @@ def test_a_clock_that_went_back_earns_nobody_anything() -> None:
 def test_a_charge_is_the_exact_price_rounded(price: int, cpus: int, used_us: int) -> None:
     charged = charge_micro(Pricing(cpu_hour=price), cpus=cpus, gpu_models=[], used_us=used_us)
     assert abs(charged * HOUR_US - price * cpus * used_us) * 2 <= HOUR_US
+
+
+@given(st.integers(0, 10**12), st.integers(1, WHOLE), st.integers(0, 365 * 24 * HOUR_US))
+def test_a_share_of_a_gpu_costs_that_part_of_its_price(
+    price: int, share: int, used_us: int
+) -> None:
+    pricing = Pricing(cpu_hour=0, gpu_hour={"h100": price})
+    charged = charge_micro(pricing, cpus=1, gpu_models=[H100], gpu_share=share, used_us=used_us)
+    assert abs(charged * HOUR_US * WHOLE - price * share * used_us) * 2 <= HOUR_US * WHOLE

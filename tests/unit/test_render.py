@@ -208,3 +208,33 @@ def test_a_failed_job_says_how_to_repeat_it_and_whom_to_ask() -> None:
     assert "aitbcctl retry job_7k3m9q2x" in text
     assert "ada, room 12" in text
     assert "0.50 EUR" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "  GPUs used 62 %, at most 98 %  idle 1 min 30 s of 2 h 00 min"
+             "  memory at most 60.0 GiB, its own 59.0 GiB  1.40 kWh"),
+        ({"idle_s": 0, "energy_j": 120.4}, "  GPUs used 62 %, at most 98 %"
+             "  memory at most 60.0 GiB, its own 59.0 GiB  120 J"),
+        ({"utilization_mean": None, "utilization_peak": None, "idle_s": None, "energy_j": None,
+          "job_memory_peak": None}, "  GPUs memory at most 60.0 GiB"),
+    ],
+)  # fmt: skip
+def test_what_a_jobs_gpus_did_is_one_line(changes: dict[str, Any], line: str) -> None:
+    use = {
+        "interval_s": 2.0, "rows": 3600, "sampled_s": 7200.0, "utilization_mean": 62.4,
+        "utilization_peak": 98, "memory_peak": 60 << 30, "job_memory_peak": 59 << 30,
+        "energy_j": 5_040_000.0, "idle_s": 90.2,
+    }  # fmt: skip
+    attempt = {"attempt": 1, "started_at": "2026-02-13T11:58:30Z", "gpu_use": use | changes}
+    shown = render.detail_block(job(attempts=[attempt], cwd="/"), NOW)
+    assert line in shown.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("joules", "text"),
+    [(0, "0 J"), (35_999, "35999 J"), (36_000, "10.0 Wh"), (3.6e6, "1.00 kWh")],
+)
+def test_energy_is_shown_in_what_it_is_paid_in(joules: float, text: str) -> None:
+    assert render.energy(joules) == text
