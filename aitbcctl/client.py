@@ -305,7 +305,7 @@ def _decode(response: Response) -> Json:
     body = response.read()
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise _no_daemon_of_ours(response.where, "its answer is no JSON object")
@@ -343,7 +343,7 @@ def _refusal(response: Response) -> AitbcError:
         problem = json.loads(response.read_at_most(_PROBLEM_BYTES_MAX))
         if "code" in problem and "detail" in problem:
             return from_problem(problem)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         pass
     return _no_daemon_of_ours(response.where, f"it answers {response.status} in other words")
 
