@@ -220,8 +220,11 @@ class Attempt:
         """
         pause_s = AGAIN_FIRST_S
         try:
-            if is_new and not await self._assign():
-                return
+            if is_new:
+                if not await self._assign():
+                    return
+                # Now its events can tell of it.
+                self._parts.evidence.open(self.job)
             self.assigned.set()
             await self.has_room.wait()
             never_ran = is_new

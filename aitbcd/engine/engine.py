@@ -420,7 +420,6 @@ class Engine:
         models = self._pool.models(gpu_uuids)
         share = self._pool.share(job)
         attempt = Attempt(self._parts, job, entry.spec, self._machine.boot_id, models, share)
-        self._evidence.open(job)
         self._pool.take(job)
         self._attend_to(attempt, is_new=True)
         return attempt

@@ -741,6 +741,44 @@ def test_a_worker_that_overwrote_its_environment_is_still_the_jobs(
     run(test())
 
 
+GROUP = "/system.slice/aitbcd-jobs.service/job_00000001.1"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "job"),
+    [
+        (GROUP, "job_00000001"),
+        (f"{GROUP}/of-its-own", "job_00000001"),
+        # Anybody can make such a one below what is his.
+        ("/user.slice/user-1000.slice/aitbcd-jobs.service/job_00000001.1", None),
+        ("/user.slice/user-1000.slice/job_00000001.1", None),
+        ("/system.slice/aitbcd-jobs.service/supervisors", None),
+        (GROUP.replace("01.1", "02.1"), None),
+    ],
+)
+def test_the_cgroup_of_an_attempt_says_whose_a_process_is(
+    tmp_path: Path, cgroup: str, job: str | None
+) -> None:
+    where = Paths(tmp_path, tmp_path, tmp_path)
+    runs = Runs(where, boot_id="")
+    runs.cgroups = {"folder": f"/sys/fs/cgroup{Path(GROUP).parent}", "controllers": ()}
+    where.building("job_00000001").mkdir(parents=True)
+    # Of another user than the job, and its environment cannot be read.
+    process = ProcessFacts(4711, True, GIB, os.getuid() + 1, cgroups=(cgroup,))
+    assert Claims(where, runs).job_of(process) == job
+    runs.cgroups = None
+    assert Claims(where, runs).job_of(process) is None
+
+
+def test_what_a_job_left_is_its_own_until_its_gpus_are_free(tmp_path: Path) -> None:
+    where = Paths(tmp_path, tmp_path, tmp_path)
+    claims = Claims(where, Runs(where, boot_id=""))
+    process = ProcessFacts(4711, True, GIB, os.getuid(), claim="job_00000001")
+    where.package("job_00000001").mkdir(parents=True)
+    assert claims.job_of(process, held=("job_00000001",)) == "job_00000001"
+    assert claims.job_of(process, held=("job_00000002",)) is None
+
+
 # --- what it costs -----------------------------------------------------------------------------
 
 
