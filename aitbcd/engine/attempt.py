@@ -227,7 +227,8 @@ class Attempt:
                 self._parts.evidence.open(self.job)
             self.assigned.set()
             await self.has_room.wait()
-            never_ran = is_new
+            # It has, if an older copy of the queue was put back, in which it still waited.
+            never_ran = is_new and not os.path.lexists(self._folder(is_sealed=True))
             while True:
                 try:
                     if await self._step(never_ran=never_ran):

@@ -15,7 +15,7 @@ from typing import Any
 from aitbcd import launch, plans, users
 from aitbcd.backlog import Entry
 from aitbcd.clock import Clock
-from aitbcd.engine import admission
+from aitbcd.engine import admission, strays
 from aitbcd.engine.attempt import Attempt, Parts, clear
 from aitbcd.engine.evidence import Evidence
 from aitbcd.engine.pool import Pool
@@ -142,6 +142,7 @@ class Engine:
     async def recover(self) -> None:
         """Take up every job where the files say it is, and start what waits."""
         self._parts.reserve.hold()
+        await strays.skip(self._store, self._parts.results)
         await self.retention.open()
         self._removals.look()
         self._spawn(self.retention.run())

@@ -3,9 +3,12 @@
 -- cheapest thing to bind. A fragment (``select_`` and ``where_``) is no statement by itself.
 
 -- last_numbers --
--- The highest job number and event in use.
+-- The highest job number and event in use. Numbers up to number_floor are given to nobody any more.
 SELECT
-    coalesce((SELECT max(number) FROM jobs), 0),
+    max(
+        coalesce((SELECT max(number) FROM jobs), 0),
+        coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'number_floor'), 0)
+    ),
     coalesce((SELECT max(seq) FROM events), 0)
 
 -- count_pending --

@@ -74,7 +74,7 @@ class Store:
         self._changes = changes
         self._lookups = lookups
         self._lists = lists
-        self._ids = ids
+        self.ids = ids
         self._access = Access(ids)
         self._expiry = Expiry(ids)
 
@@ -105,6 +105,11 @@ class Store:
         await writer.start()
         ids = found[0]
         return cls(writer, Changes(ids), await Reader.open(path), await Reader.open(path), ids)
+
+    @property
+    def last_number(self) -> int:
+        """The highest number that a job has had."""
+        return self._writer.number
 
     async def close(self) -> None:
         """Finish what was asked for and close the file."""
@@ -213,6 +218,10 @@ class Store:
         """Note that a package is gone."""
         return self._writer.submit(removed, number)
 
+    def skip_to(self, number: int) -> asyncio.Future[None]:
+        """Give no job a number up to this one any more."""
+        return self.set_meta("number_floor", str(number))
+
     def set_meta(self, key: str, value: str | None) -> asyncio.Future[None]:
         """Keep a word about the store itself; None keeps it no longer."""
         return self._writer.submit(_set_meta, (key, value))
@@ -309,7 +318,7 @@ class Store:
         letters = letters_of(ref)
         found: list[Job] = []
         if letters is not None and len(letters) == ID_LENGTH:
-            found = await self._of_these([self._ids.number(letters)], uid, 1)
+            found = await self._of_these([self.ids.number(letters)], uid, 1)
         elif letters is not None:
             found = await self._by_prefix(letters, uid)
         if not found:
@@ -320,7 +329,7 @@ class Store:
 
     async def _by_prefix(self, letters: str, uid: int | None) -> list[Job]:
         """Return up to six jobs whose ids begin so, looking from the newest down."""
-        numbers = self._ids.matching(letters, self._writer.number)
+        numbers = self.ids.matching(letters, self._writer.number)
         found: list[Job] = []
         while len(found) < _NAMED + 1 and (some := list(islice(numbers, _CANDIDATES))):
             found += await self._of_these(some, uid, _NAMED + 1 - len(found))
@@ -352,7 +361,7 @@ class Store:
         spec = await self.spec(number)
         if (await self._lookups.fetch(QUERIES["is_stripped"], number=number))[0][0]:
             raise WrongState(
-                f"the results of job {self._ids.of(number)} expired, and its environment with them",
+                f"the results of job {self.ids.of(number)} expired, and its environment with them",
                 hint="submit it again from a shell that has the environment it needs",
                 job=number,
             )
@@ -380,7 +389,7 @@ class Store:
             without: uids whose jobs are passed over.
             but: lanes that are passed over.
         """
-        return await self._lookups.run(queue.heads, limit, set(without), set(but), self._ids)
+        return await self._lookups.run(queue.heads, limit, set(without), set(but), self.ids)
 
     async def active(self) -> list[Job]:
         """Return every job that is assigned, running or canceling, by number."""
@@ -425,7 +434,7 @@ class Store:
     async def keys(self) -> dict[bytes, Key]:
         """Return all API keys that are not revoked, by the digests of their secrets."""
         found = await self._lookups.fetch(QUERIES["keys"])
-        return {row[-1]: rows.key(row, self._ids) for row in found}
+        return {row[-1]: rows.key(row, self.ids) for row in found}
 
     async def share_by_digest(self, digest: bytes) -> Share | None:
         """Return what a link's secret is for, also one that is over or revoked."""
@@ -452,7 +461,7 @@ class Store:
 
     async def expired(self, now: int, limit: int) -> list[Job]:
         """Return jobs whose results go until now, the oldest first."""
-        return (await self._lookups.run(expiring.page, None, now, None, limit, self._ids)).jobs
+        return (await self._lookups.run(expiring.page, None, now, None, limit, self.ids)).jobs
 
     async def removals(
         self, after: int = 0, limit: int = 1000, *, without: Collection[int] = ()
@@ -465,7 +474,7 @@ class Store:
         found = await self._lookups.fetch(
             QUERIES["removals"], after=after, limit=limit, without=str(list(without))
         )
-        return [(number, self._ids.of(number), uid) for number, uid in found]
+        return [(number, self.ids.of(number), uid) for number, uid in found]
 
     async def usage(self, uid: int) -> int:
         """Return how many bytes of a user's results are kept; it is kept, not counted."""
@@ -490,7 +499,7 @@ class Store:
         Raises:
             InvalidValue: no list gave such a cursor.
         """
-        return await self._lists.run(listing.page, wanted, self._ids)
+        return await self._lists.run(listing.page, wanted, self.ids)
 
     async def history(self, wanted: JobFilter) -> AsyncIterator[list[Job]]:
         """Yield all jobs that fit, piece by piece; those that are added meanwhile may be there."""
@@ -512,7 +521,7 @@ class Store:
         Raises:
             InvalidValue: no page gave such a cursor.
         """
-        return await self._lists.run(queue.page, after, limit, self._ids, needs_gpus)
+        return await self._lists.run(queue.page, after, limit, self.ids, needs_gpus)
 
     async def stats(self, wanted: Wanted) -> Stats:
         """Return figures of many jobs from the totals that are kept, deleted jobs included."""
@@ -526,7 +535,7 @@ class Store:
         Raises:
             InvalidValue: no page gave such a cursor.
         """
-        return await self._lists.run(expiring.page, uid, until, after, limit, self._ids)
+        return await self._lists.run(expiring.page, uid, until, after, limit, self.ids)
 
     async def shares(
         self,
@@ -541,7 +550,7 @@ class Store:
         Those that are revoked are left out, those that are over are not.
         """
         before = MAX_NUMBER
-        if after is not None and not (before := self._ids.number_of(after, "share_")):
+        if after is not None and not (before := self.ids.number_of(after, "share_")):
             raise InvalidValue(f"after is '{after[:80]}', which is no share", field="after")
         where = "shares_of_owner" if uid is not None else "shares"
         found = await self._shares(
@@ -581,7 +590,7 @@ class Store:
             until=until,
             limit=limit,
         )
-        return [rows.event(row, self._ids) for row in found]
+        return [rows.event(row, self.ids) for row in found]
 
     async def event_span(self) -> tuple[int, int]:
         """Return the ``seq`` of the oldest event that is kept and of the newest; 0 for none."""
@@ -590,11 +599,11 @@ class Store:
 
     async def _jobs(self, reader: Reader, *parts: str, **values: Any) -> list[Job]:
         statement = " ".join([_SELECT_JOB, *(QUERIES[part] for part in parts)])
-        return [rows.job(row, self._ids) for row in await reader.fetch(statement, **values)]
+        return [rows.job(row, self.ids) for row in await reader.fetch(statement, **values)]
 
     async def _shares(self, reader: Reader, where: str, **values: Any) -> list[Share]:
         statement = f"{QUERIES['select_share']} {QUERIES[where]}"
-        return [rows.share(row, self._ids) for row in await reader.fetch(statement, **values)]
+        return [rows.share(row, self.ids) for row in await reader.fetch(statement, **values)]
 
 
 def _set_meta(transaction: Transaction, work: tuple[str, str | None]) -> None:
