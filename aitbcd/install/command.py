@@ -30,6 +30,9 @@ def run(arguments: Sequence[str]) -> int:
         if error.hint:
             print(f"        {error.hint}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("aitbcd: broken off; the same command goes on from there", file=sys.stderr)
+        return 130
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"aitbcd: {where}{error.strerror}; when that is mended, do it again", file=sys.stderr)

@@ -16,6 +16,7 @@ OLDEST = 252
 class Manager:
     def __init__(self, environ: Mapping[str, str], *, is_user: bool) -> None:
         self._words = ["systemctl", "--user"] if is_user else ["systemctl"]
+        self._journal = ["journalctl", "--user-unit" if is_user else "--unit"]
         self._environ = {**environ, "LC_ALL": "C.UTF-8", "SYSTEMD_PAGER": ""}
 
     def __str__(self) -> str:
@@ -46,14 +47,19 @@ class Manager:
     def show(self, name: str, unit: str | None = None) -> str:
         """Return a property of a unit, or of the manager; nothing where that cannot be had."""
         words = ["show", f"--property={name}", "--value", *([unit] if unit else [])]
-        return self._run(words).stdout.strip()
+        return self._run([*self._words, *words]).stdout.strip()
+
+    def last_words(self, unit: str) -> str:
+        """Return the last lines that a unit has written, as far as we may see them."""
+        options = ["--quiet", "--no-pager", "--output=cat", "--lines=8"]
+        return self._run([*self._journal, unit, *options]).stdout.strip()
 
     def is_active(self, unit: str) -> bool:
         return self.show("ActiveState", unit) in ("active", "activating", "reloading")
 
     def try_to(self, *words: str) -> bool:
         """Have it do something that may well not be possible, or needed."""
-        return self._run(words).returncode == 0
+        return self._run([*self._words, *words]).returncode == 0
 
     def tell(self, *words: str) -> None:
         """Have it do something.
@@ -61,7 +67,7 @@ class Manager:
         Raises:
             CannotInstall: it did not, in its own words.
         """
-        done = self._run(words)
+        done = self._run([*self._words, *words])
         if done.returncode != 0:
             said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
             raise CannotInstall(
@@ -69,10 +75,10 @@ class Manager:
                 hint=f"mend that and do this again; what the daemon said: {self} status aitbcd",
             )
 
-    def _run(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         try:
             return subprocess.run(
-                [*self._words, "--no-ask-password", *words],
+                command,
                 env=self._environ,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -81,4 +87,4 @@ class Manager:
                 check=False,
             )
         except OSError as error:
-            raise CannotInstall(f"cannot run systemctl: {error.strerror}") from None
+            raise CannotInstall(f"cannot run {command[0]}: {error.strerror}") from None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from aitbcd import paths
+from aitbcd import paths, settings
 from aitbcd.errors import CannotInstall
 from aitbcd.install import unitfiles
 from aitbcd.install.manager import Manager
@@ -66,6 +66,7 @@ class Own(Service):
 
     def check(self) -> None:
         self._check_manager()
+        settings.load(self._where.config, is_named=self._where.config_is_named)
         state = self._where.state
         if not self.manager.is_active(DAEMON) and (pid := _holder(self._where.lock)):
             raise CannotInstall(
@@ -107,7 +108,8 @@ class Own(Service):
             return
         remove_state(state)
         config.unlink(missing_ok=True)
-        remove_folder(config.parent)
+        if config.parent.name == "aitbcd" and config.parent.is_dir():
+            remove_folder(config.parent)
 
     @cached_property
     def _installed(self) -> tuple[Path, Path]:

@@ -13,22 +13,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from aitbcd.errors import CannotInstall
 from aitbcd.install import program, unitfiles
 from aitbcd.install.manager import Manager
 
 DAEMON, LAUNCHER, JOBS = "aitbcd.service", "aitbcd-launcher.service", "aitbcd-jobs.service"
-#: What the daemon makes in its state directory; what else lies there is not ours to remove.
+#: What lies in a state directory, and the folders that are empty then. Somebody may have named one
+#: of his own for it: what else is there is not ours to remove.
 _STATE = (
-    "results",
-    "run",
-    "runtime",
-    "spool",
-    "queue.db*",
-    "gpus.json*",
-    "reserve",
-    "lock",
-    "daemon.log",
+    *("queue.db*", "gpus.json*", "reserve", "lock", "daemon.log", "runtime/*.sock"),
+    *("results/job_*", "results/.*job_*"),
+    *("run/job_*", "run/.new.*", "run/launcher.*", "run/turn.*"),
 )
+_FOLDERS = ("results", "run", "runtime", "")
 
 
 class Service(ABC):
@@ -76,15 +73,21 @@ class Service(ABC):
         was = self.manager.is_active(DAEMON)
         self.manager.tell("daemon-reload")
         self.manager.tell("--quiet", "enable", DAEMON)
-        self.manager.tell("restart", LAUNCHER, DAEMON)
+        try:
+            self.manager.tell("restart", LAUNCHER, DAEMON)
+        except CannotInstall as error:
+            words = self.manager.last_words(DAEMON)
+            hint = f"the daemon's own words:\n{words}" if words else error.hint
+            raise CannotInstall(error.detail, hint=hint) from None
         say("restarted; jobs went on" if was else "started")
 
     def stop(self, *units: str) -> None:
         """End all jobs in order, then stop the rest, and forget it."""
         there = [name for name in (JOBS, DAEMON, LAUNCHER, *units) if self._is_known(name)]
-        if JOBS in there:
-            # With the daemon still there, which notes how they ended.
-            self.manager.tell("stop", JOBS)
+        if JOBS in there and self.manager.show("ActiveState", DAEMON) == "active":
+            # With the daemon still there, which notes how they ended. One that is started again and
+            # again would start these too.
+            self.manager.tell("stop", LAUNCHER, JOBS)
         if there:
             self.manager.tell("stop", *there)
             say("stopped")
@@ -140,13 +143,16 @@ def remove_state(state: Path) -> None:
                 _remove_tree(path)
             else:
                 path.unlink()
-    remove_folder(state)
+    for folder in _FOLDERS:
+        if (state / folder).is_dir():
+            remove_folder(state / folder)
 
 
 def _remove_tree(folder: Path) -> None:
     if os.getuid() != 0:
         # Results are read-only for their owner too. Root needs no such right, and must not follow
         # what others could put there.
+        os.chmod(folder, 0o700)
         for name, folders, _ in os.walk(folder):
             for each in (os.path.join(name, inner) for inner in folders):
                 if not os.path.islink(each):
@@ -159,7 +165,5 @@ def remove_folder(folder: Path) -> None:
     try:
         folder.rmdir()
         say(f"removed    {folder}")
-    except FileNotFoundError:
-        pass
     except OSError as error:
         say(f"left       {folder}: {error.strerror}")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from aitbcd import paths
+from aitbcd import paths, settings
 from aitbcd.errors import CannotInstall
 from aitbcd.install import program, unitfiles
 from aitbcd.install.manager import Manager
@@ -59,6 +59,7 @@ class System(Service):
                 )
         self.manager.check("see what 'systemctl status' says")
         program.check_for_system(self.program)
+        settings.load(_CONFIG)
 
     def install(self) -> None:
         self.check()
@@ -99,7 +100,8 @@ class System(Service):
             return
         remove_state(_STATE)
         _CONFIG.unlink(missing_ok=True)
-        remove_folder(_CONFIG.parent)
+        if _CONFIG.parent.is_dir():
+            remove_folder(_CONFIG.parent)
         for command in (["userdel", _USER], *(["groupdel", group] for group in _GROUPS)):
             subprocess.run(command, capture_output=True, check=False)
         say(f"removed    the user {_USER}, the groups {' and '.join(_GROUPS)}")

@@ -174,9 +174,7 @@ def test_install_and_uninstall_go_on_after_a_kill_at_any_step(at_home: Machine) 
         raise AssertionError(f"{verb} never came to its end")
 
     killed_ever_later("install --user")
-    job = running(machine)
-    killed_ever_later("install --user")
-    assert status(machine, job)["status"] == "running"
+    running(machine)
     killed_ever_later("uninstall --user --purge --yes")
     assert machine(f"ls -A ~/.config/systemd/user; ls -A '{STATE}'", user="ada") == ""
     nothing_runs(machine)
@@ -201,6 +199,51 @@ def test_where_a_user_s_units_cannot_be(machine: Machine) -> None:
     said = refused(machine, f"{program} install", "eve")
     assert "only root" in said
     assert machine.code("ls ~/.config", user="eve") == 2
+
+
+def test_no_systemd_and_an_old_one_are_refused(machine: Machine) -> None:
+    program = "/opt/queue/bin/aitbcd"
+    line = f"unshare --mount sh -c 'mount -t tmpfs none /run/systemd; {program} install'"
+    assert "systemd does not run this machine" in refused(machine, line)
+    old = machine.root / "opt/old/systemctl"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\necho 249.11-0ubuntu3\n")
+    old.chmod(0o755)
+    said = refused(machine, f"PATH=/opt/old:$PATH {program} install")
+    assert "this machine has systemd 249.11-0ubuntu3, and the units need 252" in said
+
+
+def test_what_keeps_the_daemon_from_starting_is_said(at_home: Machine) -> None:
+    config = at_home.root / "home/ada/wrong.toml"
+    config.write_text("[jobs]\nlog_limit = 1\n")
+    said = at_home("AITBCD_CONFIG=wrong.toml aitbcd install --user; echo $?", user="ada")
+    assert "/home/ada/wrong.toml, line 2: log_limit in [jobs] is 1" in said
+    assert said.endswith("\n2\n")
+    assert at_home.code("test -e ~/.config/systemd/user/aitbcd.service", user="ada") == 1
+    at_home(f"install -d '{STATE}' '{STATE}/aitbcd'")
+    said = refused(at_home, "aitbcd install --user", "ada")
+    assert f"the state directory {STATE}/aitbcd cannot be used: Permission denied" in said
+    at_home("aitbcd uninstall --user", user="ada")
+    at_home(f"rm -r '{STATE}'")
+    nothing_runs(at_home)
+
+
+def test_purge_leaves_alone_what_no_daemon_has_made(at_home: Machine) -> None:
+    line = "export AITBCD_STATE_DIR=~ && aitbcd {}install --user {}"
+    at_home("mkdir ~/results ~/run && touch ~/results/mine ~/run/mine", user="ada")
+    at_home(line.format("", ""), user="ada")
+    at_home("AITBCD_STATE_DIR=~ aitbcctl submit --wait -- true", user="ada")
+    before = at_home("ls -A", user="ada").split()
+    # It is asked what it was installed with.
+    said = at_home("aitbcd uninstall --user --purge", user="ada")
+    left = at_home("ls -A . results run", user="ada")
+    assert "left       /home/ada/results: Directory not empty" in said
+    assert {"results", "run", "venv", ".profile"} <= set(before) & set(left.split())
+    assert "queue.db" in before
+    assert "queue.db" not in left
+    assert "\nresults:\nmine\n\nrun:\nmine\n" in left
+    at_home("rm -r ~/results ~/run", user="ada")
+    nothing_runs(at_home)
 
 
 def test_a_daemon_that_was_started_by_hand_is_not_fought(at_home: Machine) -> None:
