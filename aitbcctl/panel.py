@@ -210,12 +210,13 @@ class _Body:
                 yield ()
             for place, gpu in enumerate(block.gpus):
                 yield self._row(gpu, layout, _bracket(place, len(block.gpus)))
+            rest = len(block.below) - most + 1
             yield from (
                 block.below[:most]
                 if len(block.below) <= most
                 else [
                     *block.below[: most - 1],
-                    ((self._indent + f"… {len(block.below) - most + 1} more", _DIM),),
+                    _fitted([(f"{self._indent}… {rest} more", _DIM)], self._width),
                 ]
             )
 
