@@ -1,6 +1,6 @@
 """The GPUs of this machine: looks when asked, hears of errors, says what stands in the way.
 
-Nothing is polled: a look follows a question (at most one a second), an XID error, the arrival of a
+Nothing is polled: a look follows a question (about one a second), an XID error, the arrival of a
 driver, or the end of a short wait that an earlier look began. Only while a driver is there and
 fails is it tried again by the clock, with pauses that grow. A sample is a look at some GPUs, and
 at no more than changes all the time there; whoever wants one asks for it.
@@ -31,8 +31,9 @@ from aitbcd.settings import Gpus as Settings
 
 _log = logging.getLogger(__name__)
 
-#: A question that comes sooner after a look is answered from it.
-FRESH_S = 1.0
+#: A question that comes sooner after a look is answered from it. Whoever asks each second is
+#: answered by a look each time.
+FRESH_S = 0.8
 #: Seconds that a question waits for a look. A driver that is slower is told as a problem.
 PATIENCE_S = 2.0
 #: As ``FRESH_S``, where the look would need a new probe: that costs a program's start.

@@ -73,6 +73,32 @@ def test_gpus_are_those_that_nvidia_smi_lists(tmp_path: Path) -> None:
     asyncio.run(look())
 
 
+def test_a_sample_says_what_a_look_says(tmp_path: Path) -> None:
+    async def sample() -> None:
+        gpus = Gpus(Settings(), Drains(tmp_path / "gpus.json", "boot"), lambda process, held: None)
+        gpus.open()
+        try:
+            deadline = asyncio.get_running_loop().time() + DEADLINE_S
+            while not (looked := await gpus.look(max_age_s=0)).gpus:
+                assert asyncio.get_running_loop().time() < deadline, looked.problem
+            uuids = [gpu.uuid for gpu in looked.gpus]
+            assert await gpus.sample(uuids)
+            for before in looked.gpus:
+                after = gpus.inventory.find(before.uuid)
+                assert after
+                assert (after.memory_total, after.faults) == (before.memory_total, before.faults)
+                for figure in ("utilization", "power", "energy", "temperature", "memory_clock"):
+                    told = [getattr(one, figure) is None for one in (before, after)]
+                    assert told[0] == told[1], figure
+                if before.energy is not None:
+                    assert (after.energy or 0) >= before.energy
+                assert len(gpus.recent(before.uuid)) == (after.utilization is not None)
+        finally:
+            await gpus.close()
+
+    asyncio.run(sample())
+
+
 def python_with_cuda() -> str:
     """Return an interpreter whose torch is built for GPUs."""
     look = "import torch, sys; sys.exit(torch.version.cuda is None)"
