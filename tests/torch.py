@@ -43,6 +43,13 @@ torch.Tensor.fill_ = stuck
 """
 #: What is built for GPUs, where CUDA finds none.
 NO_DEVICE = 'torch.version.cuda = "13.0"'
+#: A GPU that CUDA finds and torch has nothing for.
+SEEN_BUT_USELESS = """\
+def useless():
+    raise RuntimeError("no kernel image is available")
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_name = useless
+"""
 
 
 def python_with_torch(folder: Path, *, fault: str = "") -> str:

@@ -50,8 +50,9 @@ class StepFailed(ClientFailure):
 def command(keep: bool, output: str | None) -> int:
     """See it all once: starts a daemon where none is reachable, runs a real job, gets its results.
 
-    The job trains a classifier of handwritten digits for a few seconds. Each step prints the
-    command that does the same. Ends what it started, unless --keep is given; the results stay.
+    The job trains a classifier of handwritten digits for a few seconds, on a GPU where one is free
+    and torch is installed that uses it. Each step prints the command that does the same. Ends what
+    it started, unless --keep is given; the results stay.
 
     \b
     Example:
@@ -74,8 +75,10 @@ def _folder() -> str:
 
 
 def _run_job(client: Client, folder: str) -> None:
-    _title("A job: train a classifier of handwritten digits")
-    job_id = _step("submit", "--name", "digits", "--", sys.executable, EXAMPLE)
+    wishes = ["--gpus", "1"] if _has_gpu(client) else []
+    on = " on a GPU" if wishes else ""
+    _title(f"A job: train a classifier of handwritten digits{on}")
+    job_id = _step("submit", "--name", "digits", *wishes, "--", sys.executable, EXAMPLE)
     try:
         _title("Its progress, live")
         _step("watch", job_id, is_captured=False)
@@ -87,6 +90,15 @@ def _run_job(client: Client, folder: str) -> None:
     _title("What is stored, checked against its checksums")
     _step("verify", job_id)
     _summary(client.get(job_path(job_id), detail=True), os.path.abspath(copy))
+
+
+def _has_gpu(client: Client) -> bool:
+    """Tell whether the job can have a GPU at once, and can use it: it trains without one too."""
+    gpus = client.get("/v1/gpus")["gpus"]
+    if not any(gpu["state"] == "free" for gpu in gpus):
+        return False
+    look = "import torch, sys; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-P", "-c", look], capture_output=True).returncode == 0
 
 
 def _end_job(client: Client, job_id: str) -> None:

@@ -425,13 +425,18 @@ def train(
     if torch is None:
         print(f"training on {len(examples)} images in plain Python", flush=True)
         return train_plain(examples, options, report, progress), "python", losses
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = torch.cuda.get_device_name() if device == "cuda" else "the processor"
-    print(
-        f"training on {len(examples)} images with torch {torch.__version__} on {name}", flush=True
-    )
-    layers = train_torch(torch, device, examples, options, report, progress)
-    return layers, f"torch-{device}", losses
+    what = f"training on {len(examples)} images with torch {torch.__version__} on"
+    if torch.cuda.is_available():
+        try:
+            print(what, torch.cuda.get_device_name(), flush=True)
+            layers = train_torch(torch, "cuda", examples, options, report, progress)
+            return layers, "torch-cuda", losses
+        except RuntimeError as error:  # one that this torch was not built for, or that is full
+            print(f"the GPU cannot be used ({error}); going on without it", file=sys.stderr)
+            losses.clear()
+    print(what, "the processor", flush=True)
+    layers = train_torch(torch, "cpu", examples, options, report, progress)
+    return layers, "torch-cpu", losses
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

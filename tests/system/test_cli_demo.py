@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.driver import GIB, Driver, build, gpu, process, program
 from tests.service import DEADLINE_S, PROGRAMS, become_subreaper, descendants, end_ours, wait_for
 from tests.system.conftest import Cli
+from tests.torch import SEEN_BUT_USELESS, python_with_torch
 
 pytestmark = pytest.mark.system
 
@@ -32,10 +34,12 @@ class Home:
         }
         (folder / "aitbcd.toml").write_text('[server]\ntcp = ""\n')
 
-    def start(self, *args: str) -> subprocess.Popen[str]:
+    def start(self, *args: str, python: str | None = None) -> subprocess.Popen[str]:
+        """Run our program, or the same by another interpreter."""
+        program = ["aitbcctl"] if python is None else [python, "-P", "-m", "aitbcctl"]
         return subprocess.Popen(
-            ["aitbcctl", *args],
-            executable=PROGRAMS / "aitbcctl",
+            [*program, *args],
+            executable=python or PROGRAMS / "aitbcctl",
             env=self.environ,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
@@ -87,6 +91,51 @@ def test_the_demo_goes_all_the_way_and_leaves_no_process(home: Home) -> None:
     assert home.processes() == []
 
 
+def test_with_torch_for_processors_it_trains_on_one_though_a_gpu_is_free(
+    home: Home, tmp_path: Path
+) -> None:
+    home.environ |= driver_with(tmp_path, gpu(0)).environ
+    demo = home.start("demo", "--output", "there", python=python_with_torch(tmp_path / "venv"))
+    out, err = demo.communicate(timeout=DEADLINE_S)
+    assert demo.returncode == 0, out + err
+    assert "--gpus" not in out
+    [result] = (home.folder / "there").glob("*/result.txt")
+    assert "trained with torch-cpu" in result.read_text()
+
+
+def test_where_a_gpu_is_free_the_job_gets_it(home: Home, tmp_path: Path) -> None:
+    # No GPU here computes: torch says that it sees one.
+    python = python_with_torch(tmp_path / "venv", fault=SEEN_BUT_USELESS)
+    driver = driver_with(tmp_path, gpu(0))
+    home.environ |= driver.environ
+    assert "submit --name digits --gpus 1 --" in until_it_runs(home, python)
+    # Somebody's notebook is there now: the demo does not wait for that.
+    with program("sleep", "1000") as notebook:
+        driver.write(gpu(0, process=process(notebook.pid, GIB)))
+        assert "submit --name digits --" in until_it_runs(home, python)
+
+
+def driver_with(folder: Path, *gpus: str) -> Driver:
+    driver = Driver(build(folder), folder / "nvml.script")
+    driver.write(*gpus)
+    return driver
+
+
+def until_it_runs(home: Home, python: str | None = None) -> str:
+    """Return what the demo prints until its job runs; end it then."""
+    demo = home.start("demo", python=python)
+    assert demo.stdout is not None
+    said = []
+    for line in demo.stdout:
+        said.append(line)
+        if " running" in line:
+            break
+    demo.send_signal(signal.SIGINT)
+    out, err = demo.communicate(timeout=DEADLINE_S)
+    assert demo.returncode == 130, "".join(said) + out + err
+    return "".join(said)
+
+
 def test_kept_it_leaves_a_daemon_for_the_printed_commands(home: Home) -> None:
     first = home.start("demo", "--keep", "--output", "there")
     out, err = first.communicate(timeout=DEADLINE_S)
@@ -115,14 +164,7 @@ def _living(home: Home) -> list[int]:
 
 
 def test_an_interrupted_demo_ends_its_job_and_its_daemon(home: Home) -> None:
-    demo = home.start("demo")
-    assert demo.stdout is not None
-    for line in demo.stdout:
-        if " running" in line:
-            break
-    demo.send_signal(signal.SIGINT)
-    demo.communicate(timeout=DEADLINE_S)
-    assert demo.returncode == 130
+    until_it_runs(home)
     assert home.processes() == []
 
 

@@ -11,20 +11,27 @@ import struct
 import subprocess
 import sys
 import zlib
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from aitbcctl.example import train
+from tests.torch import SEEN_BUT_USELESS, python_with_torch
 
 SCRIPT = Path(train.__file__)
-#: What this interpreter can train with.
-BACKENDS = [("--plain", "5")] + ([] if find_spec("torch") is None else [("--hidden=64", "20")])
+
+
+@pytest.fixture(scope="module")
+def torch(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return python_with_torch(tmp_path_factory.mktemp("torch") / "venv")
 
 
 def run(
-    folder: Path, *options: str, plain_environment: bool = False, **environ: str
+    folder: Path,
+    *options: str,
+    python: str = sys.executable,
+    plain_environment: bool = False,
+    **environ: str,
 ) -> subprocess.CompletedProcess[str]:
     ours = {
         "AITBC_ARTIFACTS_DIR": str(folder),
@@ -33,7 +40,7 @@ def run(
     }
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("AITBC")}
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *options],
+        [python, str(SCRIPT), *options],
         cwd=folder,
         env=inherited | ({} if plain_environment else ours) | environ,
         capture_output=True,
@@ -74,20 +81,29 @@ def test_split_keeps_every_image_on_one_side_only() -> None:
     assert sorted(learned + unseen) == sorted(examples)
 
 
-@pytest.mark.parametrize(("backend", "epochs"), BACKENDS)
-def test_run_leaves_model_metrics_picture_result_and_progress(
-    tmp_path: Path, backend: str, epochs: str
+def test_run_leaves_model_metrics_picture_result_and_progress(tmp_path: Path) -> None:
+    check_run(run(tmp_path, "--plain", "--epochs", "5"), tmp_path, 5, "python")
+
+
+def test_with_torch_it_leaves_the_same(tmp_path: Path, torch: str) -> None:
+    done = run(tmp_path, "--hidden=64", "--epochs", "20", python=torch)
+    check_run(done, tmp_path, 20, "torch-cpu")
+    assert done.stderr == ""
+
+
+def check_run(
+    done: subprocess.CompletedProcess[str], tmp_path: Path, epochs: int, backend: str
 ) -> None:
-    done = run(tmp_path, backend, "--epochs", epochs)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len([line for line in lines if re.match(r"epoch +\d+  loss \d", line)]) == int(epochs)
+    assert len([line for line in lines if re.match(r"epoch +\d+  loss \d", line)]) == epochs
     said = re.fullmatch(r"accuracy (0\.\d{4})", lines[-1])
     assert said, lines[-1]
     assert float(said[1]) > 0.9
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["accuracy"] == float(said[1])
-    assert len(metrics["loss"]) == int(epochs)
+    assert metrics["backend"] == backend
+    assert len(metrics["loss"]) == epochs
     assert sum(map(sum, metrics["confusion"])) == metrics["test_images"] == 450
     assert (tmp_path / "result.txt").read_text().endswith("\n" + lines[-1] + "\n")
     width, height, rows = decode_png((tmp_path / "confusion.png").read_bytes())
@@ -131,6 +147,16 @@ def test_torch_that_does_not_load_is_said_and_done_without(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "torch does not load (libcudart.so.99: cannot open)" in done.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["backend"] == "python"
+
+
+def test_a_gpu_that_cannot_be_used_is_said_and_done_without(tmp_path: Path) -> None:
+    # As on a GPU that is older than what this torch was built for.
+    faulty = python_with_torch(tmp_path / "venv", fault=SEEN_BUT_USELESS)
+    done = run(tmp_path, "--hidden=64", "--epochs", "2", python=faulty)
+    assert done.returncode == 0, done.stderr
+    assert "the GPU cannot be used (no kernel image is available)" in done.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["backend"], len(metrics["loss"])) == ("torch-cpu", 2)
 
 
 def test_no_epochs_are_refused_before_anything_is_written(tmp_path: Path) -> None:
