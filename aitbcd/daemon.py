@@ -70,9 +70,10 @@ def _become_launcher(arguments: Sequence[str]) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Serve until a signal; return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     notifier = Notifier.of(os.environ, os.getpid())
+    handed = Handed(None, [])
     try:
         handed = activation.take(os.environ, os.getpid())
         where = paths.resolve(
@@ -95,11 +96,12 @@ def run(arguments: Sequence[str]) -> int:
         print(f"aitbcd: {error.detail}", file=sys.stderr)
         if error.hint:
             print(f"        {error.hint}", file=sys.stderr)
+        activation.turn_away(handed, error)
         return error.exit_code
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aitbcd",
         description="The job queue of this machine: accepts jobs, runs them, keeps their results.",
@@ -220,7 +222,7 @@ async def _listen_tcp(
         _say(
             f"nobody is served on {shown_address(sock)}, which systemd holds for this daemon:"
             f' [server] tcp is "{chosen.server.tcp}". Change one of them, or close it:'
-            " systemctl disable --now aitbcd-tcp.socket"
+            " systemctl mask --now aitbcd-tcp.socket"
         )
     if address is None or server.tcp:
         return

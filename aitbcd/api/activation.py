@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import MutableMapping
 from typing import NamedTuple
 
-from aitbcd.errors import StartupError
+import msgspec
+
+from aitbcd import wire
+from aitbcd.errors import AitbcError, StartupError, Unavailable
 
 #: SD_LISTEN_FDS_START.
 _FIRST = 3
 UNIX, TCP = "unix", "tcp"
+#: Seconds for all who wait when the daemon cannot start, and for one of them to send his request.
+_TURN_AWAY_S, _REQUEST_S = 2.0, 0.2
 
 
 class Handed(NamedTuple):
@@ -45,6 +51,42 @@ def take(environ: MutableMapping[str, str], pid: int) -> Handed:
         else:
             tcp.append(sock)
     return Handed(unix, tcp)
+
+
+def turn_away(handed: Handed, error: AitbcError) -> None:
+    """Answer those who wait on the sockets with why there is no daemon.
+
+    They would wait until they give up, and systemd would start us again for them without end.
+    """
+    problem = Unavailable(f"the daemon cannot start: {error.detail}", hint=error.hint)
+    body = msgspec.json.encode(wire.problem(problem))
+    head = (
+        f"HTTP/1.1 {problem.status} Service Unavailable\r\nConnection: close\r\n"
+        f"Content-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    until = time.monotonic() + _TURN_AWAY_S
+    for sock in (*handed.tcp, *([handed.unix] if handed.unix else [])):
+        while (client := _accept(sock)) is not None:
+            with client:
+                if time.monotonic() < until:
+                    _answer(client, head.encode() + body)
+
+
+def _accept(sock: socket.socket) -> socket.socket | None:
+    try:
+        return sock.accept()[0]
+    except OSError:
+        return None
+
+
+def _answer(client: socket.socket, answer: bytes) -> None:
+    client.settimeout(_REQUEST_S)
+    try:
+        # Closed with something unread, a connection is reset, and the answer may be lost with it.
+        client.recv(1 << 20)
+        client.sendall(answer)
+    except OSError:
+        pass
 
 
 def _open(fd: int, name: str) -> socket.socket:

@@ -15,7 +15,7 @@ from aitbcd.install.system import System
 
 def run(arguments: Sequence[str]) -> int:
     """Do it; return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     try:
         service: Service = Own(os.environ, os.getuid()) if options.user else System()
         if options.verb == "install":
@@ -49,7 +49,7 @@ def _is_meant(question: str | None) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aitbcd",
         description="Put this installation under systemd, or take it out again. As root for the"

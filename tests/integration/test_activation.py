@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import select
 import socket
 import ssl
 import subprocess
@@ -102,6 +104,35 @@ def test_a_restart_drops_no_connection_that_is_made_meanwhile(
             assert early_tcp.recv(15) == b"HTTP/1.1 200 OK"
 
 
+def test_who_waits_for_a_daemon_that_cannot_start_is_told_why(
+    tmp_path: Path, unix: socket.socket, tcp: socket.socket
+) -> None:
+    before, fds = as_systemd([("unix", unix), ("tcp", tcp)])
+    service = Service(tmp_path, "[slots]\ncpus = 0\n", before=before, pass_fds=fds)
+    service.socket = Path(unix.getsockname())
+    environ = os.environ | service.environ
+    with socket.create_connection(tcp.getsockname()) as waiting:
+        waiting.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        with subprocess.Popen(
+            [str(PROGRAMS / "aitbcctl"), "list"], env=environ, stderr=subprocess.PIPE, text=True
+        ) as client:
+            # It is there when somebody waits, as with systemd.
+            assert select.select([unix], [], [], DEADLINE_S)[0]
+            command = [*before, str(PROGRAMS / "aitbcd")]
+            done = subprocess.run(
+                command, env=environ, pass_fds=fds, stderr=subprocess.DEVNULL, check=False
+            )
+            assert done.returncode == 2
+            _, said = client.communicate(timeout=DEADLINE_S)
+        assert client.returncode == 5
+        assert f"the daemon cannot start: {service.config}, line 2: cpus in [slots] is 0" in said
+        waiting.settimeout(DEADLINE_S)
+        assert waiting.recv(12) == b"HTTP/1.1 503"
+    unix.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        unix.accept()
+
+
 def test_a_port_that_is_not_wanted_is_hung_up_on_and_the_daemon_says_why(
     tmp_path: Path, unix: socket.socket, tcp: socket.socket
 ) -> None:
@@ -113,7 +144,7 @@ def test_a_port_that_is_not_wanted_is_hung_up_on_and_the_daemon_says_why(
             httpx.get(f"http://127.0.0.1:{port_of(tcp)}/healthz", timeout=DEADLINE_S)
         said = service.log.read_text()
         assert f"nobody is served on 127.0.0.1:{port_of(tcp)}" in said
-        assert "systemctl disable --now aitbcd-tcp.socket" in said
+        assert "systemctl mask --now aitbcd-tcp.socket" in said
 
 
 def test_an_address_that_the_network_reaches_is_not_served(
