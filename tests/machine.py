@@ -7,6 +7,7 @@ it, which a reboot keeps. Commands go into it with nsenter(1): there is no bus o
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import starlette
 
@@ -226,3 +227,33 @@ class Machine:
             program.chmod(0o755)
         self("systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload")
         self("systemctl enable --now aitbcd.service aitbcd-launcher.service")
+
+
+def submit(machine: Machine, line: str, user: str = "ada", options: str = "") -> str:
+    return machine(f"aitbcctl submit {options} -c '{line}'", user=user).split()[-1]
+
+
+def status(machine: Machine, job: str, user: str = "ada") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(machine(f"aitbcctl status {job} --json", user=user))
+    return found
+
+
+def until(machine: Machine, job: str, *wanted: str, user: str = "ada") -> dict[str, Any]:
+    def reached() -> dict[str, Any] | None:
+        found = status(machine, job, user)
+        return found if found["status"] in wanted else None
+
+    return wait_for(f"{job} is {wanted}", reached)
+
+
+def gated(machine: Machine, options: str = "") -> str:
+    """Return a job that runs until ``open_gate``; it ignores SIGTERM."""
+    machine("rm -f /tmp/gate")
+    line = 'trap "" TERM; until test -e /tmp/gate; do sleep 0.1; done'
+    job = submit(machine, line, options=options)
+    until(machine, job, "running")
+    return job
+
+
+def open_gate(machine: Machine) -> None:
+    machine("touch /tmp/gate")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.machine import Machine
+from tests.machine import Machine, gated, open_gate, status, submit, until
 from tests.service import wait_for
 
 pytestmark = pytest.mark.systemd
@@ -36,36 +34,6 @@ def _all_is_well(machine: Machine) -> Iterator[None]:
     yield
     failed = machine("systemctl --failed --no-legend --plain")
     assert failed == ""
-
-
-def submit(machine: Machine, line: str, user: str = "ada", options: str = "") -> str:
-    return machine(f"aitbcctl submit {options} -c '{line}'", user=user).split()[-1]
-
-
-def status(machine: Machine, job: str, user: str = "ada") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(machine(f"aitbcctl status {job} --json", user=user))
-    return found
-
-
-def until(machine: Machine, job: str, *wanted: str, user: str = "ada") -> dict[str, Any]:
-    def reached() -> dict[str, Any] | None:
-        found = status(machine, job, user)
-        return found if found["status"] in wanted else None
-
-    return wait_for(f"{job} is {wanted}", reached)
-
-
-def gated(machine: Machine, options: str = "") -> str:
-    """Return a job that runs until ``open_gate``; it ignores SIGTERM."""
-    machine("rm -f /tmp/gate")
-    line = 'trap "" TERM; until test -e /tmp/gate; do sleep 0.1; done'
-    job = submit(machine, line, options=options)
-    until(machine, job, "running")
-    return job
-
-
-def open_gate(machine: Machine) -> None:
-    machine("touch /tmp/gate")
 
 
 def test_a_job_runs_as_its_submitter_with_nothing_of_systemd_s(machine: Machine) -> None:
