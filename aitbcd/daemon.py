@@ -164,6 +164,7 @@ async def _serve(
         await runs.open()
         found = await gpus.look()
         feed = Feed()
+        # Whose the launcher is says as whom jobs can run.
         uid = runs.launcher_uid if is_separate else os.getuid()
         engine = Engine(store, runs, feed, chosen, this_machine, where, gpus, uid=uid)
         stack.push_async_callback(engine.close)

@@ -6,6 +6,7 @@ import os
 import pwd
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -103,6 +104,8 @@ class Own(Service):
         state, config = self._installed
         self.stop()
         self.remove()
+        with suppress(OSError):
+            self._where.runtime.rmdir()
         if not is_purge:
             kept(state, config)
             return

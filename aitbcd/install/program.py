@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvloop
@@ -38,17 +39,33 @@ def check_for_system(program: tuple[str, ...]) -> None:
         CannotInstall: naming the file or folder.
     """
     import_from = (os.path.dirname(module.__file__ or "/") for module in (aitbcd, uvloop))
-    used = [program[0], sys.executable, sys.base_prefix, *import_from]
-    for path in dict.fromkeys(each for name in used for each in (name, os.path.realpath(name))):
-        hidden = next((each for each in _HIDDEN if Path(path).is_relative_to(each)), None)
+    used = (program[0], sys.executable, sys.base_prefix, *import_from)
+    for path in dict.fromkeys(part for name in used for part in _walked(name)):
+        hidden = next((each for each in _HIDDEN if path.is_relative_to(each)), None)
         if hidden:
             raise CannotInstall(
                 f"{path} is part of this installation, and the daemon of the system sees nothing"
                 f" in {hidden}",
                 hint=f"{_ELSEWHERE}. For yourself alone, without root: aitbcd install --user",
             )
-        for part in [Path(path), *Path(path).parents]:
-            _check_part(part)
+        _check_part(path)
+
+
+def _walked(path: str) -> Iterator[Path]:
+    """Yield the folders that the kernel walks through, over links too, and what is at the end.
+
+    See path_resolution(7). Whoever can change one of them can lead it elsewhere.
+    """
+    at = Path("/")
+    left = [*reversed(Path(path).parts)]
+    while left:
+        part = left.pop()
+        here = at.parent if part == ".." else at / part
+        if here.is_symlink():
+            left += reversed(here.readlink().parts)
+        else:
+            at = here
+            yield at
 
 
 def _check_part(path: Path) -> None:

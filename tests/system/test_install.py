@@ -263,6 +263,9 @@ def test_the_whole_machine(machine: Machine) -> None:
     program = "/opt/queue/bin/aitbcd"
     said = refused(machine, "/home/ada/venv/bin/aitbcd install")
     assert "sees nothing in /home" in said
+    machine("install -d -o ada /srv/ada; ln -s /opt/queue /srv/ada/hop")
+    machine("ln -s ../srv/ada/../ada/hop/bin /opt/via")
+    assert "others than root can change /srv/ada" in refused(machine, "/opt/via/aitbcd install")
     machine("chown ada /opt/queue/bin")
     assert "others than root can change /opt/queue/bin" in refused(machine, f"{program} install")
     machine("chown root /opt/queue/bin; chmod 700 /opt/queue")
