@@ -62,3 +62,34 @@ def written_whole(path: str) -> Iterator[Callable[[bytes], object]]:
     finally:
         with suppress(OSError):
             os.unlink(beside)
+
+
+@contextmanager
+def output_file(path: str) -> Iterator[Callable[[bytes], object]]:
+    """Give what writes a file that was asked for by ``--output``, whole or not at all.
+
+    Raises:
+        ClientFailure: it could not be written; what was there is there.
+    """
+    try:
+        if _is_special(path):
+            with open(path, "wb") as file:
+                yield file.write
+        else:
+            with written_whole(path) as write:
+                yield write
+    except OSError as error:
+        raise ClientFailure(
+            f"cannot write {path}: {error.strerror}", hint="choose another --output"
+        ) from None
+
+
+def _is_special(path: str) -> bool:
+    """Tell whether a name stands for what is no file: /dev/stdout, a named pipe."""
+    import stat
+
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)

@@ -10,7 +10,7 @@ from aitbcctl.tables import columns
 LEVELS = "▁▂▃▄▅▆▇"
 _FULL, _HALF, _REST = "━╸─"
 #: One column for one column, so that what was laid out stays so.
-_IN_ASCII = str.maketrans("…×°━╸─┌│└" + LEVELS, "~x ##-,|`" + "_.-:=+#")
+_IN_ASCII = str.maketrans("…×°━╸─┌│└┤┬" + LEVELS, "~x ##-,|`++" + "_.-:=+#")
 #: Terminals that show only what one font of the console has.
 _POOR_TERMINALS = ("linux", "vt100", "vt220")
 

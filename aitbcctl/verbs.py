@@ -23,6 +23,7 @@ VERBS = {
     "list": "List your jobs, the newest first.",
     "queue": "Show everybody's running and waiting jobs, in order.",
     "get": "Show everything about a job.",
+    "plot": "Draw what a job's GPUs did over time.",
     "cancel": "End jobs.",
     "download": "Copy a job's results, checked, into a folder.",
     "retry": "Submit a job that is over once more.",

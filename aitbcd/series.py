@@ -192,6 +192,8 @@ class Series:
             _log.warning("samples of GPUs are lost: %s: %s", self._path, problem.strerror)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        # Not under a reader: its descriptor would be another file's.
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1

@@ -25,6 +25,7 @@ from aitbcd.api import (
     queue,
     results,
     retention,
+    samples,
     shares,
     stats,
     updates,
@@ -52,8 +53,8 @@ class MethodNotAllowed(BadRequest):
 def build(api: Api) -> ASGIApp:
     """Return the ASGI application of a daemon."""
     resources = (
-        health, batch, jobs, events, logs, results, queue, history, stats, keys, shares, gpus,
-        retention,
+        health, batch, jobs, events, samples, logs, results, queue, history, stats, keys, shares,
+        gpus, retention,
     )  # fmt: skip
     known = [operation for resource in resources for operation in resource.operations(api)]
     app = Starlette(

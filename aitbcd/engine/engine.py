@@ -414,6 +414,10 @@ class Engine:
         attempt = self._active.get(number)
         return attempt.gpu_use if attempt else None
 
+    async def gpu_samples(self, job: Job) -> bytes | None:
+        """Return ``logs/gpu.csv`` of a job that runs, as far as it is; None while it is empty."""
+        return await self._sampling.csv(job)
+
     # -- attempts -----------------------------------------------------------------------------
 
     def _begin(self, entry: Entry, gpu_uuids: tuple[str, ...]) -> Attempt:

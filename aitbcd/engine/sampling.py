@@ -145,20 +145,27 @@ class Sampling:
         if self._gpus.inventory.at != before:
             self._take(course, time.monotonic(), now_us())
 
-    async def table(self, job: Job) -> int | None:
-        """Return ``logs/gpu.csv`` of an attempt that is finished, as a sealed memfd."""
+    async def csv(self, job: Job) -> bytes | None:
+        """Return ``logs/gpu.csv`` of an attempt as far as it is; None while there is nothing."""
         course = self._courses.get(_key(job))
         if course is None or course.series.use(WHOLE) is None:
             return None
-        found = [self._gpus.inventory.find(uuid) for uuid in job.gpu_uuids]
+        found = [self._gpus.inventory.find(uuid) for uuid in course.job.gpu_uuids]
         indices = [gpu.index if gpu else None for gpu in found]
 
-        def write() -> int:
-            lines = samples.csv(course.series.read(), job.gpu_uuids, indices)
-            return sealed_memory("".join(lines).encode())
+        def write() -> bytes:
+            rows = course.series.read()
+            return "".join(samples.csv(rows, course.job.gpu_uuids, indices)).encode()
 
+        return await asyncio.to_thread(write)
+
+    async def table(self, job: Job) -> int | None:
+        """Return ``logs/gpu.csv`` of an attempt that is finished, as a sealed memfd."""
+        table = await self.csv(job)
+        if table is None:
+            return None
         try:
-            return await asyncio.to_thread(write)
+            return await asyncio.to_thread(sealed_memory, table)
         except OSError as problem:
             _log.warning("job=%s ends without its samples: %s", job.job_id, problem.strerror)
             return None

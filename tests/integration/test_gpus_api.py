@@ -37,12 +37,12 @@ def gpu_box(shared: Driver, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @contextmanager
-def daemon_with(driver: Driver, folder: Path) -> Iterator[Box]:
+def daemon_with(driver: Driver, folder: Path, config: str = CONFIG) -> Iterator[Box]:
     """Run a daemon that finds this driver; other daemons do not."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in driver.environ.items():
             patch.setenv(name, value)
-        serving_box = serving(folder, CONFIG)
+        serving_box = serving(folder, config)
         box = serving_box.__enter__()
         # For others than root.
         box.service.socket.parent.chmod(0o755)

@@ -102,7 +102,7 @@ FOR_CLI = {
 #: Dependencies that we never import by name: uvicorn does.
 USED_BY_UVICORN = {"httptools", "websockets"}
 #: Import name of a distribution, where they differ.
-IMPORT_NAMES = {"nvidia-ml-py": "pynvml"}
+IMPORT_NAMES = {"nvidia-ml-py": "pynvml", "resvg-py": "resvg_py"}
 
 #: What costs more than a whole `aitbcctl submit` may, or a supervisor that is forked.
 HEAVY_FOR_SUBMIT = {
@@ -224,10 +224,16 @@ def test_dependencies_are_those_that_the_code_imports() -> None:
         target.split(".")[0] for package in ("aitbcd", "aitbcctl") for _, target in arrows(package)
     } - sys.stdlib_module_names
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = {re.split(r"[<>=!~ ]", line, maxsplit=1)[0] for line in project["dependencies"]}
-    declared = {IMPORT_NAMES.get(name, name) for name in names}
-    assert used - {"aitbcd", "aitbcctl"} <= declared
+    declared = import_names(project["dependencies"])
+    extra = import_names(project["optional-dependencies"]["plot"])
+    assert used - {"aitbcd", "aitbcctl"} <= declared | extra
     assert declared - used <= USED_BY_UVICORN
+    assert extra <= used
+
+
+def import_names(requirements: list[str]) -> set[str]:
+    names = {re.split(r"[<>=!~ ]", line, maxsplit=1)[0] for line in requirements}
+    return {IMPORT_NAMES.get(name, name) for name in names}
 
 
 def modules_after(statements: str, *options: str) -> set[str]:
