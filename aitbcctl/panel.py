@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
@@ -70,7 +70,8 @@ def draw(seen: Seen, history: History, width: int, height: int, now: datetime) -
     body = _Body(seen, history, width, now).lines(room)
     if seen.trouble is not None:
         body = [tuple((text, _DIM) for text, _ in line) for line in body]
-    return [*top, *body, *[()] * (room - len(body)), *bottom]
+    lines = [*top, *body, *[()] * (room - len(body)), *bottom]
+    return [_fitted(line, width) for line in lines]
 
 
 # --- above and below ------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def _header(gpus: Sequence[Json], inventory: Json, width: int, now: datetime) ->
         gap = width - sum(columns(text) for text, _ in left) - len(right) - len(clock)
         if gap >= 2:
             return (*left, (" " * gap, ""), (right, _DIM), (clock, _DIM))
-    return _fitted(left, width)
+    return tuple(left)
 
 
 def _all_of(gpus: Sequence[Json]) -> str:
@@ -102,7 +103,7 @@ def _notes(problem: str | None, width: int, room: int) -> list[Line]:
     if not problem:
         return []
     lines = textwrap.wrap(plain(problem), max(width, 8))
-    return [_fitted([(line, "yellow")], width) for line in lines[: min(_NOTE_LINES, room)]]
+    return [((line, "yellow"),) for line in lines[: min(_NOTE_LINES, room)]]
 
 
 def _footer(seen: Seen, width: int, height: int) -> list[Line]:
@@ -132,14 +133,15 @@ def _waiting(seen: Seen) -> str:
     return f"{text}; {which}{first['job_id']} of {plain(first['user'])}" + (f": {why}" * bool(why))
 
 
-def _fitted(pieces: Iterable[Piece], width: int) -> Line:
+def _fitted(pieces: Line, width: int) -> Line:
     """Return what of the pieces fits."""
     fitted: list[Piece] = []
     for text, style in pieces:
-        room = width - sum(columns(piece) for piece, _ in fitted)
-        if room <= 0:
-            break
-        fitted.append((text if columns(text) <= room else cell(text, room), style))
+        wide = columns(text)
+        if wide > width:
+            return (*fitted, (cell(text, width), style)) if width else tuple(fitted)
+        fitted.append((text, style))
+        width -= wide
     return tuple(fitted)
 
 
@@ -210,15 +212,11 @@ class _Body:
                 yield ()
             for place, gpu in enumerate(block.gpus):
                 yield self._row(gpu, layout, _bracket(place, len(block.gpus)))
-            rest = len(block.below) - most + 1
-            yield from (
-                block.below[:most]
-                if len(block.below) <= most
-                else [
-                    *block.below[: most - 1],
-                    _fitted([(f"{self._indent}… {rest} more", _DIM)], self._width),
-                ]
-            )
+            if len(block.below) <= most:
+                yield from block.below
+            else:
+                yield from block.below[: most - 1]
+                yield ((f"{self._indent}… {len(block.below) - most + 1} more", _DIM),)
 
     def _alone(self, room: int) -> list[Line]:
         """Return a line a GPU, with its users in it, and one for those that do not fit."""
@@ -226,7 +224,7 @@ class _Body:
         shown = self._gpus if len(self._gpus) <= room else self._gpus[: max(0, room - 1)]
         lines = [self._row(gpu, layout, " ") for gpu in shown]
         if rest := self._gpus[len(shown) :]:
-            lines.append(_fitted([(_summed_up(rest), _DIM)], self._width))
+            lines.append(((_summed_up(rest), _DIM),))
         elif len(lines) < room:
             lines.insert(0, self._head(layout))
         return lines[:room]
@@ -286,7 +284,7 @@ class _Body:
             text += "  " + cell("TEMP", layout.temperature)
         if layout.users:
             text += "  USED BY"
-        return _fitted([(text.rstrip(), _DIM)], self._width)
+        return ((text.rstrip(), _DIM),)
 
     def _row(self, gpu: Json, layout: _Layout, bracket: str) -> Line:
         state = str(gpu["state"])
@@ -320,7 +318,7 @@ class _Body:
             pieces.append(("  " + text.rjust(layout.temperature), _DIM))
         if layout.users:
             pieces.append(("  " + cell(self._users(gpu), layout.users), ""))
-        return _fitted(pieces, self._width)
+        return tuple(pieces)
 
     def _memory(self, gpu: Json) -> str:
         total = f"{gpu['memory_total'] / GIB:.0f}"
@@ -374,14 +372,14 @@ class _Body:
         job = self._jobs.get(job_id)
         begin: list[Piece] = [(self._indent, "")]
         if job is None:
-            return _fitted([*begin, (plain(job_id), "")], self._width)
+            return (*begin, (plain(job_id), ""))
         users, names, bar = widths
         begin.append((job_id, "bold" if job.get("is_mine") else ""))
         begin.append(("  " + cell(plain(job["user"]), users), "magenta"))
         if names >= 4:
             begin.append(("  " + cell(plain(job.get("name") or "-"), names), ""))
         if where is not None:
-            return _fitted([*begin, ("  " + where, _DIM)], self._width)
+            return (*begin, ("  " + where, _DIM))
         begin.append(("  " + _percent(job).strip().rjust(4), ""))
         if bar:
             begin += _bar(job["progress"] / 100, bar, "cyan")
@@ -389,7 +387,7 @@ class _Body:
         elsewhere = len(job["gpu_uuids"]) - len(block.gpus)
         if elsewhere > 0:
             begin.append((f", and on {elsewhere} more GPU{'s' * (elsewhere > 1)}", _DIM))
-        return _fitted(begin, self._width)
+        return tuple(begin)
 
     def _times(self, job: Json) -> str:
         """Return how long a job has run, and how long it will; else where it stands."""
@@ -411,18 +409,15 @@ class _Body:
     def _sentence(self, text: str) -> Iterator[Line]:
         width = max(self._width - len(self._indent), 8)
         for line in textwrap.wrap(plain(text), width)[:_REASON_LINES]:
-            yield _fitted([(self._indent, ""), (line, "yellow")], self._width)
+            yield (self._indent, ""), (line, "yellow")
 
     def _process(self, one: Json) -> Line:
         memory = "?" if one["memory"] is None else size(one["memory"])
         since = f"  since {when_short(one['since'], self._now)}" if one.get("since") else ""
-        return _fitted(
-            [
-                (self._indent, ""),
-                (plain(one["user"] or "?"), "yellow"),
-                (f"  pid {one['pid']}  {memory}{since}  {plain(one['command'] or '?')}", ""),
-            ],
-            self._width,
+        return (
+            (self._indent, ""),
+            (plain(one["user"] or "?"), "yellow"),
+            (f"  pid {one['pid']}  {memory}{since}  {plain(one['command'] or '?')}", ""),
         )
 
 
