@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -35,7 +37,7 @@ from aitbcd.api.identity import Identity
 from aitbcd.api.messages import StreamBroken, problem_response
 from aitbcd.api.peer import Peer, check_origin
 from aitbcd.clock import now_us
-from aitbcd.errors import AitbcError, BadRequest, NoSuchFile
+from aitbcd.errors import AitbcError, BadRequest, NoSuchFile, RateLimited
 from aitbcd.model import Key
 
 _log = logging.getLogger(__name__)
@@ -44,6 +46,9 @@ _log = logging.getLogger(__name__)
 LINKS = "/s/"
 #: What watches the daemon must not be told to ask less often.
 _UNCOUNTED = frozenset({"/healthz", "/metrics", "/openapi.json"})
+
+
+_READING = frozenset({"GET", "HEAD"})
 
 
 class MethodNotAllowed(BadRequest):
@@ -77,6 +82,7 @@ class _Gate:
         self._keyring = api.keyring
         self._site = api.site
         self._identity = Identity(api)
+        self._turns = api.turns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -85,10 +91,31 @@ class _Gate:
             await problem_response(error)(scope, receive, send)
             return
         if key is None:
-            await self._pass(scope, receive, send)
+            await self._pass_in_turn(scope, receive, send)
             return
         with self._keyring.using(key, scope["state"]["abort"], now_us()):
+            await self._pass_in_turn(scope, receive, send)
+
+    async def _pass_in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what reads in its user's turn: what is only changed takes no time of the loop."""
+        if scope.get("method") not in _READING or scope["path"] in _UNCOUNTED:
             await self._pass(scope, receive, send)
+            return
+        whose = _whose(scope["state"])
+        turn = self._turns.of(whose)
+
+        async def send_on(message: Message) -> None:
+            # From here on it is the client that is waited for, or what is followed.
+            turn.end()
+            await send(message)
+
+        try:
+            self._turns.check(whose)
+        except RateLimited as error:
+            await problem_response(error)(scope, receive, send)
+            return
+        async with turn:
+            await self._pass(scope, receive, send_on)
 
     async def _admit(self, scope: Scope) -> Key | None:
         """Return the API key that a request is made with, if it is.
@@ -142,6 +169,11 @@ class _Gate:
         except Exception:
             _log.exception("serving the WebSocket %r failed", scope["path"])
             scope["state"]["abort"]()
+
+
+def _whose(state: Mapping[str, Any]) -> Hashable:
+    found, peer = state["caller"], state["peer"]
+    return found.owner.uid if isinstance(found, Caller) else ("nobody", peer.counted_as)
 
 
 def _is_broken_off(problem: BaseException) -> bool:

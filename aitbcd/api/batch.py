@@ -67,9 +67,13 @@ class _Batch:
             read = _jobs_of_object if is_object else _jobs_of_lines
             # The engine checks too, but cannot say where in the batch it was.
             check = await self._api.engine.admission(who.owner)
-            batch = await self._api.engine.submit_batch(
-                who.owner, lambda: _pieces(read(body, check)), plan=who.plan
-            )
+            # A large one keeps all others from storing for seconds.
+            whose = ("batch", who.owner.uid)
+            self._api.turns.check(whose)
+            async with self._api.turns.of(whose):
+                batch = await self._api.engine.submit_batch(
+                    who.owner, lambda: _pieces(read(body, check)), plan=who.plan
+                )
         return stream(request, _answer(batch.ids), "application/json", status=201)
 
 

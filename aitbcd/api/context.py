@@ -16,6 +16,7 @@ from starlette.requests import HTTPConnection, Request
 from aitbcd.api.keyring import Keyring
 from aitbcd.api.peer import Site
 from aitbcd.api.spool import Spool
+from aitbcd.api.turns import Turns
 from aitbcd.certificate import Certificate
 from aitbcd.clock import now_us
 from aitbcd.engine import Engine
@@ -58,6 +59,8 @@ class Api:
     keyring: Keyring
     #: Large requests while they arrive.
     spool: Spool = field(init=False)
+    #: Whose work is done now.
+    turns: Turns = field(default_factory=Turns)
     #: The launcher is a service of root's, and members of its groups are served.
     is_separate: bool = False
     #: Where HTTP is served over TCP, as others write it; None where it is not, or cannot be said.

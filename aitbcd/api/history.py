@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,9 +31,10 @@ _COLUMNS = (
 
 def operations(api: Api) -> list[Operation]:
     async def export(request: Request, asked: Asked) -> Response:
-        jobs = wanted(caller(request).owner, asked)
+        owner = caller(request).owner
+        pages = _pages(api, owner.uid, wanted(owner, asked))
         is_csv = asked[_FORMAT] == "csv"
-        pieces = _csv(api, jobs) if is_csv else _json(api, jobs)
+        pieces = _csv(pages) if is_csv else _json(pages)
         name = f"jobs.{asked[_FORMAT]}"
         headers = {"content-disposition": f'attachment; filename="{name}"'}
         return stream(request, pieces, _CSV if is_csv else "application/json", headers)
@@ -46,22 +48,39 @@ def operations(api: Api) -> list[Operation]:
     ]  # fmt: skip
 
 
-async def _json(api: Api, jobs: JobFilter) -> AsyncGenerator[bytes]:
+#: Jobs, and their statuses.
+_Page = tuple[list[Job], list[dict[str, wire.Json]]]
+
+
+async def _pages(api: Api, uid: int, jobs: JobFilter) -> AsyncGenerator[_Page]:
+    """Yield jobs with their statuses, a page in each turn of who asks."""
+    async with aclosing(api.store.history(jobs)) as history:
+        while True:
+            async with api.turns.of(("export", uid)):
+                some = await anext(history, None)
+                shown = await view.listed(api, some or ())
+            if some is None:
+                return
+            yield some, shown
+
+
+async def _json(pages: AsyncGenerator[_Page]) -> AsyncGenerator[bytes]:
     """Yield one array of statuses."""
     before = b"[\n"
-    async for some in api.store.history(jobs):
-        shown = [wire.encode(status) for status in await view.listed(api, some)]
-        yield before + b",\n".join(shown)
-        before = b",\n"
+    async with aclosing(pages):
+        async for _, statuses in pages:
+            yield before + b",\n".join([wire.encode(status) for status in statuses])
+            before = b",\n"
     yield b"\n]\n" if before == b",\n" else b"[]\n"
 
 
-async def _csv(api: Api, jobs: JobFilter) -> AsyncGenerator[bytes]:
+async def _csv(pages: AsyncGenerator[_Page]) -> AsyncGenerator[bytes]:
     """Yield a line of names, then a line for each job."""
     yield spreadsheet.row(_COLUMNS)
-    async for some in api.store.history(jobs):
-        shown = zip(some, await view.listed(api, some), strict=True)
-        yield b"".join([_line(job, status) for job, status in shown])
+    async with aclosing(pages):
+        async for jobs, statuses in pages:
+            shown = zip(jobs, statuses, strict=True)
+            yield b"".join([_line(job, status) for job, status in shown])
 
 
 def _line(job: Job, status: dict[str, wire.Json]) -> bytes:

@@ -25,7 +25,7 @@ from aitbcd.api.ticking import percentages
 from aitbcd.api.websocket import SLOW, SLOW_REASON
 from aitbcd.clock import now_us
 from aitbcd.errors import BadRequest, InvalidValue
-from aitbcd.model import Event, Job, JobState
+from aitbcd.model import Event, Job, JobState, Owner
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +66,10 @@ async def _refuse_plain(_: Request) -> Response:
 class _Client:
     """What waits for one client."""
 
-    def __init__(self, uid: int | None, number: int | None) -> None:
-        self._uid = uid
+    def __init__(self, owner: Owner, number: int | None) -> None:
+        #: Whose turn it is when it reads the store.
+        self.whose = ("updates", owner.uid)
+        self._uid = None if owner.is_admin else owner.uid
         self._number = number
         self.events: deque[tuple[int, str]] = deque()
         #: By job: only the latest counts.
@@ -87,9 +89,10 @@ class _Client:
         stride = _STRIDE if self._number is None else newest
         while since < newest:
             until = min(newest, since + stride)
-            events = await api.store.events(
-                number=self._number, uid=self._uid, since=since, until=until, limit=_PAGE_OF_ONE
-            )
+            async with api.turns.of(self.whose):
+                events = await api.store.events(
+                    number=self._number, uid=self._uid, since=since, until=until, limit=_PAGE_OF_ONE
+                )
             yield events
             since = events[-1].seq if len(events) == _PAGE_OF_ONE else until
 
@@ -123,11 +126,10 @@ class _Updates:
         owner = caller(socket).owner
         _refuse_unknown(socket)
         since = _since(socket)
-        uid = None if owner.is_admin else owner.uid
         ref = socket.query_params.get("job_id")
         job = None if ref is None else await self._api.find(owner, ref)
         oldest, newest = await self._api.store.event_span()
-        client = _Client(uid, job.number if job else None)
+        client = _Client(owner, job.number if job else None)
         try:
             await socket.accept()
             if since is not None and (why := _not_kept(since, oldest, newest)):
@@ -161,7 +163,9 @@ class _Updates:
         # What was committed since ``newest`` was looked up may have been handed out already.
         client.is_behind = True
         client.woken.set()
-        for job in await self._api.store.active():
+        async with self._api.turns.of(client.whose):
+            active = await self._api.store.active()
+        for job in active:
             if job.status is JobState.RUNNING and client.sees(job.owner.uid, job.number):
                 self._tick(job.owner.uid, job.number, job.job_id)
 

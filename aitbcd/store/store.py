@@ -12,7 +12,7 @@ SQLite in WAL mode, https://www.sqlite.org/wal.html.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -501,7 +501,7 @@ class Store:
         """
         return await self._lists.run(listing.page, wanted, self.ids)
 
-    async def history(self, wanted: JobFilter) -> AsyncIterator[list[Job]]:
+    async def history(self, wanted: JobFilter) -> AsyncGenerator[list[Job]]:
         """Yield all jobs that fit, piece by piece; those that are added meanwhile may be there."""
         page = await self.list_jobs(replace(wanted, limit=_PIECE))
         while page.jobs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import tempfile
 import threading
@@ -116,6 +117,29 @@ def test_users_who_take_all_connections_keep_nobody_out(
             "theirs are free", lambda: ada.ask(service.socket, "GET", "/v1/queue").status == 200
         )
         assert ask
+
+
+@only_root
+def test_who_asks_much_at_once_waits_for_himself(bob: User) -> None:
+    with tempfile.TemporaryDirectory(prefix="aitbcd-") as folder, ExitStack() as stack:
+        Path(folder).chmod(0o755)
+        service = stack.enter_context(Service(Path(folder) / "daemon", CONFIG))
+        service.socket.parent.chmod(0o755)
+        box = Box(service)
+        stack.enter_context(box.http)
+        lines = '{"argv": ["sleep", "1000"]}\n' * 400
+        kind = {"content-type": "application/x-ndjson"}
+        made = box.http.post("/v1/jobs:batch", content=lines, headers=kind)
+        assert made.status_code == 201
+        asked = [stack.enter_context(box.connect()) for _ in range(200)]
+        for sock in asked:
+            sock.sendall(b"GET /v1/jobs?limit=200 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert bob.ask(service.socket, "GET", "/v1/queue?limit=1").status == 200
+        # Had he waited for all that was asked before him, all of it would be here.
+        answered, _, _ = select.select(asked, [], [], 0)
+        assert len(answered) < len(asked)
+        for sock in asked:
+            assert b"200 OK" in sock.recv(100)
 
 
 def test_followers_leave_descriptors_for_all_else(tmp_path: Path) -> None:
