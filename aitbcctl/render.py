@@ -355,6 +355,7 @@ def _attempts(job: Json, now: datetime) -> str:
             facts.append("never ran" if ran is None else f"ran {_span(ran)}")
         why = attempt.get("reason")
         facts += [how(attempt), "" if why in ("exit", "signal") else plain(why or "")]
+        facts.append(plain(attempt.get("cause") or ""))
         usage = attempt.get("rusage") or attempt
         if usage.get("max_rss"):
             facts.append(f"peak {size(usage['max_rss'])}")

@@ -192,7 +192,7 @@ class Snapshot:
     oom_kills: int | None = None
     #: The line of its standard error that tells the cause.
     evidence: str | None = None
-    #: The last lines of its standard error.
+    #: The last lines of its standard error; of its output where it wrote nothing there.
     stderr: tuple[str, ...] = ()
 
 

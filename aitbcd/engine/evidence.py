@@ -15,7 +15,7 @@ from typing import Any
 from aitbcd import wire
 from aitbcd.causes import Clues, whose
 from aitbcd.clock import now_us
-from aitbcd.devices import Gpu, GpuState, Process, meaning_of_xid
+from aitbcd.devices import XIDS_THAT_NEED_A_RESET, Gpu, GpuState, Process, meaning_of_xid
 from aitbcd.errors import AitbcError
 from aitbcd.feed import Feed
 from aitbcd.gpus import Gpus, Xid
@@ -143,6 +143,8 @@ class Evidence:
         meaning = meaning_of_xid(xid.xid)
         words = f"the driver reported XID {xid.xid} on GPU {gpu.index}"
         words += f": {meaning}" if meaning else ""
+        if xid.xid in XIDS_THAT_NEED_A_RESET:
+            words += "; it needs a reset, and takes no new job"
         facts = {"xid": xid.xid, "time": wire.rfc3339_exact(xid.at)}
         mark = f"{gpu.uuid} xid {xid.xid} {xid.at}"
         self._note(job, EventKind.GPU_FAULT, mark, words, _of(gpu) | facts)

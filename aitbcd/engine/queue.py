@@ -84,6 +84,8 @@ class Queue:
         self._timer: asyncio.TimerHandle | None = None
         #: When GPUs are looked at that somebody else uses.
         self._watch: asyncio.TimerHandle | None = None
+        #: When the GPUs were seen whose strangers were told of last.
+        self._noted_at = 0
 
     def close(self) -> None:
         self._is_closed = True
@@ -225,15 +227,24 @@ class Queue:
         foreign = self._pool.used_past_the_queue()
         if not foreign:
             return
-        stock, is_waiting = self._pool.stock(), False
+        seen_at = self._pool.inventory.at
+        if self._noted_at != seen_at:
+            # Once for each look: that is when strangers come.
+            self._noted_at = seen_at
+            self._note_strangers(foreign)
+        if self._watch is None and any(
+            allotment.fits(gpu, wish_of(job)) for job in self._backlog.heads() for gpu in foreign
+        ):
+            self._watch = asyncio.get_running_loop().call_later(_FOREIGN_S, self._look_again)
+
+    def _note_strangers(self, foreign: list[Gpu]) -> None:
+        """Tell of the jobs that would start on a GPU that somebody uses past the queue."""
+        stock = self._pool.stock()
         for job in self._backlog.heads():
             wish = wish_of(job)
             wanted = [gpu for gpu in foreign if allotment.fits(gpu, wish)]
-            is_waiting = is_waiting or bool(wanted)
             if wanted and stock.allot(wish) is None and not self._over_limit(job):
                 self._kept_from(job, wanted)
-        if is_waiting and self._watch is None:
-            self._watch = asyncio.get_running_loop().call_later(_FOREIGN_S, self._look_again)
 
     def _look_again(self) -> None:
         self._watch = None

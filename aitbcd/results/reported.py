@@ -27,13 +27,17 @@ def percentage(building: Path) -> int | None:
 
 
 def last_words(building: Path, length: int) -> bytes:
-    """Return the end of what a job wrote to its standard error; nothing where it is shut to us."""
+    """Return the end of what a job wrote to its standard error, or else to its output.
+
+    Many a job joins the two (``2>&1 | tee log``). Nothing where they are shut to us.
+    """
     try:
         folder = beneath.open_folder(building)
     except (beneath.NotThere, PermissionError):
         return b""
     try:
-        return _tail(folder, _STDERR, length)
+        said = _tail(folder, _STDERR, length)
+        return said if said.strip() else _tail(folder, _STDOUT, length)
     finally:
         os.close(folder)
 

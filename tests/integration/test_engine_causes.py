@@ -98,6 +98,18 @@ def test_a_job_without_memory_on_its_gpu_says_so_everywhere(driver: Driver, tmp_
     go(scenario())
 
 
+def test_a_job_that_writes_to_one_log_alone_is_understood(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            job = await rig.run("sh", "-c", f"(echo '{OOM}'; exit 1) 2>&1 | cat; exit 1", gpus=1)
+            assert job.ending
+            assert job.ending.cause is Cause.CUDA_OOM
+
+    go(scenario())
+
+
 def test_a_job_that_completes_or_is_canceled_has_no_cause(driver: Driver, tmp_path: Path) -> None:
     driver.write(gpu(0))
     gate = tmp_path / "gate"
@@ -148,6 +160,7 @@ def test_a_stranger_on_the_gpu_of_a_job_is_told_once_and_explains_its_end(
             await rig.gpus.look(max_age_s=-1)
             # What was seen while it lived counts, not what is left.
             driver.write(gpu(0, process=both[1], used=20 * GIB))
+            await rig.gpus.look(max_age_s=-1)
             gate.touch()
             ended = await rig.ended(job)
             assert ended.ending
@@ -214,7 +227,7 @@ def test_a_thousand_strangers_do_not_fill_the_events_of_a_job(
 @pytest.mark.parametrize(
     ("xid", "cause", "words"),
     [
-        (48, Cause.XID, "XID 48 on GPU 0: an uncorrectable memory error"),
+        (48, Cause.XID, "XID 48 on GPU 0: an uncorrectable memory error; it needs a reset"),
         (31, Cause.XID, "XID 31 on GPU 0: the program used a bad address"),
         (79, Cause.GPU_LOST, "XID 79 on GPU 0: it has fallen off the bus"),
     ],
