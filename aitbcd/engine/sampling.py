@@ -86,7 +86,7 @@ class Sampling:
 
     async def begin(self, job: Job) -> None:
         """Sample the GPUs of an attempt that runs, if it has some, until it is to ``stop``."""
-        if not job.gpu_uuids or not self._settings.sample_s or _key(job) in self._courses:
+        if not job.gpu_uuids or _key(job) in self._courses:
             return
         course = await self._open(job)
         if course is None:
@@ -105,7 +105,9 @@ class Sampling:
         return _Course(job, await asyncio.to_thread(self._series, job))
 
     def _series(self, job: Job) -> Series:
-        return Series(self._path(job), len(job.gpu_uuids), self._settings.sample_s)
+        # Where nothing is sampled at present, that may change while it runs.
+        interval_s = self._settings.sample_s or 1.0
+        return Series(self._path(job), len(job.gpu_uuids), interval_s)
 
     def _path(self, job: Job) -> Path:
         return self._folder / folder_name(job.job_id, job.attempt)
@@ -129,7 +131,7 @@ class Sampling:
             return None
         self._courses[_key(job)] = course
         course.is_sampled = False
-        if course.is_known:
+        if course.is_known and self._settings.sample_s:
             await self._take_last(course)
         course.series.write()
         return course.series.use(share)

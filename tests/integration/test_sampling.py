@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from aitbcd import series
+from aitbcd import series, settings
 from aitbcd.devices import Gpu
 from aitbcd.model import GpuUse, Job, JobState
 from aitbcd.store import Wanted
@@ -158,16 +158,41 @@ def test_nothing_wakes_while_there_is_nothing_to_sample(
                 jobs.append(await rig.submit(*SLEEP, gpus=1))
             for job in jobs:
                 await rig.reached(job, JobState.RUNNING)
-
-            async def is_at_rest() -> bool:
-                before = proc.switches(probe())
-                await asyncio.sleep(0.5)
-                return proc.switches(probe()) == before
-
-            await until("the probe sleeps", is_at_rest)
+            await until("the probe sleeps", _is_at_rest)
             assert rig.gpus.recent(uuid_of(0)) == []
+            for job in jobs:
+                await rig.engine.cancel(await rig.job(job), force=True)
+                await rig.ended(job)
+                assert not (rig.package(job) / "logs/gpu.csv").exists()
 
     go(scenario())
+
+
+def test_a_job_that_runs_is_sampled_from_when_that_is_wished(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path, QUICK.replace("0.1s", "0", 1)) as rig:
+            job = await rig.submit(*SLEEP, gpus=1)
+            await rig.reached(job, JobState.RUNNING)
+            assert rig.engine.gpu_use(job.number) is None
+            rig.engine._settings.take(settings.parse(QUICK, tmp_path))
+            rig.engine.on_settings()
+            await sampled(rig, job, lambda use: use.rows >= 2)
+            rig.engine._settings.take(settings.parse(QUICK.replace("0.1s", "0", 1), tmp_path))
+            await until("it is let be", _is_at_rest)
+            _, lines = await cancel(rig, job)
+            assert len(lines) >= 2
+
+    go(scenario())
+
+
+async def _is_at_rest() -> bool:
+    before = proc.switches(probe())
+    await asyncio.sleep(0.5)
+    return proc.switches(probe()) == before
 
 
 # Who is there

@@ -3,6 +3,7 @@ of the job's business."""
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from collections.abc import Iterator
@@ -80,6 +81,25 @@ def test_it_is_bounded_and_sums_up_to_the_same(
     assert (found.interval_s, found.sampled_s, found.energy_j) == (64, 1000, 300_000)
     assert found.utilization_mean == 49.5
     assert len(kept.read()) == found.rows <= 16
+
+
+def test_a_week_is_kept_in_as_many_rows_as_an_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In minutes: seconds would be the same, and take a minute.
+    monkeypatch.setattr(series, "ROWS_MAX", 60)
+    week, gpus = 7 * 24 * 60, 8
+    kept = Series(tmp_path / "job", gpus, 60.0)
+    for at in range(1, week + 1):
+        for gpu in range(gpus):
+            kept.add(row(at, gpu, 100 if (at, gpu) == (5000, 3) else 10 * (at % 2)))
+        if kept.is_full:
+            kept.tidy()
+    kept.write()
+    found = use(kept)
+    assert (found.interval_s, found.rows) == (256 * 60, gpus * math.ceil(week / 256))
+    assert (found.utilization_mean, found.utilization_peak) == (5, 100)
+    assert sum(one.peak == 100 for one in kept.read()) == 1
 
 
 @pytest.fixture

@@ -86,29 +86,6 @@ def test_sums_means_and_peaks_are_the_same_however_often_it_is_halved(
         assert shorter <= (longer + 3) // 2
 
 
-def test_a_week_of_seconds_keeps_its_mean_and_its_peak_in_an_hour_of_rows() -> None:
-    limit, factor, rows = 3600, 1, []
-    begun: Row | None = None
-    count = 0
-    seconds = 7 * 86400
-    for at in range(1, seconds + 1):
-        busy = 100 if at == 500_000 else 10 * (at % 2)
-        row = Row(at * SECOND, SECOND, SECOND, busy * SECOND, 0, at, 0, 1, 0, 0, 0, busy, 0, 0, 0)
-        begun, count = (row, 1) if begun is None else (merge(begun, row), count + 1)
-        if count == factor:
-            rows.append(begun)
-            begun = None
-        if len(rows) == limit:
-            rows, factor = list(halved(rows)), 2 * factor
-    kept = rows if begun is None else [*rows, begun]
-    assert len(kept) <= limit
-    assert factor == 256
-    use = summed(kept)
-    assert (use.utilization_peak, use.memory_peak) == (100, seconds)
-    assert use.utilization_mean == round((5 * seconds + 100) / seconds, 1)
-    assert (use.sampled_s, use.energy_j) == (seconds, seconds / 1000)
-
-
 @given(series)
 def test_rows_are_read_as_they_were_written(looks: list[tuple[Gpu, int, int, int]]) -> None:
     rows = rows_of(looks)
