@@ -22,7 +22,7 @@ from pathlib import Path
 
 import uvloop
 
-from aitbcd import __version__, certificate, install, machine, paths, settings
+from aitbcd import __version__, certificate, machine, paths, settings
 from aitbcd.allotment import inventory
 from aitbcd.api import activation, app
 from aitbcd.api.activation import Handed
@@ -51,21 +51,8 @@ _STOP_GRACE_S = 5.0
 
 
 def main() -> None:
-    """Run the console script ``aitbcd``."""
-    arguments = sys.argv[1:]
-    match arguments[:1]:
-        case ["launcher"]:
-            _become_launcher(arguments[1:])
-        case ["install" | "uninstall"]:
-            sys.exit(install.run(arguments))
-    sys.exit(run(arguments))
-
-
-def _become_launcher(arguments: Sequence[str]) -> None:
-    """Be the launcher instead: isolated, with nothing but the standard library."""
-    program = Path(__file__).with_name("launcher")
-    isolated = ["-I", "-S", "-X", "utf8"]
-    os.execv(sys.executable, [sys.executable, *isolated, os.fspath(program), *arguments])
+    """Serve as the command line says."""
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
