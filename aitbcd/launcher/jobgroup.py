@@ -40,6 +40,8 @@ class JobGroup:
         """Make it with its limits; None where that cannot be."""
         try:
             make(folder)
+            # Whatever our umask is: programs read their limits there, to keep to them.
+            os.chmod(folder, 0o755)
         except OSError:
             return None
         group = cls(folder)
