@@ -1,8 +1,8 @@
 """What holds for all tests: a clean environment, and no silent skip where none is allowed.
 
-With AITBCD_TEST_STRICT=1 or CI=true a skipped test is a failed one. Tests marked ``gpu`` or
-``systemd`` are left out there when the machine has no NVIDIA driver, or cannot boot another one in
-a container, which the header says; elsewhere they are skipped.
+With AITBCD_TEST_STRICT=1 or CI=true a skipped test is a failed one. Tests marked ``gpu``,
+``systemd`` or ``vm`` are left out there when the machine has no NVIDIA driver, or cannot boot
+another one in a container, or under an emulator, which the header says; elsewhere they are skipped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.machine import reason_against
+from tests import machine, vm
 
 # A slow machine is no failure.
 settings.register_profile("aitbcd", deadline=None)
@@ -26,8 +26,9 @@ IS_STRICT = os.environ.get("AITBCD_TEST_STRICT") == "1" or os.environ.get("CI") 
 WITHOUT: dict[str, str] = {}
 if not Path("/proc/driver/nvidia/version").exists():
     WITHOUT["gpu"] = "no NVIDIA driver on this machine"
-if against := reason_against():
-    WITHOUT["systemd"] = against
+for mark, kind in (("systemd", machine), ("vm", vm)):
+    if against := kind.reason_against():
+        WITHOUT[mark] = against
 
 #: Where the program under test would otherwise look for the developer's own daemon and folders.
 OURS = ("AITBC", "XDG_", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CONFIGURATION_DIRECTORY")

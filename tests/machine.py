@@ -31,7 +31,7 @@ _INCLUDED = (
 )
 ROOT = Path(__file__).resolve().parents[1]
 #: Where the program and what it needs lie in the machine.
-_OURS, NEEDED = "/opt/aitbcd/source", "/opt/aitbcd/needed"
+OURS, NEEDED = "/opt/aitbcd/source", "/opt/aitbcd/needed"
 _PROGRAM = """#!/usr/bin/python3 -I
 import sys
 sys.path[:0] = ["{ours}", "{needed}"]
@@ -80,7 +80,7 @@ class Machine:
         #: Where its cgroups begin. Two machines in one would have each other's units.
         own = cgroups.own_folders().values()
         self._cgroups = [Path(each) / self._folder.name for each in own]
-        self._nspawn: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._leader = 0
 
     def __enter__(self) -> Self:
@@ -122,7 +122,7 @@ class Machine:
 
     @property
     def is_up(self) -> bool:
-        return self._nspawn is not None and self._nspawn.poll() is None
+        return self._process is not None and self._process.poll() is None
 
     def boot(self) -> None:
         """Boot; return when all units have been started."""
@@ -131,12 +131,12 @@ class Machine:
             path.mkdir(exist_ok=True)
         enter = "".join(f"echo $$ >{path}/cgroup.procs; " for path in self._cgroups)
         with self.log.open("ab") as log:
-            self._nspawn = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [
                     *("/bin/sh", "-ec", f'{enter}exec "$@"', "sh"),
                     *("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit"),
                     *("--console=pipe", "--private-network", "--hostname=lab"),
-                    *(f"--bind-ro={ROOT}:{_OURS}", f"--bind-ro={needed}:{NEEDED}"),
+                    *(f"--bind-ro={ROOT}:{OURS}", f"--bind-ro={needed}:{NEEDED}"),
                     f"--directory={self.root}",
                 ],
                 env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
@@ -144,13 +144,13 @@ class Machine:
                 stdout=log,
                 stderr=log,
             )
-        pid = self._nspawn.pid
+        pid = self._process.pid
         self._leader = wait_for("it has a first process", lambda: self._first(pid), log=self.log)
         self._until_booted()
 
     def _first(self, nspawn: int) -> int | None:
-        assert self._nspawn is not None
-        assert self._nspawn.poll() is None, self.log.read_text(errors="replace")
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text(errors="replace")
         for pid in children(nspawn):
             status = Path(f"/proc/{pid}/status").read_text()
             if any(line.split()[-1] == "1" for line in status.splitlines() if "NSpid" in line):
@@ -166,17 +166,17 @@ class Machine:
 
     def power_off(self) -> None:
         """Shut down in order."""
-        assert self._nspawn is not None
+        assert self._process is not None
         self("systemctl --no-block poweroff")
-        self._nspawn.wait(DEADLINE_S)
+        self._process.wait(DEADLINE_S)
 
     def cut_power(self) -> None:
         """End everything at whatever instruction it is."""
-        if self._nspawn is None or self._nspawn.poll() is not None:
+        if self._process is None or self._process.poll() is not None:
             return
         # The first process of a PID namespace takes all others along.
         os.kill(self._leader, signal.SIGKILL)
-        self._nspawn.wait(DEADLINE_S)
+        self._process.wait(DEADLINE_S)
 
     def __call__(
         self,
@@ -187,12 +187,17 @@ class Machine:
         environ: Mapping[str, str] | None = None,
     ) -> str:
         """Run a shell line in it and return what it says."""
-        command = ["nsenter", f"--target={self._leader}", "--all", "--wdns=/"]
-        if user is not None:
-            command += ["runuser", "--login", user, "--"]
+        command = ["/bin/sh"] if user is None else ["runuser", "--login", user, "--"]
+        plain = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+        code, said = self._run([*command, "-c", line], plain | dict(environ or {}))
+        assert code == 0 or not check, f"{line}: {code}\n{said}"
+        return said
+
+    def _run(self, command: list[str], environ: dict[str, str]) -> tuple[int, str]:
+        """Return the exit code of a command, and what it says."""
         done = subprocess.run(
-            [*command, "/bin/sh", "-c", line] if user is None else [*command, "-c", line],
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", **(environ or {})},
+            ["nsenter", f"--target={self._leader}", "--all", "--wdns=/", *command],
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -200,8 +205,7 @@ class Machine:
             timeout=DEADLINE_S,
             check=False,
         )
-        assert done.returncode == 0 or not check, f"{line}: {done.returncode}\n{done.stdout}"
-        return done.stdout
+        return done.returncode, done.stdout
 
     def code(self, line: str, user: str | None = None) -> int:
         """Return the exit code of a shell line."""
@@ -210,6 +214,12 @@ class Machine:
 
     def install(self) -> None:
         """Put the program and its units in their places, and start them."""
+        self.place()
+        self("systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload")
+        self("systemctl enable --now aitbcd.service aitbcd-launcher.service")
+
+    def place(self) -> None:
+        """Put the program and its units in their places."""
         units = self.root / "usr/lib/systemd/system"
         for unit in [*ROOT.glob("systemd/*.service"), *ROOT.glob("systemd/*.socket")]:
             shutil.copyfile(unit, units / unit.name)
@@ -217,16 +227,14 @@ class Machine:
             folder = self.root / f"usr/lib/{kind}.d"
             shutil.copyfile(ROOT / f"systemd/aitbcd.{kind}", folder / "aitbcd.conf")
         for name, module, function in (
-            ("aitbcd", "aitbcd.daemon", "main"),
+            ("aitbcd", "aitbcd.__main__", "main"),
             ("aitbcctl", "aitbcctl.cli", "main"),
         ):
             program = self.root / "usr/bin" / name
             program.write_text(
-                _PROGRAM.format(ours=_OURS, needed=NEEDED, module=module, function=function)
+                _PROGRAM.format(ours=OURS, needed=NEEDED, module=module, function=function)
             )
             program.chmod(0o755)
-        self("systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload")
-        self("systemctl enable --now aitbcd.service aitbcd-launcher.service")
 
 
 def submit(machine: Machine, line: str, user: str = "ada", options: str = "") -> str:
