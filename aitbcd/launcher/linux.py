@@ -133,6 +133,18 @@ def fork_into(cgroup: int) -> int:
     return _check(_locked_libc.syscall(ctypes.c_long(_CLONE3), arguments, size))
 
 
+def log_in(uid: int) -> None:
+    """Have the audit log name this user for all that follows, as pam_loginuid(8) does for cron's.
+
+    A kernel that audits nothing, or a container that may not say so, has no such log.
+    """
+    try:
+        with open("/proc/self/loginuid", "wb", buffering=0) as file:
+            file.write(str(uid).encode())
+    except OSError:
+        pass
+
+
 def close_all_but(*kept: int) -> None:
     """Close all descriptors but these and the standard streams."""
     low = 3

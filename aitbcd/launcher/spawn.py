@@ -20,7 +20,12 @@ from typing import Any
 from aitbcd.launcher.cgroups import enter
 from aitbcd.launcher.identity import Identity
 from aitbcd.launcher.jobgroup import JobGroup, near_cores
-from aitbcd.launcher.linux import forbid_new_privileges, fork_into, leave_session_keyring
+from aitbcd.launcher.linux import (
+    forbid_new_privileges,
+    fork_into,
+    leave_session_keyring,
+    log_in,
+)
 
 #: Seconds for a user's own file systems to answer before the program runs.
 _START_S = 60.0
@@ -166,6 +171,7 @@ def _become_program(
         if who is not None:
             # As root, so that it is root's: users may have few keys.
             leave_session_keyring()
+            log_in(who.uid)
             who.become()
         if spec.get("no_new_privs"):
             forbid_new_privileges()

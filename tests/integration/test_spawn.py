@@ -475,6 +475,7 @@ def test_another_users_job_is_his_in_every_respect(box: Box, user: pwd.struct_pa
         cat /proc/self/status
         echo "Cwd: $(pwd)"
         echo "Home: $HOME $USER $LOGNAME"
+        echo "Login: $(cat /proc/self/loginuid)"
         echo "Fds: $(ls /proc/self/fd | tr '\\n' ' ')"
         echo "In: $(readlink /proc/$$/fd/0)"
         echo "Leads: $$ $(cut -d' ' -f5,6 /proc/$$/stat)"
@@ -483,6 +484,8 @@ def test_another_users_job_is_his_in_every_respect(box: Box, user: pwd.struct_pa
         kill -0 $PPID && echo "Kills: its supervisor"
         ls /proc/$PPID/fd
     """
+    try_it = ["sh", "-c", "echo 1 >/proc/self/loginuid"]
+    is_audited = subprocess.run(try_it, capture_output=True, check=False).returncode == 0
     for _ in range(2):
         job = submit_as(box, user, "sh", "-c", look_around, cwd=user.pw_dir, umask="0027")
         ended = box.wait_end(job)
@@ -500,6 +503,8 @@ def test_another_users_job_is_his_in_every_respect(box: Box, user: pwd.struct_pa
         assert found["Umask"] == ["0027"]
         assert found["Cwd"] == [user.pw_dir]
         assert found["Home"] == [user.pw_dir, user.pw_name, user.pw_name]
+        if is_audited:
+            assert found["Login"] == [str(user.pw_uid)]
         # The last one is what ls itself reads.
         assert found["Fds"] == ["0", "1", "2", "3"]
         assert found["In"] == ["/dev/null"]
