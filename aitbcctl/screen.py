@@ -146,7 +146,7 @@ class Screen:
     def _paint_line(self, at: int, line: Line, before: Line) -> None:
         for column, pieces in _changes(line, before):
             self._console.control(Control.move_to(column, at))
-            text = Text.assemble(*_joined(pieces), end="")
+            text = Text.assemble(*joined(pieces), end="")
             self._console.print(text, end="", no_wrap=True, crop=False, overflow="ignore")
         if _width(line) < _width(before):
             self._console.control(Control.move_to(_width(line), at), _ERASE_LINE)
@@ -175,7 +175,7 @@ def _changes(line: Line, before: Line) -> Iterator[tuple[int, list[Piece]]]:
         yield begin, run
 
 
-def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Yield the pieces with those of one style as one."""
     for style, group in groupby(pieces, key=itemgetter(1)):
         yield "".join(text for text, _ in group), style
