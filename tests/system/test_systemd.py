@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.machine import Machine, gated, open_gate, status, submit, until
+from tests.driver import GIB, SCRIPT_VARIABLE, build, gpu, process
+from tests.machine import NEEDED, Machine, gated, open_gate, status, submit, until
 from tests.service import wait_for
 
 pytestmark = pytest.mark.systemd
@@ -188,6 +191,81 @@ def test_the_doctor_finds_what_is_stopped(machine: Machine) -> None:
     assert "FAIL  launcher: there is none" in said
     machine("systemctl start aitbcd-launcher")
     wait_for("it is found again", lambda: machine.code("aitbcctl doctor") == 0)
+
+
+@pytest.fixture
+def scripted(machine: Machine) -> Iterator[Callable[..., None]]:
+    """Give the machine the scripted driver; what is called says what there is."""
+    folder = machine.root / "opt/nvml"
+    folder.mkdir()
+    build(folder)
+    script = folder / "script"
+    # What asks the driver is a program of its own.
+    path = machine.root / "usr/lib/python3/dist-packages/needed.pth"
+    path.write_text(f"{NEEDED}\n")
+    unit = machine.root / "etc/systemd/system/aitbcd.service.d/driver.conf"
+    unit.parent.mkdir(parents=True, exist_ok=True)
+    environ = f"LD_LIBRARY_PATH=/opt/nvml {SCRIPT_VARIABLE}=/opt/nvml/script"
+    unit.write_text(f"[Service]\nEnvironment={environ}\n")
+    file = machine.root / "etc/aitbcd/aitbcd.toml"
+    right = file.read_text()
+    # As the documentation says: below its own folder it may write.
+    tell = '["/bin/sh", "-c", "cat > /var/lib/aitbcd/told.new; mv /var/lib/aitbcd/told.new $0",'
+    file.write_text(
+        f'{right}[gpus]\nforeign_command_after = "0.1s"\n'
+        f'foreign_command = {tell} "/var/lib/aitbcd/told"]\n'
+    )
+
+    def write(*gpus: str) -> None:
+        script.with_name("new").write_text("".join(gpus))
+        script.with_name("new").rename(script)
+
+    write(gpu(0), gpu(1))
+    machine("systemctl daemon-reload && systemctl restart aitbcd")
+    yield write
+    unit.unlink()
+    path.unlink()
+    file.write_text(right)
+    machine("systemctl daemon-reload && systemctl restart aitbcd")
+    shutil.rmtree(folder)
+
+
+def test_whose_a_gpu_is_is_known_though_the_daemon_can_read_nobody_s_environment(
+    machine: Machine, scripted: Callable[..., None]
+) -> None:
+    job = submit(machine, "exec env -i sleep 7531", options="--gpus 1")
+    until(machine, job, "running")
+    own = int(wait_for("it has begun", lambda: machine("pgrep -f ^sleep.7531 || :").strip()))
+    name = f"/sys/fs/cgroup/system.slice/docker-{'0123456789abcdef' * 4}.scope"
+    # As docker's daemon starts it: of another user, and a child of nobody that is the job's.
+    inside = f"echo $$ > {name}/cgroup.procs; exec setpriv --reuid 65534 sleep 7532"
+    machine(f"mkdir {name}; AITBC_JOB_ID={job} setsid -f sh -c '{inside}' >/dev/null 2>&1")
+    contained = int(wait_for("it too", lambda: machine("pgrep -f ^sleep.7532 || :").strip()))
+    machine("setsid -f sleep 7533 >/dev/null 2>&1", user="bob")
+    stranger = int(wait_for("and he", lambda: machine("pgrep -f ^sleep.7533 || :").strip()))
+    held = [process(own, GIB), process(contained, GIB)]
+    scripted(gpu(0, process=held, used=GIB), gpu(1, process=process(stranger, GIB), used=GIB))
+
+    def seen() -> list[tuple[str, list[tuple[int, str | None]]]]:
+        found = json.loads(machine("aitbcctl gpus --json", user="ada"))["gpus"]
+        return [
+            (one["state"], [(each["pid"], each["job_id"]) for each in one["processes"]])
+            for one in found
+        ]
+
+    expected = [
+        ("busy", sorted([(own, job), (contained, job)])),
+        ("foreign", [(stranger, None)]),
+    ]
+    wait_for("it is known whose they are", lambda: seen() == expected)
+    told = machine.root / "var/lib/aitbcd/told"
+    wait_for("the command is called", told.exists)
+    assert json.loads(told.read_text())["process"]["user"] == "bob"
+    events = machine(f"aitbcctl get {job} --json", user="ada")
+    assert '"foreign"' not in events
+    machine(f"aitbcctl cancel --force {job}", user="ada")
+    wait_for("the container is ended", lambda: machine.code("pgrep -f ^sleep.7532") == 1)
+    machine(f"pkill -f ^sleep.7533; rmdir {name}")
 
 
 def test_the_daemon_is_exposed_no_more_than_systemd_s_own_services(machine: Machine) -> None:
