@@ -6,6 +6,8 @@ from aitbcd.settings import Storage
 from aitbcd.units import format_size
 
 _RESERVE_MOST = 1 << 30
+#: The last of it, which is not for jobs that wait.
+_CLOSED_MOST = 256 << 20
 #: Of a file system that is small itself.
 _RESERVE_SHARE = 50
 
@@ -24,6 +26,21 @@ def short_of_space(free: int, reserve: int, where: str) -> str | None:
     return (
         f"waits for disk space: {format_size(free)} free of the {format_size(reserve)} that are"
         f" kept free in {where}"
+    )
+
+
+def closed_to_jobs(free: int, reserve: int, where: str) -> str | None:
+    """Return why no more jobs are taken in, though they would only wait.
+
+    What waits takes room too, and is in nobody's quota. The last part of what is kept free is for
+    those that run, so that who sends very much keeps nobody from storing his results.
+    """
+    least = min(reserve // 4, _CLOSED_MOST)
+    if free >= least:
+        return None
+    return (
+        f"no jobs are taken in while less than {format_size(least)} are free in {where}:"
+        f" there are {format_size(free)}"
     )
 
 

@@ -246,6 +246,7 @@ class Engine:
             OverLimit: too many jobs of this user wait already.
             StorageFull: nothing was changed.
         """
+        self._disk.check()
         spec = (await self.admission(owner))(spec)
         limits = self._terms.limits(owner.uid)
         await self._quota.learn([owner.uid])
@@ -264,6 +265,7 @@ class Engine:
     async def submit_batch(self, owner: Owner, pieces: Pieces, *, plan: str | None = None) -> Batch:
         """Put many jobs into the queue, all or none. ``pieces`` as in ``Store.submit_many``."""
 
+        self._disk.check()
         check = await self.admission(owner)
         limits = self._terms.limits(owner.uid)
 

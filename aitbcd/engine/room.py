@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from aitbcd import space
+from aitbcd.errors import StorageFull
 from aitbcd.settings import Storage
 from aitbcd.store import Store
 
@@ -21,11 +22,29 @@ class Disk:
     def lack(self) -> str | None:
         """Return what jobs wait for while there is too little room; None where there is enough."""
         try:
-            about = os.statvfs(self._folder)
+            free, reserve = self._look()
         except OSError as error:
             return f"waits for the disk: {self._folder}: {error.strerror}"
+        return space.short_of_space(free, reserve, self._folder)
+
+    def check(self) -> None:
+        """Refuse another job where there is hardly room for those that run.
+
+        Raises:
+            StorageFull: with the numbers.
+        """
+        try:
+            free, reserve = self._look()
+        except OSError:
+            return  # The store says what is wrong.
+        if closed := space.closed_to_jobs(free, reserve, self._folder):
+            raise StorageFull(closed, hint="make room: delete results, or ask who fills the disk")
+
+    def _look(self) -> tuple[int, int]:
+        """Return the bytes that are free, and those that are to be kept free."""
+        about = os.statvfs(self._folder)
         reserve = space.reserve_of(self._storage, about.f_blocks * about.f_frsize)
-        return space.short_of_space(about.f_bavail * about.f_frsize, reserve, self._folder)
+        return about.f_bavail * about.f_frsize, reserve
 
 
 class Quota:

@@ -281,6 +281,29 @@ def test_a_submit_to_a_full_disk_changes_nothing(small_disk: Box) -> None:
         assert box.ended(job)["status"] == "completed"
 
 
+@only_root
+def test_the_last_of_the_disk_is_not_for_jobs_that_wait(tmp_path: Path) -> None:
+    """What waits is in nobody's quota, and a user may send very much."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96M", "none", str(disk)], check=True)
+    try:
+        with serving(disk / "daemon", CONFIG + '[storage]\nreserve = "80M"\n') as box:
+            body = {"argv": ["true"], "env": {"LONG": "x" * 100_000}}
+            assert box.http.post("/v1/jobs", json=body).status_code == 201
+            (disk / "filler").write_bytes(b"x" * 75 * MIB)
+            document = problem(box.http.post("/v1/jobs", json=body), 507, "storage-full")
+            assert "less than 20 MiB are free" in document["detail"]
+            lines = b'{"argv": ["true"]}\n'
+            kind = {"content-type": "application/x-ndjson"}
+            answer = box.http.post("/v1/jobs:batch", content=lines, headers=kind)
+            problem(answer, 507, "storage-full")
+            (disk / "filler").unlink()
+            assert box.http.post("/v1/jobs", json=body).status_code == 201
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
 # -- connections --------------------------------------------------------------------------------
 
 

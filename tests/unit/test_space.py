@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aitbcd.settings import Storage
-from aitbcd.space import over_quota, reserve_of, short_of_space
+from aitbcd.space import closed_to_jobs, over_quota, reserve_of, short_of_space
 
 GIB = 1 << 30
 
@@ -21,6 +21,12 @@ def test_a_gigabyte_is_kept_free_and_less_of_a_small_disk() -> None:
 @given(st.integers(0, 1 << 60), st.integers(0, 1 << 60))
 def test_jobs_start_exactly_when_the_reserve_is_free(free: int, reserve: int) -> None:
     assert (short_of_space(free, reserve, "/x") is None) == (free >= reserve)
+
+
+@given(st.integers(0, 1 << 60), st.integers(0, 1 << 60))
+def test_jobs_are_taken_in_as_long_as_they_could_start_and_longer(free: int, reserve: int) -> None:
+    closed = closed_to_jobs(free, reserve, "/x")
+    assert (closed is not None) == (free < reserve // 4 and free < 256 << 20)
 
 
 @given(st.integers(0, 1 << 60), st.integers(0, 1 << 60))
