@@ -41,6 +41,15 @@ def stuck(tensor, value):
     return tensor
 torch.Tensor.fill_ = stuck
 """
+#: A copy that loses a word.
+TORN_COPY = """\
+copy = torch.Tensor.copy_
+def torn(tensor, *args, **kwargs):
+    copy(tensor, *args, **kwargs)
+    tensor[77] = -1
+    return tensor
+torch.Tensor.copy_ = torn
+"""
 #: What is built for GPUs, where CUDA finds none.
 NO_DEVICE = 'torch.version.cuda = "13.0"'
 #: A GPU that CUDA finds and torch has nothing for.

@@ -76,7 +76,7 @@ PUBLISHED = {
     "Tesla T4": Figures(8.1, None, None, 300, 16),
 }
 #: What part of a published figure is to be reached.
-SHARES = Figures(0.4, 0.4, 0.4, 0.6, 0.25)
+SHARES = Figures(0.3, 0.3, 0.3, 0.6, 0.25)
 #: Unit roundoffs: of what the products are summed in, and of tensor cores' shorter formats, which
 #: may cut off instead of round.
 FP32_ROUNDOFF, TF32_ROUNDOFF, BF16_ROUNDOFF = 2.0**-24, 2.0**-10, 2.0**-8
@@ -222,6 +222,8 @@ def multiply(device: Device, kind: str) -> Iterator[Check]:
     check = judged(Check(f"matmul {kind}", is_right=True, unit="TFLOP/s"), kind, device.model)
     # "high" is TF32 where there are tensor cores; of a processor it is not asked.
     torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
+    # Else parts of a sum may be rounded to bf16, for which no bound holds.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if wrong := wrong_products(device, kind):
         check.is_right, check.detail = False, f"{wrong} elements of a product are wrong"
     one, other = matrices(torch, device.rows, kind, device.name)

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from aitbcctl.selftest import devices
 from tests.driver import Driver, gpu, uuid_of
 from tests.integration.conftest import Box, User, as_user
 from tests.integration.test_gpus_api import daemon_with, reached, seen
 from tests.service import PROGRAMS, wait_for
-from tests.torch import NO_DEVICE, STUCK_BIT, WRONG_PRODUCT, python_with_torch
+from tests.torch import NO_DEVICE, STUCK_BIT, TORN_COPY, WRONG_PRODUCT, python_with_torch
 
 Done = subprocess.CompletedProcess[str]
 
@@ -87,6 +88,24 @@ def test_what_computes_or_keeps_wrong_fails(
     assert box.http.get(f"/v1/jobs/{test['job_id']}").json()["exit_code"] == 1
 
 
+@pytest.mark.parametrize("fault", ["", TORN_COPY])
+def test_a_copy_to_another_device_arrives_or_fails(tmp_path: Path, fault: str) -> None:
+    # There is one device here, the processor: it stands for two GPUs, and for the host.
+    faulty = python_with_torch(tmp_path / "venv", fault=fault)
+    script = """\
+import torch, devices
+one = devices.Device(torch, "cpu")
+found = [*devices.copy_between(one, one), *devices.copy_to_and_from(one)]
+print(*((check.is_right, check.failure is None, check.value > 0) for check in found), sep="\\n")
+"""
+    done = subprocess.run(
+        [faulty, "-W", "ignore", "-c", script],
+        env=os.environ | {"PYTHONPATH": str(Path(devices.__file__).parent)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [str((not fault, not fault, True))] * 3, done.stderr
+
+
 def test_a_gpu_that_torch_does_not_see_is_drained(gpu_box: Box, tmp_path: Path) -> None:
     blind = python_with_torch(tmp_path / "venv", fault=NO_DEVICE)
     done = gpus_test(gpu_box, "--python", blind, "1", code=1)
@@ -153,3 +172,13 @@ def test_what_cannot_be_tested_is_refused_and_submits_nothing(gpu_box: Box, tmp_
     refused = gpus_test(gpu_box, "--python", "/nowhere/python", code=2)
     assert "--python /nowhere/python cannot be run" in refused.stderr
     assert len(jobs_of(gpu_box)) == before
+
+
+def test_gpus_are_offered_to_the_shell(gpu_box: Box) -> None:
+    asked = {
+        "_AITBCCTL_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"aitbcctl gpus test {uuid_of(1)[:12]}",
+        "COMP_CWORD": "3",
+    }
+    offered = gpu_box.service.run("aitbcctl", environ=asked).stdout
+    assert offered == f"plain\t{uuid_of(1)}\t1, NVIDIA GeForce RTX 4090\n"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -126,13 +127,18 @@ def until_it_runs(home: Home, python: str | None = None) -> str:
     demo = home.start("demo", python=python)
     assert demo.stdout is not None
     said = []
+    # A job that waits is waited for by the demo too.
+    deadline = Timer(DEADLINE_S, demo.send_signal, [signal.SIGINT])
+    deadline.start()
     for line in demo.stdout:
         said.append(line)
         if " running" in line:
             break
+    deadline.cancel()
     demo.send_signal(signal.SIGINT)
     out, err = demo.communicate(timeout=DEADLINE_S)
     assert demo.returncode == 130, "".join(said) + out + err
+    assert " running" in said[-1], "".join(said)
     return "".join(said)
 
 
