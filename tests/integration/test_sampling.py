@@ -27,6 +27,8 @@ from tests.driver import (
     NOT_SUPPORTED,
     Driver,
     gpu,
+    mig,
+    mig_uuid_of,
     process,
     program,
     uuid_of,
@@ -383,6 +385,28 @@ def test_energy_is_power_over_time_where_a_gpu_has_no_counter(
     go(scenario())
 
 
+def test_of_a_part_of_a_gpu_only_memory_is_known(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0, mig=1), mig(1), mig(2))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            job = await rig.submit(*SLEEP, gpus=1, gpu=(mig_uuid_of(2),))
+            await rig.reached(job, JobState.RUNNING)
+            (attempt,) = await rig.store.attempts(job.number)
+            own = process(int(attempt.handle or 0), 3 * GIB)
+            driver.write(gpu(0, mig=1), mig(1), mig(2, used=4 * GIB, process=own))
+            await sampled(rig, job, lambda use: use.job_memory_peak == 3 * GIB)
+            # It is taken apart, and the other parts go on.
+            driver.write(gpu(0, mig=1), mig(1))
+            use, lines = await cancel(rig, job)
+            assert use.memory_peak == 4 * GIB
+            assert (use.utilization_mean, use.idle_s, use.energy_j) == (None, None, None)
+            assert {line["gpu"] for line in lines} == {mig_uuid_of(2)}
+            assert {line["utilization"] for line in lines} == {""}
+
+    go(scenario())
+
+
 # Gaps
 
 
@@ -449,6 +473,7 @@ def test_a_series_goes_on_behind_a_daemon_that_was_killed(driver: Driver, tmp_pa
         wait_for(
             "it is written", lambda: file.exists() and file.stat().st_size, log=box.service.log
         )
+        assert set(box.http.get("/v1/gpus").json()["gpus"][0]["recent"]) == {11}
         (kept / "job_00000000.1").touch()
         box.service.kill()
         driver.write(gpu(0, utilization=99, energy=1_700_000))
