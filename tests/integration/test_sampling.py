@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -55,10 +56,10 @@ def go(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(scenario)
 
 
-def probe() -> int:
+def probe(daemon: int | None = None) -> int:
     (found,) = (
         pid
-        for pid in children(os.getpid())
+        for pid in children(daemon or os.getpid())
         if b"aitbcd.gpus.probe" in Path(f"/proc/{pid}/cmdline").read_bytes()
     )
     return found
@@ -520,6 +521,15 @@ def test_a_job_that_ended_while_no_daemon_was_there_keeps_its_samples(
         found = box.status(job, detail=True)["attempts"][-1]["gpu_use"]
         assert found["rows"] == len(lines_in(box.service.state / "results" / job)) > 0
         assert found["energy_j"] == 0
+        # The last job with a GPU: neither daemon nor probe has anything to wake for.
+        pids = box.service.pid, probe(box.service.pid)
+
+        def is_still() -> bool:
+            before = [proc.switches(pid) for pid in pids]
+            time.sleep(2)
+            return [proc.switches(pid) for pid in pids] == before
+
+        wait_for("nothing happens for two seconds", is_still, log=box.service.log)
 
 
 # Bounds
