@@ -120,7 +120,8 @@ def _row(job: Json, now: datetime, *, has_users: bool) -> list[str]:
 
 def _note(job: Json) -> str:
     if job["status"] == "failed":
-        return how(job) if job.get("reason") in ("exit", "signal") else plain(_why(job))
+        why = how(job) if job.get("reason") in ("exit", "signal") else plain(_why(job))
+        return f"{plain(job['cause'])}, {why}" if job.get("cause") else why
     return plain(job.get("waiting") or "")
 
 

@@ -113,9 +113,10 @@ class Evidence:
 
     def _note_use(self, seen: Seen, gpu: Gpu) -> None:
         job = seen.job
-        is_there = any(one.job_id == job.job_id for one in gpu.processes)
-        if is_there or gpu.uuid not in seen.gpus:
-            seen.gpus[gpu.uuid] = _seen_gpu(gpu)
+        new, last = _seen_gpu(gpu), seen.gpus.get(gpu.uuid)
+        # What is left when its processes are gone says less. One may never have come so far.
+        if _is_on(job, new) or last is None or not _is_on(job, last):
+            seen.gpus[gpu.uuid] = new
             seen.at = now_us()
         for process in _strangers(gpu):
             key = process.pid, process.since
@@ -124,7 +125,7 @@ class Evidence:
                 continue
             if before is None or (before.memory or 0) <= (process.memory or 0):
                 seen.foreign[key] = _seen_process(process)
-            words = f"{_on(process, gpu)}, which the job has: it is none of the queue's"
+            words = f"{_on(process, gpu)}, which the job has, and is none of the queue's"
             self._note_stranger(job, gpu, process, words)
 
     def _note_faults(self, job: Job, gpu: Gpu) -> None:
@@ -209,9 +210,14 @@ def _strangers(gpu: Gpu) -> list[Process]:
 
 def _on(process: Process, gpu: Gpu) -> str:
     held = f"holds {format_size(process.memory)} of" if process.memory else "is on"
-    since = f" since {wire.rfc3339(process.since)}" if process.since else ""
-    command = f" ({process.command})" if process.command else ""
-    return f"{whose(_seen_process(process))}{command} {held} GPU {gpu.index}{since}"
+    started = f"started {wire.rfc3339(process.since)}" if process.since else ""
+    about = ", ".join(filter(None, (process.command, started)))
+    what = f" ({about})" if about else ""
+    return f"{whose(_seen_process(process))}{what} {held} GPU {gpu.index}"
+
+
+def _is_on(job: Job, gpu: SeenGpu) -> bool:
+    return any(one.job_id == job.job_id for one in gpu.processes)
 
 
 def _of(gpu: Gpu) -> dict[str, Any]:

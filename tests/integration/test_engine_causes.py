@@ -153,7 +153,8 @@ def test_a_stranger_on_the_gpu_of_a_job_is_told_once_and_explains_its_end(
             assert told.facts["process"]["pid"] == stranger
             assert told.facts["process"]["memory"] == 19 * GIB
             assert told.facts["process"]["since"]
-            assert "(sleep 1000) holds 19 GiB of GPU 0" in (told.message or "")
+            assert "(sleep 1000, started " in (told.message or "")
+            assert ") holds 19 GiB of GPU 0, which the job has" in (told.message or "")
             # It takes more; it is still the same one.
             both[1] = process(stranger, 20 * GIB)
             driver.write(gpu(0, process=both, used=80 * GIB))
@@ -357,3 +358,29 @@ def test_a_new_daemon_knows_who_was_there_before_it(driver: Driver, tmp_path: Pa
 def told_of_strangers(box: Box, job: str) -> list[dict[str, Any]]:
     events = box.http.get(f"/v1/jobs/{job}/events").json()["events"]
     return [event for event in events if event["kind"] == "foreign"]
+
+
+def test_a_job_that_never_came_to_its_gpu_shows_how_full_that_was(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0))
+    gate = tmp_path / "gate"
+
+    async def scenario(stranger: int) -> None:
+        async with rig_in(tmp_path) as rig:
+            job = await rig.submit(*waits_for(gate, f"echo '{OOM}' >&2; exit 1"), gpus=1)
+            await rig.reached(job, JobState.RUNNING)
+            # It is seen empty first.
+            await rig.gpus.look(max_age_s=-1)
+            driver.write(gpu(0, process=process(stranger, 79 * GIB), used=79 * GIB))
+            await noted(rig, job, EventKind.FOREIGN)
+            gate.touch()
+            await rig.ended(job)
+            [attempt] = await rig.store.attempts(job.number)
+            assert attempt.ending
+            assert attempt.ending.snapshot
+            [seen] = attempt.ending.snapshot.gpus
+            assert (seen.memory_used, len(seen.processes)) == (79 * GIB, 1)
+
+    with program("sleep", "1000") as running:
+        go(scenario(running.pid))
