@@ -16,7 +16,7 @@ class History:
     """Takes each answer of ``/v1/gpus``, and gives the columns of a sparkline."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[int, list[int]]] = {}
+        self._told: dict[str, tuple[int, list[int | None]]] = {}
         self._seen: dict[str, deque[tuple[int, int | None]]] = {}
 
     def note(self, gpus: list[Json], second: int) -> None:
@@ -65,5 +65,6 @@ class History:
             before = second, value
         second, told = self._told.get(uuid, (0, []))
         for age, value in enumerate(reversed(told[-SPAN_S:])):
-            known[second - age] = value
+            if value is not None:
+                known[second - age] = value
         return known

@@ -31,7 +31,7 @@ from aitbcd.errors import Forbidden, NoSuchFile, StorageFull, WrongState
 from aitbcd.model import Owner
 
 #: The utilization of a GPU in the last minute.
-Recent = Callable[[str], list[int]]
+Recent = Callable[[str], list[int | None]]
 
 _REASON = required(
     text("reason", "Why, for those who wait", r"^[^\x00-\x1f\x7f]*$", 200, "a line of text")
@@ -177,7 +177,7 @@ _GPU = record(
     reason=optional(STRING), jobs=array(STRING), processes=array(_PROCESS),
     bus_id=optional(STRING), compute_capability=optional(STRING), power=optional(NUMBER),
     power_limit=optional(NUMBER), temperature=optional(INTEGER), energy=optional(NUMBER),
-    sm_clock=optional(INTEGER), memory_clock=optional(INTEGER), recent=array(INTEGER),
+    sm_clock=optional(INTEGER), memory_clock=optional(INTEGER), recent=array(optional(INTEGER)),
     numa_node=optional(INTEGER), cpus=array(INTEGER), links=_LINKS, faults=array(STRING),
     mig=optional(record(parent=STRING, gpu_instance=INTEGER, compute_instance=INTEGER)),
 )  # fmt: skip

@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 
@@ -27,6 +26,7 @@ from aitbcd.gpus.child import Child, ProbeEnded
 from aitbcd.gpus.drains import Drain, Drains, Xid
 from aitbcd.gpus.facts import DeviceFacts, Fault, ProcessFacts, Report
 from aitbcd.gpus.judge import Judge, Policy, summary
+from aitbcd.gpus.recent import Recent
 from aitbcd.settings import Gpus as Settings
 
 _log = logging.getLogger(__name__)
@@ -42,9 +42,6 @@ _FRESH_FAILURE_S = 10.0
 _FIRST_DEADLINE_FACTOR = 6
 #: The pause before a driver that fails is tried again grows up to this multiple.
 _RETRY_GROWTH_MAX = 16
-
-#: How long, and how dense, the utilization of a GPU is kept in mind.
-_RECENT_S, _RECENT_MAX, _RECENT_STEP_S = 60.0, 60, 0.9
 
 #: Which job a process belongs to, on a GPU that these jobs have.
 JobOf = Callable[[ProcessFacts, Collection[str]], str | None]
@@ -76,7 +73,7 @@ class Gpus:
         self._sampling: asyncio.Task[bool] | None = None
         self._watchers: list[Callable[[Gpu], None]] = []
         #: By UUID, of what was sampled: when (monotonic) and the utilization.
-        self._recent: dict[str, deque[tuple[float, int]]] = {}
+        self._recent: dict[str, Recent] = {}
         self._looked_at = -math.inf
         self._is_first = True
         #: When a driver that fails is asked again; when a GPU that was left is looked at again.
@@ -175,10 +172,10 @@ class Gpus:
             self._note_recent(uuids)
         return is_seen
 
-    def recent(self, uuid: str) -> list[int]:
-        """Return the utilization of the last minute, the oldest first, of what was sampled."""
-        since = time.monotonic() - _RECENT_S
-        return [utilization for at, utilization in self._recent.get(uuid, ()) if at >= since]
+    def recent(self, uuid: str) -> list[int | None]:
+        """Return the utilization in each second of the last minute, None where none was sampled."""
+        kept = self._recent.get(uuid)
+        return kept.seconds(time.monotonic(), self._settings.sample_s) if kept else []
 
     @property
     def age_s(self) -> float:
@@ -324,9 +321,8 @@ class Gpus:
     def _note_recent(self, uuids: Iterable[str]) -> None:
         now = time.monotonic()
         for gpu in filter(None, map(self.inventory.find, uuids)):
-            kept = self._recent.setdefault(gpu.uuid, deque(maxlen=_RECENT_MAX))
-            if gpu.utilization is not None and (not kept or now - kept[-1][0] >= _RECENT_STEP_S):
-                kept.append((now, gpu.utilization))
+            if gpu.utilization is not None:
+                self._recent.setdefault(gpu.uuid, Recent()).add(now, gpu.utilization)
 
     def _judged(self, report: Report, at: int) -> Inventory:
         gpus = self._judge.gpus(report.devices, now_us())

@@ -221,6 +221,13 @@ def test_elsewhere_it_is_what_was_seen_here_with_a_gap_while_nobody_answered() -
     assert line_of(history, 60)[-11:] == "▁▁▇▇      ▄"
 
 
+def test_seconds_in_which_no_job_had_it_are_what_was_seen_here() -> None:
+    history = History()
+    history.note([gpu(0, utilization=0, recent=[100, 100, None, None])], 100)
+    history.note([gpu(0, utilization=50, recent=[100, 100, None, None, None])], 101)
+    assert line_of(history, 60)[-5:] == "▇▇ ▁▄"
+
+
 def test_what_was_seen_stays_where_the_daemon_began_later() -> None:
     history = History()
     history.note([gpu(0, utilization=100)], 100)
