@@ -7,7 +7,7 @@ cursor or set the title of somebody's terminal. Times are shown in the local zon
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -363,7 +363,7 @@ def _attempts(job: Json, now: datetime) -> str:
             facts.append(f"charged {money(attempt['charge'], job.get('currency'))}")
         lines.append("  ".join(fact for fact in facts if fact))
         if attempt.get("gpu_use"):
-            lines.append(f"  GPUs {_use(attempt['gpu_use'])}")
+            lines += _use(attempt["gpu_use"])
     return "\n".join(lines)
 
 
@@ -407,22 +407,22 @@ def _process_then(one: Json, job: Json) -> str:
     return "  ".join(word for word in words if word)
 
 
-def _use(use: Json) -> str:
-    """Return what an attempt made of its GPUs, as far as that is known."""
+def _use(use: Json) -> Iterator[str]:
+    """Yield what an attempt made of its GPUs, as far as that is known."""
     facts = []
     if use["utilization_mean"] is not None:
         facts.append(f"used {use['utilization_mean']:.0f} %, at most {use['utilization_peak']} %")
     if use["idle_s"]:
-        facts.append(
-            f"idle {duration(round(use['idle_s']))} of {duration(round(use['sampled_s']))}"
-        )
+        idle, whole = (duration(round(use[name])) for name in ("idle_s", "sampled_s"))
+        facts.append(f"idle {idle} of {whole}")
+    if use["energy_j"] is not None:
+        facts.append(energy(use["energy_j"]))
+    if facts:
+        yield f"  GPUs {'  '.join(facts)}"
     if use["memory_peak"] is not None:
         own = use["job_memory_peak"]
         its = "" if own is None else f", its own {size(own)}"
-        facts.append(f"memory at most {size(use['memory_peak'])}{its}")
-    if use["energy_j"] is not None:
-        facts.append(energy(use["energy_j"]))
-    return "  ".join(facts)
+        yield f"  GPU memory at most {size(use['memory_peak'])}{its}"
 
 
 def _span(seconds: float) -> str:
