@@ -48,6 +48,8 @@ class Claims:
         self._runner = runner
         #: By pid and start: the job of the container that it is in, None where that has none.
         self._contained: dict[tuple[int, int | None], str | None] = {}
+        #: That nobody could be asked is said already.
+        self._is_told = False
 
     async def learn(self, processes: Iterable[ProcessFacts]) -> None:
         """Ask about containers that were not there before, before ``job_of`` is."""
@@ -63,8 +65,11 @@ class Claims:
                 found = await self._runner.containers([one.pid for one in asked])
         except Exception as problem:
             # No launcher at present, or one that is busy: the next look asks again.
-            _log.warning("whose containers use a GPU is not known yet: %r", problem)
+            if not self._is_told:
+                _log.warning("whose containers use a GPU is not known yet: %r", problem)
+            self._is_told = True
             return
+        self._is_told = False
         if len(self._contained) >= _KNOWN_MAX:
             self._contained.clear()
         self._contained |= {_key(one): found.get(one.pid) for one in asked}

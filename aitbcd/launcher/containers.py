@@ -24,6 +24,8 @@ from aitbcd.launcher.protocol import package_name
 DOCKER = "/run/docker.sock"
 _ANSWER_S, _ANSWER_BYTES = 2.0, 1 << 20
 LABEL = "aitbc.job"
+#: It did not answer in time. Whoever asks is a process of its own, so that it is for this once.
+_is_silent = False
 _ENVIRONMENT_BYTES = 1 << 20
 #: Rounds of killing what is in a container, and the pause between.
 _ROUNDS, _PAUSE_S = 20, 0.05
@@ -136,12 +138,18 @@ def _named_by(found: list[processes.Process]) -> Iterator[tuple[str, int | None]
 
 
 def _label(container: Container) -> str | None:
-    """Return what docker's daemon says of its label."""
+    """Return what docker's daemon says of its label; once it is silent it is not asked again."""
+    global _is_silent
+    if _is_silent:
+        return None
     try:
         labels = _inspect(container.id)["Config"]["Labels"]
         return str(labels[LABEL])
+    except TimeoutError:
+        _is_silent = True
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        pass
+    return None
 
 
 def _inspect(container_id: str) -> dict[str, Any]:

@@ -125,6 +125,27 @@ def test_a_label_names_the_job_where_the_environment_does_not(
     assert named(results, OF_USER["docker, rootless"].format(id=ID, uid=OWNER)) is None
 
 
+def test_docker_s_daemon_is_not_waited_for_twice(
+    results: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "DOCKER", str(tmp_path / "docker.sock"))
+    monkeypatch.setattr(containers, "_ANSWER_S", 0.1)
+    monkeypatch.setattr(containers, "_is_silent", False)
+    path = OF_ROOT["docker, cgroupfs"]
+    with (
+        socket.socket(socket.AF_UNIX) as silent,
+        container(path.format(id=ID), *SLEEP) as one,
+        container(path.format(id=OTHER_ID), *SLEEP) as other,
+    ):
+        silent.bind(containers.DOCKER)
+        silent.listen()
+        assert containers.jobs_of([one.pid, other.pid], results) == {}
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+
+
 # Its end
 
 
