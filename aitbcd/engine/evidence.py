@@ -39,6 +39,8 @@ class Seen:
     #: By UUID, as they were when a process of the job was on them last; and when that was.
     gpus: dict[str, SeenGpu] = field(default_factory=dict)
     at: int | None = None
+    #: By UUID, the faults that they had before.
+    faults: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: By pid and start, at its largest.
     foreign: dict[tuple[int, int | None], SeenProcess] = field(default_factory=dict)
 
@@ -63,7 +65,9 @@ class Evidence:
     def open(self, job: Job) -> None:
         """Watch the GPUs of an attempt from now on."""
         if job.gpu_uuids:
-            self._attempts[job.number, job.attempt] = Seen(job)
+            found = map(self._gpus.inventory.find, job.gpu_uuids)
+            faults = {gpu.uuid: gpu.faults for gpu in found if gpu}
+            self._attempts[job.number, job.attempt] = Seen(job, faults=faults)
 
     def open_again(self, job: Job) -> None:
         """Watch those of an attempt that was there before this daemon, if we do not yet."""
@@ -109,7 +113,7 @@ class Evidence:
         for seen in list(self._attempts.values()):
             if gpu.uuid in seen.job.gpu_uuids:
                 self._note_use(seen, gpu)
-                self._note_faults(seen.job, gpu)
+                self._note_faults(seen, gpu)
 
     def _note_use(self, seen: Seen, gpu: Gpu) -> None:
         job = seen.job
@@ -128,14 +132,15 @@ class Evidence:
             words = f"{_on(process, gpu)}, which the job has, and is none of the queue's"
             self._note_stranger(job, gpu, process, words)
 
-    def _note_faults(self, job: Job, gpu: Gpu) -> None:
+    def _note_faults(self, seen: Seen, gpu: Gpu) -> None:
+        job = seen.job
         since = job.assigned_at or 0
         for xid in self._gpus.xids(gpu):
             if xid.at >= since:
                 self._note_xid(job, gpu, xid)
         for fault in gpu.faults:
             # XID errors are among them, for as long as they count.
-            if not fault.startswith("XID "):
+            if not fault.startswith("XID ") and fault not in seen.faults.get(gpu.uuid, ()):
                 self._note_fault(job, gpu, fault, f"GPU {gpu.index} has {fault}")
         if gpu.state is GpuState.LOST:
             self._note_fault(job, gpu, "lost", f"GPU {gpu.index} is lost: {gpu.reason}")

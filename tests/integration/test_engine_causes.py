@@ -384,3 +384,25 @@ def test_a_job_that_never_came_to_its_gpu_shows_how_full_that_was(
 
     with program("sleep", "1000") as running:
         go(scenario(running.pid))
+
+
+def test_a_fault_that_comes_while_a_job_runs_is_told_and_one_from_before_is_not(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0, ecc=3))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            await rig.gpus.look(max_age_s=-1)
+            await rig.gpus.resume(uuid_of(0))
+            job = await rig.submit("sleep", "1000", gpus=1)
+            await rig.reached(job, JobState.RUNNING)
+            await rig.gpus.look(max_age_s=-1)
+            driver.write(gpu(0, ecc=4))
+            told = await noted(rig, job, EventKind.GPU_FAULT)
+            assert "GPU 0 has 4 uncorrectable memory errors" in (told.message or "")
+            assert told.facts
+            assert "reset it when nothing runs on it" in told.facts["reason"]
+            assert len(await notes(rig, job, EventKind.GPU_FAULT)) == 1
+
+    go(scenario())
