@@ -51,6 +51,7 @@ class Series:
         self._written = 0
         self._fd = -1
         self._has_told = False
+        self._is_closed = False
         self._lock = threading.Lock()
         self._resume()
 
@@ -67,7 +68,7 @@ class Series:
             head = b"", 0, 0
         if head[0] != _MAGIC or not 0 < head[1] <= _FACTOR_MAX or not head[2]:
             # Killed before it had a head, or what a power cut left: it is begun anew.
-            self.close()
+            self._let_go()
             return
         self._factor, self._interval_s = head[1], head[2] / 1000
         rows = self._rows()
@@ -115,7 +116,7 @@ class Series:
     def _write(self) -> None:
         # What is not whole yet is written again with what comes to it, in the same place.
         begun = [row for row, _ in self._begun.values()]
-        if not (self._unwritten or begun):
+        if self._is_closed or not (self._unwritten or begun):
             return
         data = samples.pack([*self._unwritten, *begun])
         try:
@@ -148,6 +149,8 @@ class Series:
     def tidy(self) -> None:
         """Make it half as long."""
         with self._lock:
+            if self._is_closed:
+                return
             self._replace(list(samples.halved([*self._kept(), *self._unwritten])))
 
     def _replace(self, rows: Sequence[Row]) -> None:
@@ -161,8 +164,7 @@ class Series:
             self._tell(problem)
             self._unwritten.clear()
             return
-        if self._fd >= 0:
-            os.close(self._fd)
+        self._let_go()
         self._fd, self._written = fd, len(rows)
         self._factor *= 2
         self._unwritten.clear()
@@ -192,8 +194,13 @@ class Series:
             _log.warning("samples of GPUs are lost: %s: %s", self._path, problem.strerror)
 
     def close(self) -> None:
+        """Write no more, whoever still wants to: the file may be gone, and must not come back."""
         # Not under a reader: its descriptor would be another file's.
         with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            self._is_closed = True
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

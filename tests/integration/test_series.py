@@ -102,6 +102,19 @@ def test_a_week_is_kept_in_as_many_rows_as_an_hour(
     assert sum(one.peak == 100 for one in kept.read()) == 1
 
 
+def test_one_that_is_closed_makes_no_file_again(tmp_path: Path) -> None:
+    kept = Series(tmp_path / "job", 1, 1.0)
+    kept.add(row(1))
+    kept.write()
+    kept.tidy()
+    kept.add(row(2))
+    kept.close()
+    (tmp_path / "job").unlink()
+    kept.write()
+    kept.tidy()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
