@@ -201,6 +201,22 @@ def test_where_a_user_s_units_cannot_be(machine: Machine) -> None:
     assert machine.code("ls ~/.config", user="eve") == 2
 
 
+def test_a_user_s_queue_goes_on_after_a_power_cut(at_home: Machine) -> None:
+    machine = at_home
+    machine("loginctl enable-linger ada")
+    machine("aitbcd install --user", user="ada")
+    lost = running(machine)
+    retried = machine("aitbcctl submit --retries 1 -- sleep 1000", user="ada").strip()
+    until(machine, retried, "running")
+    machine.cut_power()
+    machine.boot()
+    wait_for("it serves", lambda: machine.code("aitbcctl list", user="ada") == 0)
+    assert until(machine, lost, "failed")["reason"] == "lost"
+    assert until(machine, retried, "running")["attempt"] == 2
+    machine("aitbcd uninstall --user --purge", user="ada")
+    nothing_runs(machine)
+
+
 def test_no_systemd_and_an_old_one_are_refused(machine: Machine) -> None:
     program = "/opt/queue/bin/aitbcd"
     line = f"unshare --mount sh -c 'mount -t tmpfs none /run/systemd; {program} install'"
