@@ -29,6 +29,7 @@ _XIDS_WITHOUT_HARM = frozenset({45, 63, 92})
 #: The GPU has fallen off the bus.
 _XID_LOST = 79
 
+# Every repetition is bounded: a job writes what it likes, and all others wait meanwhile.
 #: No memory left on a GPU, in the words of PyTorch, CUDA's driver and runtime, cuBLAS and cuDNN,
 #: CuPy, RMM, TensorRT, llama.cpp, PaddlePaddle and vLLM.
 _CUDA_OOM = re.compile(
@@ -36,18 +37,18 @@ _CUDA_OOM = re.compile(
     rb"|CUDA error:? out of memory|[Cc]uda failure (?:2 )?'out of memory'"
     rb"|cuda runtime error \(2\)"
     rb"|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
-    rb"|cudaMalloc\w*(?: retry)? failed: out of memory|Cuda Runtime \(out of memory\)"
+    rb"|cudaMalloc\w{0,20}(?: retry)? failed: out of memory|Cuda Runtime \(out of memory\)"
     rb"|CU(?:BLAS|DNN|SOLVER|SPARSE|FFT)_STATUS_ALLOC_FAILED"
     rb"|cupy\.cuda\.memory\.OutOfMemoryError"
     rb"|out_of_memory: CUDA error"
     rb"|Out of memory error on GPU \d"
-    rb"|Free memory on device \S* ?\([^)\n]*\) on startup is less than desired GPU memory"
+    rb"|Free memory on device \S{0,20} ?\([^)\n]{0,80}\) on startup is less than desired GPU memory"
     rb"|No available memory for the cache blocks"
 )
 #: The same in the words of JAX and TensorFlow, which say it of a processor's memory too.
 _DEVICE_OOM = re.compile(
     rb"(?:RESOURCE_EXHAUSTED|Resource exhausted): (?:Out of memory|Failed to allocate)"
-    rb"|RESOURCE_EXHAUSTED: \S+ ran out of memory"
+    rb"|RESOURCE_EXHAUSTED: \S{1,80} ran out of memory"
     rb"|OOM when allocating tensor with shape"
 )
 #: Somebody else has the GPU for himself.
@@ -56,12 +57,15 @@ _DISK_FULL = re.compile(rb"No space left on device|Disk quota exceeded|\[Errno (
 #: A process of the job was ended by SIGKILL, and not the first one.
 _CHILD_KILLED = re.compile(
     rb"is killed by signal: Killed|exited unexpectedly|terminated abruptly"
-    rb"|died with <Signals.SIGKILL|exitcode\s*: -9\b|^(?:\S+: line \d+: +\d+ )?Killed\b",
+    rb"|died with <Signals.SIGKILL|exitcode\s{0,20}: -9\b"
+    rb"|^(?:\S{1,200}: line \d{1,9}: {1,20}\d{1,9} )?Killed\b",
     re.M,
 )
 #: PyTorch: how much was asked for, and how much was free.
 _ASKED = re.compile(
-    rb"Tried to allocate ([\d.]+) (\w+)\b.{0,200}?([\d.]+) (bytes|[KMGT]iB)(?: is)? free", re.S
+    rb"Tried to allocate ([\d.]{1,20}) (\w{1,10})\b.{0,200}?"
+    rb"([\d.]{1,20}) (bytes|[KMGT]iB)(?: is)? free",
+    re.S,
 )
 _UNITS = {b"bytes": 1, b"KiB": 1 << 10, b"MiB": 1 << 20, b"GiB": 1 << 30, b"TiB": 1 << 40}
 #: Part of a GPU's memory from which on what a stranger holds is likely to have been what lacked.
