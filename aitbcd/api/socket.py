@@ -23,7 +23,7 @@ import os
 import resource
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 BACKLOG = 1024
+#: From Python 3.13 on the path would go with the server, whosever it is; systemd's has to stay.
+_UNIX: Mapping[str, Any] = {"backlog": BACKLOG, "cleanup_socket": False}
 #: Seconds that a connection may stay open without a request.
 IDLE_S = 75.0
 #: Seconds from the first byte of a request to the end of its head.
@@ -423,7 +425,7 @@ class Server:
         sock = handed or bind_unix(self.path, self._mode)
         self._inode = _inode(self.path)
         loop = asyncio.get_running_loop()
-        self._unix = await loop.create_unix_server(self._protocol, sock=sock, backlog=BACKLOG)
+        self._unix = await loop.create_unix_server(self._protocol, sock=sock, **_UNIX)
 
     async def listen_tcp(self, address: tuple[str, int]) -> None:
         """Serve on a TCP address too.
@@ -488,7 +490,7 @@ class Server:
                 self._unix.close()
             self.path, self._inode, self._is_own = path, _inode(path), True
             loop = asyncio.get_running_loop()
-            self._unix = await loop.create_unix_server(self._protocol, sock=sock, backlog=BACKLOG)
+            self._unix = await loop.create_unix_server(self._protocol, sock=sock, **_UNIX)
             return
         _log.error("the socket %s is gone and cannot be bound again: %s", self.path, problem)
         await asyncio.sleep(_REBIND_PAUSE_S)
