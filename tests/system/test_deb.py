@@ -308,6 +308,7 @@ def test_an_installation_by_pip_is_not_shadowed(machine: Machine) -> None:
     )
     said = machine("apt-get --yes --quiet install /root/aitbcd_*+test2_*.deb || :")
     assert "all results stay: /opt/aitbcd/bin/aitbcd uninstall" in " ".join(said.split())
+    assert machine.code("dpkg --status aitbcd | grep -q '^Status: .* installed'") == 1
     unit.unlink()
     machine("systemctl daemon-reload")
     apt(machine, "install /root/aitbcd_*+test2_*.deb")
