@@ -469,7 +469,8 @@ def report_of(allotted: Sequence[str], tell: Callable[[Check, float], None]) -> 
     """Test the devices and return all about it."""
     began = time.monotonic()
     checks: list[Check] = []
-    about: dict[str, Any] = {"torch": None, "cuda": None, "devices": []}
+    about: dict[str, Any] = {"torch": None, "cuda": None}
+    about["devices"] = [{"uuid": uuid or None, "name": None} for uuid in allotted or [""]]
 
     def note(check: Check, done: float) -> None:
         checks.append(check)
@@ -512,8 +513,9 @@ def table(report: dict[str, Any]) -> str:
         lines.append((check["name"], *figures, check["word"]))
     widths = [max(len(line[at]) for line in lines) for at in range(5)]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in lines]
+    torch = f"torch {report['torch']}" if report["torch"] else None
     heads = [
-        f"{device['uuid'] or 'no GPU'}  {device['name']}  torch {report['torch']}"
+        "  ".join(filter(None, [device["uuid"] or "no GPU", device["name"], torch]))
         for device in report["devices"]
     ]
     shown = [row.rstrip() for row in rows] if report["checks"] else []

@@ -109,6 +109,7 @@ print(*((check.is_right, check.failure is None, check.value > 0) for check in fo
 def test_a_gpu_that_torch_does_not_see_is_drained(gpu_box: Box, tmp_path: Path) -> None:
     blind = python_with_torch(tmp_path / "venv", fault=NO_DEVICE)
     done = gpus_test(gpu_box, "--python", blind, "1", code=1)
+    assert done.stdout.startswith(f"{uuid_of(1)}  torch 2.")
     assert f"torch sees none of the job's devices ({uuid_of(1)})" in done.stdout
     assert f"GPU 1 ({uuid_of(1)}) is drained" in done.stderr
     reason = reached(gpu_box, ["free", "drained"])["gpus"][1]["reason"]
