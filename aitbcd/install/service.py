@@ -102,7 +102,9 @@ class Service(ABC):
             if unitfiles.remove(path):
                 say(f"removed    {path}")
         self.manager.tell("daemon-reload")
-        self.manager.try_to("reset-failed", DAEMON, LAUNCHER, JOBS)
+        for path in self.files.values():
+            if path.suffix in (".service", ".socket"):
+                self.manager.try_to("reset-failed", path.name)
 
 
 def beside(words: Sequence[str]) -> str:
@@ -116,7 +118,8 @@ def asked(state: Path, *, is_purge: bool) -> str | None:
     # Each has a folder there until its end is recorded.
     count = len(list(state.glob("run/job_*")))
     ends = f"end {count} job{'' if count == 1 else 's'} that may be running" if count else ""
-    removes = f"remove the queue and all results in {state}" if is_purge else ""
+    is_there = is_purge and state.exists()
+    removes = f"remove the queue and all results in {state}" if is_there else ""
     words = " and ".join(part for part in (ends, removes) if part)
     return f"{words[0].upper()}{words[1:]}?" if words else None
 

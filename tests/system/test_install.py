@@ -304,8 +304,11 @@ def test_the_whole_machine(machine: Machine) -> None:
     said = machine(f"{program} uninstall 2>&1")
     assert "kept       /var/lib/aitbcd" in said
     nothing_runs(machine)
-    # It ended in order, and the next one knows.
-    machine(f"{program} install")
+    # It ended in order, and the next one knows, which a taken port costs no more than that.
+    machine("systemd-run python3 -m http.server --bind 127.0.0.1 8000")
+    bound = "ss --listening --tcp --numeric --no-header '( sport = :8000 )'"
+    wait_for("the port is taken", lambda: machine(bound))
+    assert "no HTTP on 127.0.0.1:8000" in machine(f"{program} install")
     assert "was stopped" in until(machine, job, "failed")["message"]
     running(machine)
     machine(f"{program} uninstall --purge --yes")
