@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from itertools import islice
 
 from aitbcctl.render import plain
@@ -103,12 +104,17 @@ def read(lines: Iterable[str]) -> list[Course]:
 
 
 def _rows(lines: Iterable[str]) -> Iterator[dict[str, str]]:
+    rows = csv.reader(lines)
     try:
-        yield from islice(csv.DictReader(lines), _ROWS_MAX)
+        head = next(rows, [])
+        for row in islice(rows, _ROWS_MAX):
+            yield dict(zip(head, row))
     except csv.Error:
         pass  # a cell without end: nothing behind it can be told
 
 
+# All GPUs have a row of one time.
+@lru_cache(maxsize=1)
 def _moment(text: str | None) -> float | None:
     try:
         return datetime.fromisoformat(text or "").timestamp()

@@ -65,7 +65,7 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         try:
             self._give_back()
-        except OSError:
+        except (OSError, termios.error):
             pass  # the terminal is gone
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)

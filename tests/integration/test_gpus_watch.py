@@ -14,7 +14,7 @@ import pytest
 from tests.driver import GIB, Driver, gpu, process, program, uuid_of
 from tests.integration.conftest import Box
 from tests.integration.test_gpus_api import daemon_with, reached
-from tests.service import environ_of, wait_for
+from tests.service import DEADLINE_S, environ_of, wait_for
 from tests.system.conftest import Cli, Screen
 
 UNICODE = {"LC_ALL": "C.UTF-8"}
@@ -43,8 +43,12 @@ def watch(box: Box, driver: Driver, tmp_path: Path) -> Iterator[Open]:
     with ExitStack() as stack:
         cli = stack.enter_context(closing(Cli(box.service, tmp_path)))
 
-        def open_one(*options: str, columns: int = 80, **more: str) -> Screen:
-            made = Screen(cli, "gpus", "--watch", *options, columns=columns, environ=UNICODE | more)
+        def open_one(
+            *options: str, columns: int = 80, stderr: Path | None = None, **more: str
+        ) -> Screen:
+            words = ("gpus", "--watch", *options)
+            environ = UNICODE | more
+            made = Screen(cli, *words, columns=columns, environ=environ, stderr=stderr)
             stack.enter_context(closing(made))
             return made
 
@@ -118,6 +122,16 @@ def test_the_terminal_is_given_back_however_it_is_left(
     leave(screen)
     assert screen.end() == code
     assert_given_back(screen)
+
+
+def test_a_terminal_that_is_gone_ends_it(watch: Open, tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    screen = watch(AITBC_DEBUG="1", PYTHONFAULTHANDLER="1", stderr=errors)
+    screen.expect("quits")
+    screen.hang_up()
+    # Whether it notices first that nothing can be read there, or written, is chance.
+    assert screen.process.wait(DEADLINE_S) in (0, 1)
+    assert "Traceback" not in errors.read_text()
 
 
 def test_it_stops_with_the_terminal_as_it_was_and_comes_back(watch: Open) -> None:

@@ -158,8 +158,11 @@ class Screen:
         *args: str,
         columns: int = 80,
         environ: Mapping[str, str] | None = None,
+        stderr: Path | None = None,
     ) -> None:
+        """Start it; ``stderr`` is a file that takes what it says, instead of the terminal."""
         ours, theirs = pty.openpty()
+        errors = theirs if stderr is None else os.open(stderr, os.O_WRONLY | os.O_CREAT)
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.process = subprocess.Popen(
             cli.command(*args),
@@ -167,10 +170,11 @@ class Screen:
             cwd=cli.folder,
             stdin=theirs,
             stdout=theirs,
-            stderr=theirs,
+            stderr=errors,
             start_new_session=True,
         )
-        os.close(theirs)
+        for fd in {theirs, errors}:
+            os.close(fd)
         self._fd = ours
         self.text = ""
 
@@ -205,8 +209,14 @@ class Screen:
             pass
         return self.process.wait(DEADLINE_S)
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
+        """Let the terminal be gone, as when a connection breaks."""
         os.close(self._fd)
+        self._fd = -1
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
