@@ -34,6 +34,9 @@ _log = logging.getLogger(__name__)
 _WRITE_S = 5.0
 #: A sample stands for no more than so many intervals: what is more is a gap.
 _SPAN_MAX = 2
+#: An attempt that ended while no daemon was there says so within this time, when it is found: what
+#: its GPUs have done since is not its doing.
+_TOLD_S = 0.2
 #: How long the end of an attempt waits for what the driver says then.
 _LAST_S = 0.25
 
@@ -217,8 +220,9 @@ class Sampling:
         if uuids and await self._gpus.sample(uuids):
             now, at = time.monotonic(), now_us()
             for course in self._sampled:
-                course.is_known = True
-                self._take(course, now, at)
+                if course.is_known or now - course.seen_at > _TOLD_S:
+                    course.is_known = True
+                    self._take(course, now, at)
 
     def _take(self, course: _Course, now: float, at: int) -> None:
         """Add a row of each GPU that the driver knows."""
