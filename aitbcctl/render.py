@@ -359,6 +359,8 @@ def _attempts(job: Json, now: datetime) -> str:
         usage = attempt.get("rusage") or attempt
         if usage.get("max_rss"):
             facts.append(f"peak {size(usage['max_rss'])}")
+        if usage.get("memory_peak"):
+            facts.append(f"with all processes and cached files {size(usage['memory_peak'])}")
         if attempt.get("charge"):
             facts.append(f"charged {money(attempt['charge'], job.get('currency'))}")
         lines.append("  ".join(fact for fact in facts if fact))

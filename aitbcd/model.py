@@ -246,6 +246,9 @@ class Ending:
     snapshot: Snapshot | None = None
     #: There where an attempt is recorded, or looked at by itself.
     gpu_use: GpuUse | None = None
+    #: The most memory that all of it had at one time, files that the kernel cached for it included,
+    #: bytes; None where no cgroup counted it. There like ``gpu_use``.
+    memory_peak: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,7 @@ def _ending(facts: Facts, reason: Reason | None, message: str | None) -> Ending:
         user_us=facts.get("user_us", 0),
         system_us=facts.get("system_us", 0),
         max_rss=facts.get("max_rss", 0),
+        memory_peak=facts.get("memory_peak"),
     )
 
 

@@ -791,6 +791,7 @@ def attempt(one: Attempt) -> dict[str, Json]:
         "user_s": ending.user_us / 1e6 if ending else None,
         "system_s": ending.system_us / 1e6 if ending else None,
         "max_rss": (ending.max_rss or None) if ending else None,
+        "memory_peak": ending.memory_peak if ending else None,
         "charge": money(ending.charge_micro) if ending else None,
         "snapshot": snapshot(ending.snapshot) if ending and ending.snapshot else None,
         "gpu_use": gpu_use(ending.gpu_use if ending else one.gpu_use),

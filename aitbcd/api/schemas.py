@@ -99,7 +99,7 @@ _ATTEMPT = record(
     started_at=optional(MOMENT), finished_at=optional(MOMENT), exit_code=optional(INTEGER),
     signal=optional(INTEGER), reason=_REASON, cause=_CAUSE, message=optional(STRING),
     snapshot=optional(_SNAPSHOT), user_s=optional(NUMBER), system_s=optional(NUMBER),
-    max_rss=optional(INTEGER), charge=optional(NUMBER),
+    max_rss=optional(INTEGER), memory_peak=optional(INTEGER), charge=optional(NUMBER),
     gpu_use=optional(record(
         interval_s=NUMBER, rows=INTEGER, sampled_s=NUMBER, utilization_mean=optional(NUMBER),
         utilization_peak=optional(INTEGER), memory_peak=optional(INTEGER),

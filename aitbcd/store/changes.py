@@ -492,4 +492,5 @@ def _facts(ending: Ending) -> tuple[Any, ...]:
         ending.cause and ending.cause.value, ending.message,
         ending.exit_code, ending.signal, ending.user_us, ending.system_us, ending.max_rss,
         ending.charge_micro, snapshot_text(ending.snapshot), pack_use(ending.gpu_use),
+        ending.memory_peak,
     )  # fmt: skip

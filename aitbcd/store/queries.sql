@@ -105,7 +105,8 @@ UPDATE attempts SET started_at = ?, handle = ? WHERE number = ? AND attempt = ?
 -- Its processes are gone.
 UPDATE attempts SET
     finished_at = ?, reason = ?, cause = ?, message = ?, exit_code = ?, signal = ?, user_us = ?,
-    system_us = ?, max_rss = ?, charge_micro = ?, snapshot = ?, gpu_use = ?
+    system_us = ?, max_rss = ?, charge_micro = ?, snapshot = ?, gpu_use = ?,
+    memory_peak = ?
 WHERE number = ? AND attempt = ?
 
 -- command_of_job --
@@ -321,7 +322,7 @@ SELECT
     a.attempt, a.boot_id, a.assigned_at, a.started_at, a.handle, a.gpu_uuids, a.finished_at,
     a.reason, a.cause, a.message, a.exit_code, a.signal, a.user_us, a.system_us, a.max_rss,
     j.results, j.digest, j.result_bytes, j.result_files, j.progress, a.charge_micro, a.snapshot,
-    a.gpu_use
+    a.gpu_use, a.memory_peak
 FROM attempts a LEFT JOIN jobs j
     ON j.number = a.number AND j.current = a.attempt AND j.finished_at IS NOT NULL
 WHERE a.number = :number ORDER BY a.attempt

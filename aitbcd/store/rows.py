@@ -178,7 +178,9 @@ def attempt(row: Row) -> Attempt:
         _words(gpu_uuids),
         None
         if finished_at is None
-        else replace(_ending(row[6:15], row[15:21], row[21]), gpu_use=_use(row[22])),
+        else replace(
+            _ending(row[6:15], row[15:21], row[21]), gpu_use=_use(row[22]), memory_peak=row[23]
+        ),
     )
 
 

@@ -113,6 +113,49 @@ def test_a_job_sees_its_gpus_and_no_others_whatever_any_environment_says(
     go(scenario())
 
 
+def cores_of(rig: Rig, job: Job) -> set[int]:
+    """Return the cores that a job of ``CORES`` could run on."""
+    (line,) = said(rig, job).splitlines()
+    ranges = (part.split("-") for part in line.split(":")[1].strip().split(","))
+    return {core for part in ranges for core in range(int(part[0]), int(part[-1]) + 1)}
+
+
+CORES = ("grep", "Cpus_allowed_list", "/proc/self/status")
+
+
+def test_a_job_runs_near_its_gpus_where_there_are_cores_enough(
+    driver: Driver, tmp_path: Path
+) -> None:
+    every = os.sched_getaffinity(0)
+    near = min(every)
+    driver.write(gpu(0, cpus=f"{1 << near:x}"), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            there: dict[str, Any] = {"gpus": 1, "gpu": (uuid_of(0),)}
+            assert cores_of(rig, await rig.run(*CORES, **there)) == {near}
+            # Its supervisor, which has the next one, is where it was.
+            assert cores_of(rig, await rig.run(*CORES)) == every
+            assert cores_of(rig, await rig.run(*CORES, gpus=1, gpu=(uuid_of(1),))) == every
+            assert cores_of(rig, await rig.run(*CORES, cpus=2, **there)) == every
+            # With a neighbour on the GPU, who is to run there too, one core is not enough.
+            await rig.reached(await rig.submit(*SLEEP, vram=GIB, **there), JobState.RUNNING)
+            assert cores_of(rig, await rig.run(*CORES, vram=GIB, **there)) == every
+
+    go(scenario())
+
+
+def test_jobs_run_anywhere_where_that_is_configured(driver: Driver, tmp_path: Path) -> None:
+    every = os.sched_getaffinity(0)
+    driver.write(gpu(0, cpus=f"{1 << min(every):x}"))
+
+    async def scenario() -> None:
+        async with engine_in(tmp_path, CONFIG.replace("[gpus]", "[gpus]\nnuma = false")) as rig:
+            assert cores_of(rig, await rig.run(*CORES, gpus=1)) == every
+
+    go(scenario())
+
+
 def test_a_kind_of_gpu_is_kept_to(driver: Driver, tmp_path: Path) -> None:
     driver.write(gpu(0, "4090"), gpu(1, "a100"), gpu(2, "h100"))
 

@@ -269,6 +269,16 @@ async def test_what_an_attempt_made_of_its_gpus_is_kept_with_it_and_counted(stor
 
 
 @on_store
+async def test_how_much_memory_an_attempt_had_is_kept_with_it(store: Store) -> None:
+    await store.submit(ANN, TRUE, at=NOW)
+    await store.move(assign(1), run(1))
+    end = ending(at=NOW + SECOND, max_rss=5, memory_peak=2**40)
+    await store.move(Move(1, 1, S.RUNNING, T.COMPLETE, end.finished_at, ending=end))
+    [attempt] = await store.attempts(1)
+    assert attempt.ending == end
+
+
+@on_store
 async def test_what_an_attempt_was_given_is_kept_with_it(store: Store) -> None:
     await store.submit(ANN, replace(TRUE, gpus=2), at=NOW)
     uuids, models = ("GPU-1", "MIG-2"), ("NVIDIA H100 80GB HBM3", "NVIDIA H100 MIG 1g.10gb")

@@ -134,6 +134,7 @@ endings = st.builds(
     user_us=st.integers(0, 1 << 50),
     system_us=st.integers(0, 1 << 50),
     max_rss=sizes,
+    memory_peak=st.none() | sizes,
     progress=st.none() | st.integers(0, 100),
 )
 
@@ -168,7 +169,14 @@ def test_a_completed_end_has_no_reason(tmp_path: Path) -> None:
 
 
 def test_it_says_what_was_asked_and_what_became_of_it() -> None:
-    failed = Ending(5 * SECOND, Reason.EXIT, exit_code=3, user_us=1_500_000, max_rss=4096)
+    failed = Ending(
+        5 * SECOND,
+        Reason.EXIT,
+        exit_code=3,
+        user_us=1_500_000,
+        max_rss=4096,
+        memory_peak=8192,
+    )
     told = build(JobState.FAILED, failed, attempt=2)
     assert json.loads(json.dumps(told)) == told
     assert told["command"] == ["python", {"b64": "/y5weQ=="}]
@@ -176,7 +184,12 @@ def test_it_says_what_was_asked_and_what_became_of_it() -> None:
     assert told["requested"]["priority"] == "high"
     assert told["requested"]["artifacts"] == ["*.pt"]
     assert (told["status"], told["reason"], told["exit_code"]) == ("failed", "exit", 3)
-    assert told["resources"] == {"user_s": 1.5, "system_s": 0.0, "max_rss": 4096}
+    assert told["resources"] == {
+        "user_s": 1.5,
+        "system_s": 0.0,
+        "max_rss": 4096,
+        "memory_peak": 8192,
+    }
     assert (told["attempt"], told["user"], told["number"]) == (2, "ada", 7)
     assert [one["attempt"] for one in told["earlier_attempts"]] == [1]
     assert told["logs_kept_whole"] == ["stdout.log"]

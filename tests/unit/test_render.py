@@ -169,7 +169,7 @@ def test_details_name_variables_and_commands_as_a_shell_would() -> None:
                    "priority": "high", "retries": 2, "artifacts": ["*.pt"]},
         attempts=[{"attempt": 1, "started_at": "2026-02-13T11:58:30.000001Z",
                    "finished_at": "2026-02-13T11:59:00.000001Z", "exit_code": 3, "signal": None,
-                   "reason": "exit", "max_rss": 1 << 20}],
+                   "reason": "exit", "max_rss": 1 << 20, "memory_peak": 3 << 20}],
         events=[{"seq": 7, "time": "2026-02-13T11:59:00.000001Z", "status": "failed",
                  "attempt": 1, "reason": "exit", "message": "exit code 3"}],
         result_files=5,
@@ -179,7 +179,7 @@ def test_details_name_variables_and_commands_as_a_shell_would() -> None:
     text = render.detail_block(details, NOW)
     assert r"sh -c 'a | b' '\udcff'" in text
     assert "4 cores, 1.0 GiB of memory, at most 2 h 00 min, high priority, 2 retries" in text
-    assert "ran 30 s  exit code 3  peak 1.0 MiB" in text
+    assert "exit code 3  peak 1.0 MiB  with all processes and cached files 3.0 MiB" in text
     assert "failed: exit code 3" in text
     assert r"HOME \udcff" in text
 
