@@ -122,10 +122,10 @@ class VirtualMachine(Machine):
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"),
+                    *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "qemu64"),
                     *("-smp", "2", "-m", str(_MEMORY_MIB), "-nodefaults", "-no-user-config"),
                     *("-display", "none", "-kernel", str(kernel()), "-append"),
-                    "root=/dev/nvme0n1 rw console=ttyS0 mitigations=off systemd.hostname=lab",
+                    "root=/dev/nvme0n1 rw console=ttyS0 nowatchdog mitigations=off",
                     *("-serial", "stdio", "-serial", f"unix:{address},server=on,wait=off"),
                     *("-drive", f"file={self._disk},if=none,id=disk,format=raw,cache=unsafe"),
                     *("-device", "nvme,serial=disk,drive=disk"),

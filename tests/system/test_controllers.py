@@ -5,6 +5,7 @@ An emulated machine, so what can be asked at once is, and all tests have the sam
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -111,6 +112,8 @@ def test_who_takes_too_much_ends_himself_and_not_his_neighbour(machine: VirtualM
     ended_taking, ended_forking = ended(machine, taking), ended(machine, forking)
     assert (ended_taking["reason"], ended_taking["signal"]) == ("signal", 9)
     assert ended_taking["cause"] == "host_oom"
+    details = json.loads(machine(f"aitbcctl get {taking} --json", user="ada"))
+    assert 50 * MIB < details["attempts"][0]["memory_peak"] <= 60 * MIB
     assert "survived" not in machine(f"aitbcctl logs {taking}", user="ada")
     assert ended_forking["status"] == "failed"
     assert "as many processes and threads as one job may have" in ended_forking["message"]
