@@ -360,11 +360,12 @@ class _Body:
         """Return how wide users, names, and progress bars are."""
         shown = [job for job in self._jobs.values() if job["status"] != "pending"]
         users = min(12, max((columns(plain(job["user"])) for job in shown), default=0))
-        names = max((columns(plain(job.get("name") or "-")) for job in shown), default=0)
-        times = max((len(self._times(job)) for job in shown), default=0)
+        names = min(40, max((columns(plain(job.get("name") or "-")) for job in shown), default=0))
+        times = min(32, max((len(self._times(job)) for job in shown), default=0))
         left = self._width - len(self._indent) - len("job_7k3m9q2x") - users - times - 4 - 8
-        bar = 10 if left >= 11 + 12 else 0
-        return users, max(0, min(names, left - (bar and bar + 1), 40)), bar
+        # A name that is cut tells less than a bar beside its percentage.
+        bar = 10 if left >= names + 11 else 0
+        return users, max(0, min(names, left)), bar
 
     def _job(
         self, job_id: str, widths: tuple[int, int, int], where: str | None, block: _Block

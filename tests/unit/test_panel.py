@@ -77,6 +77,15 @@ def test_a_job_stands_under_its_gpu_with_owner_progress_and_time_left() -> None:
     assert lines[-1].split() == "no job waits for GPUs q quits".split()
 
 
+def test_a_long_name_is_shown_rather_than_a_bar() -> None:
+    one = job(1, "GPU-0aaa", name="llama-70b-finetune-on-everything")
+    line = next(
+        line for line in shown(seen(busy(0, one), jobs=[one])).splitlines() if "ada" in line
+    )
+    assert "finetune-on-every" in line
+    assert "━" not in line
+
+
 def test_a_time_limit_is_no_estimate() -> None:
     one = job(1, "GPU-0aaa", progress=0, estimated_completion=None)
     assert "5 min, 20 min at most" in shown(seen(busy(0, one), jobs=[one]))
