@@ -11,8 +11,8 @@ import resource
 import time
 from typing import Any
 
+from aitbcd.launcher import cgroups, package, processes, spawn
 from aitbcd.launcher import folder as run_folder
-from aitbcd.launcher import package, processes, spawn
 from aitbcd.launcher.identity import of_spec
 from aitbcd.launcher.jobgroup import JobGroup
 from aitbcd.launcher.linux import machine_oom_kills
@@ -227,7 +227,7 @@ class Attempt:
             "signal": os.WTERMSIG(status)
             if status is not None and os.WIFSIGNALED(status)
             else None,
-            "ended_by": self._ended_by,
+            "ended_by": self._ended_by or self._ended_with_all_jobs(),
             "cannot_start": cannot_start and _shortened(cannot_start),
             "storage": storage,
             "user_us": self._user_us,
@@ -242,6 +242,13 @@ class Attempt:
             self._group.remove()
         self.facts = facts
         run_folder.write_exit(self.folder.fd, facts)
+
+    def _ended_with_all_jobs(self) -> str | None:
+        """Tell of a job that systemd killed with its whole unit, of which we are the next to go."""
+        is_killed = self._status is not None and os.WIFSIGNALED(self._status)
+        if is_killed and self._groups and not cgroups.is_held(self._groups):
+            return "shutdown"
+        return None
 
     def _oom_kills_since(self) -> int | None:
         """Return how often the OOM killer struck since the program had run for a moment."""

@@ -131,6 +131,12 @@ def members(folder: str) -> list[int]:
     return [int(line) for line in read(f"{folder}/{_PROCS}").split()]
 
 
+def is_held(unit: str) -> bool:
+    """Tell whether the unit of all jobs goes on; it ends with what holds it."""
+    holder = f"{unit}/{HOLDER}"
+    return not os.path.isdir(holder) or bool(members(holder))
+
+
 def read(path: str) -> str:
     """Return what a file of a cgroup says; nothing where there is no such file."""
     try:

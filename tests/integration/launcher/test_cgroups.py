@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from aitbcd.launcher.cgroups import own_folders
+from aitbcd.launcher.cgroups import HOLDER, own_folders
 from tests.launcher import Daemon, Stage, Who, is_alive, wait_gone
 from tests.service import wait_for
 
@@ -124,6 +125,28 @@ def test_who_was_put_into_it_from_outside_ends_too(stage: Stage, group: Group) -
     assert attempt.exited()["exit_code"] == 0
     assert os.waitstatus_to_exitcode(os.waitpid(stranger, 0)[1]) == -signal.SIGKILL
     assert group.jobs == []
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_job_that_is_killed_with_the_whole_unit_is_ended_by_that(
+    stage: Stage, group: Group, is_held: bool
+) -> None:
+    """As systemd does: whether the job's end is seen before its supervisor is killed is chance."""
+    daemon = group.launch(stage)
+    holder = subprocess.Popen(["sleep", "1000"])
+    (group.folder / HOLDER).mkdir()
+    (group.folder / HOLDER / "cgroup.procs").write_text(str(holder.pid))
+    attempt = daemon.start(stage.shell("exec sleep 1000"))
+    pid = attempt.running()["pid"]
+    if not is_held:
+        holder.kill()
+        holder.wait()
+    os.kill(pid, signal.SIGKILL)
+    facts = attempt.exited()
+    assert facts["signal"] == signal.SIGKILL
+    assert facts["ended_by"] == (None if is_held else "shutdown")
+    holder.kill()
+    holder.wait()
 
 
 def test_another_user_s_job_cannot_leave_it(stage: Stage, group: Group, other: Who) -> None:
