@@ -22,7 +22,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 # sys/inotify.h
 _MODIFY, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x40, 0x80, 0x100, 0x200
-_CLOSE_WRITE = 0x8
+_ATTRIB, _CLOSE_WRITE = 0x4, 0x8
 _DELETE_SELF, _MOVE_SELF, _OVERFLOW = 0x400, 0x800, 0x4000
 _MASK_ADD, _ONESHOT = 0x20000000, 0x80000000
 _EVENT = struct.Struct("iIII")
@@ -64,12 +64,14 @@ class Watches:
 
     @contextmanager
     def on_save(self, folder: str | os.PathLike[str], woken: asyncio.Event) -> Iterator[None]:
-        """Set ``woken`` when a file in the folder was written, or put there under its name.
+        """Set ``woken`` when a file in the folder was written, put there, or opened to us.
+
+        install(1) writes first, and says then who may read it.
 
         Raises:
             OSError: there is no such folder, or the user's limit of watches is reached.
         """
-        with self._once(os.fspath(folder), _CLOSE_WRITE | _MOVED_TO, woken):
+        with self._once(os.fspath(folder), _CLOSE_WRITE | _MOVED_TO | _ATTRIB, woken):
             yield
 
     def close(self) -> None:

@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.authority import Authority
 from tests.driver import GIB, SCRIPT_VARIABLE, build, gpu, process
 from tests.machine import NEEDED, Machine, gated, open_gate, status, submit, until
 from tests.service import wait_for
@@ -283,3 +285,50 @@ def test_nobody_else_can_bind_the_port_while_the_daemon_is_away(machine: Machine
     bind = 'import socket; socket.create_server(("127.0.0.1", 8000))'
     assert machine.code(f"python3 -c '{bind}'", user="eve") == 1
     machine("systemctl start aitbcd")
+
+
+def test_a_network_is_served_as_the_documents_say(machine: Machine, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
+    section = text.partition("## Serving a network\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```(\w+)\n(.*?)```", section, re.S)
+    assert [kind for kind, _ in blocks] == ["toml", "ini", "ini", "sh", "sh"]
+    (_, config), (_, service), (_, held), (_, restart), (_, renewal) = blocks
+    authority = Authority(tmp_path)
+    shutil.copy(authority.certificate, machine.root / "etc/ca.pem")
+
+    def renew(name: str) -> None:
+        cert, key = authority.issue(name, "IP:127.0.0.1")
+        shutil.copy(cert, machine.root / "srv/fullchain.pem")
+        shutil.copy(key, machine.root / "srv/privkey.pem")
+        machine(f"cd /srv && {renewal}")
+
+    def shown() -> str:
+        ask = 'import ssl; print(ssl.get_server_certificate(("127.0.0.1", 8443)))'
+        return machine(f"python3 -c '{ask}'", check=False)
+
+    file = machine.root / "etc/aitbcd/aitbcd.toml"
+    before = file.read_text()
+    units = machine.root / "etc/systemd/system"
+    job = gated(machine)
+    renew("first")
+    for unit, lines in (("aitbcd.service", service), ("aitbcd-tcp.socket", held)):
+        (units / f"{unit}.d").mkdir()
+        (units / f"{unit}.d/override.conf").write_text(lines)
+    file.write_text(before + config)
+    machine("aitbcctl config check && systemctl daemon-reload")
+    machine(restart)
+    key = machine("aitbcctl key create --name network 2>/dev/null", user="ada").strip()
+    there = "env AITBC_URL=https://127.0.0.1:8443 AITBC_CA_FILE=/etc/ca.pem"
+    assert job in machine(f"{there} AITBC_API_KEY={key} aitbcctl list", user="ada")
+    assert machine.code(f"{there} aitbcctl list", user="ada") == 4
+    first = shown()
+    renew("second")
+    wait_for("the new one is shown", lambda: shown() not in (first, ""))
+    for unit in ("aitbcd.service", "aitbcd-tcp.socket"):
+        shutil.rmtree(units / f"{unit}.d")
+    file.write_text(before)
+    machine("systemctl daemon-reload")
+    machine(restart)
+    open_gate(machine)
+    assert until(machine, job, "completed")["status"] == "completed"
+    machine("env AITBC_URL=http://127.0.0.1:8000 aitbcctl list", user="ada")
