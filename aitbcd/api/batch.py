@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aitbcd import wire
+from aitbcd import description, wire
 from aitbcd.api.context import Api, caller
 from aitbcd.api.jobs import JOB_BYTES_MAX
 from aitbcd.api.messages import stream
@@ -129,7 +129,7 @@ def _jobs_of_lines(body: BinaryIO, check: _Check) -> Iterator[JobSpec]:
             if len(line) > JOB_BYTES_MAX:
                 raise TooLarge(f"the job is larger than {JOB_BYTES_MAX} bytes")
             if not line.isspace():
-                yield check(wire.job_spec(wire.decode(line)))
+                yield check(description.job_spec(wire.decode(line)))
         except AitbcError as error:
             raise _located(error, f"line {number}", "line", number) from None
 
@@ -148,12 +148,12 @@ def _jobs_of_object(body: BinaryIO, check: _Check) -> Iterator[JobSpec]:
     except RecursionError:
         raise BadRequest("the JSON is nested too deeply") from None
     try:
-        defaults = wire.given(batch.defaults) if batch.defaults is not None else None
+        defaults = description.given(batch.defaults) if batch.defaults is not None else None
     except AitbcError as error:
         raise _located(error, "defaults", "index", None) from None
     for index, raw in enumerate(batch.jobs):
         try:
-            yield check(wire.job_spec(wire.decode(memoryview(raw)), defaults))
+            yield check(description.job_spec(wire.decode(memoryview(raw)), defaults))
         except AitbcError as error:
             raise _located(error, f"jobs[{index}]", "index", index) from None
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aitbcd import wire
+from aitbcd import description, wire
 from aitbcd.api import view
 from aitbcd.api.context import Api, caller
 from aitbcd.api.filters import AFTER, CHOICE, LIMIT, wanted
@@ -71,7 +71,7 @@ class _Jobs:
     async def submit(self, request: Request, asked: Asked) -> Response:
         who = caller(request)
         async with self._api.spool.body(request, JOB_BYTES_MAX, who.owner.uid) as body:
-            spec = wire.job_spec(wire.decode(body.read()))
+            spec = description.job_spec(wire.decode(body.read()))
         return await self._made(await self._api.engine.submit(who.owner, spec, plan=who.plan))
 
     async def list(self, request: Request, asked: Asked) -> Response:

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aitbcd import wire
+from aitbcd import description, wire
 from aitbcd.api.context import Caller, caller
 from aitbcd.api.messages import body_of
 from aitbcd.errors import AitbcError, BadRequest, Forbidden, InvalidValue
@@ -303,7 +303,7 @@ def duration(name: str, about: str) -> Parameter[float | None]:
         except ValueError as problem:
             raise InvalidValue(f"{name}: {problem}", field=name) from None
 
-    return Parameter(name, about, wire.DURATION_SCHEMA, read, None)
+    return Parameter(name, about, description.DURATION_SCHEMA, read, None)
 
 
 def required(parameter: Parameter[T | None]) -> Parameter[T]:

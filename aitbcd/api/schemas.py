@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aitbcd import wire
+from aitbcd import description
 from aitbcd.api.operations import Answer, Schema
 from aitbcd.lifecycle import TRANSITIONS
 from aitbcd.model import Cause, EventKind, JobState, Reason, ResultsState
@@ -57,7 +57,7 @@ def raw(about: str, media_type: str, status: int = 200) -> Answer:
 
 def components() -> dict[str, Any]:
     """Return the schemas that have a name in the document."""
-    return {**wire.job_schemas(), "Problem": _PROBLEM, "Text": _TEXT, "Event": _EVENT,
+    return {**description.job_schemas(), "Problem": _PROBLEM, "Text": _TEXT, "Event": _EVENT,
             "Attempt": _ATTEMPT, "Status": _status(), "Details": _details(),
             "Listed": {"allOf": [ref("Status"), record(command_line=optional(STRING))]},
             "Queued": _QUEUED}  # fmt: skip

@@ -45,6 +45,7 @@ LEVELS: tuple[set[str], ...] = (
     },
     {
         "planner",
+        "description",
         "outcome",
         "output",
         "launch",
