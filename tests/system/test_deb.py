@@ -185,7 +185,7 @@ def test_an_upgrade_keeps_jobs_settings_and_connections(machine: Machine) -> Non
     job = gated(machine)
     waiting = submit(machine, "true", options="--cpus 2")
     before = {unit: pid(machine, unit) for unit in ("aitbcd", "aitbcd-launcher", "aitbcd-jobs")}
-    machine("systemctl mask --now aitbcd-tcp.socket")
+    machine("systemctl mask --now aitbcd-tcp.socket; systemctl disable aitbcd-launcher")
     mine = machine(f"cat {CONFIG}")
     # Connections that are made while nobody is there wait for the new daemon.
     machine(
@@ -204,7 +204,9 @@ def test_an_upgrade_keeps_jobs_settings_and_connections(machine: Machine) -> Non
     assert after["aitbcd-jobs"] == before["aitbcd-jobs"]
     assert machine(f"cat {CONFIG}") == mine
     assert machine("systemctl is-active aitbcd-tcp.socket", check=False) == "inactive\n"
-    machine("systemctl unmask aitbcd-tcp.socket && systemctl restart aitbcd")
+    assert machine("systemctl is-enabled aitbcd-launcher", check=False) == "disabled\n"
+    machine("systemctl unmask aitbcd-tcp.socket && systemctl enable aitbcd-launcher")
+    machine("systemctl restart aitbcd")
     serves(machine)
     assert status(machine, job)["status"] == "running"
     open_gate(machine)
