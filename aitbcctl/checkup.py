@@ -9,12 +9,13 @@ import os
 import pwd
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aitbcctl.client import Client
-from aitbcd import __version__, paths, settings
+from aitbcd import __version__, certificate, paths, settings
 from aitbcd.errors import AitbcError, SettingsError
 from aitbcd.units import format_size
 
@@ -132,11 +133,31 @@ def _configuration() -> Iterator[Finding]:
         yield Finding("configuration", OK, "there is no file, so all is as it comes")
         return
     try:
-        settings.load(path)
+        read = settings.load(path)
     except SettingsError as error:
         yield Finding("configuration", FAIL, error.detail, error.hint)
-    else:
-        yield Finding("configuration", OK, f"{path} is right")
+        return
+    yield Finding("configuration", OK, f"{path} is right")
+    yield from _certificate(read.server)
+
+
+def _certificate(server: settings.Server) -> Iterator[Finding]:
+    """Look at what TCP is encrypted with, where it is and may be read."""
+    if not server.certificate_files or not all(
+        os.access(path, os.R_OK) or not os.path.exists(path) for path in server.certificate_files
+    ):
+        return
+    try:
+        found = certificate.load(*server.certificate_files)
+    except SettingsError as error:
+        yield Finding("certificate", FAIL, error.detail, error.hint)
+        return
+    doubts = list(found.doubts(time.time()))
+    for doubt in doubts:
+        yield Finding("certificate", WARN, f"{server.tls_cert}: {doubt}")
+    if not doubts:
+        names = ", ".join(found.names)
+        yield Finding("certificate", OK, f"{server.tls_cert} is right, for {names}")
 
 
 def _daemon(health: Json, mine: Json) -> Iterator[Finding]:

@@ -18,6 +18,8 @@ from aitbcd.errors import SettingsError
 
 #: X509_V_FLAG_NO_CHECK_TIME (openssl/x509_vfy.h): one that has ended is shown too.
 _NO_CHECK_TIME = 0x200000
+#: Seconds before its end; who renews by himself does so a month before.
+_SOON_S = 7 * 86400
 #: More steps than any handshake has.
 _STEPS_MAX = 20
 
@@ -36,11 +38,14 @@ class Certificate:
         return name in self.names or (domain != "" and f"*.{domain}" in self.names)
 
     def doubts(self, now_s: float) -> Iterator[str]:
-        """Yield why clients will not accept it, though it can be served."""
+        """Yield why clients will not accept it, now or soon, though it can be served."""
         if not self.names:
             yield "it is for no name (subjectAltName), so that no client accepts it"
-        if self.ends_at <= now_s:
+        left_s = self.ends_at - now_s
+        if left_s <= 0:
             yield "it has expired, so that no client accepts it: renew it"
+        elif left_s < _SOON_S:
+            yield f"it expires in {int(left_s // 3600)} h: see why it was not renewed"
 
 
 def load(cert: str, key: str) -> Certificate:

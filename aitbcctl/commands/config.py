@@ -14,7 +14,7 @@ import click
 from aitbcctl import options
 from aitbcctl.render import plain
 from aitbcctl.terminal import put, put_json, say
-from aitbcd import paths, settings
+from aitbcd import certificate, paths, settings
 from aitbcd.settings import Settings
 
 
@@ -74,8 +74,6 @@ def _odd(read: Settings, path: Path) -> Iterator[str]:
 def _doubts(read: Settings) -> Iterator[str]:
     """Yield what is odd with the certificate; a wrong one is refused."""
     if read.server.certificate_files:
-        from aitbcd import certificate
-
         found = certificate.load(*read.server.certificate_files)
         yield from (f"tls_cert in [server]: {doubt}" for doubt in found.doubts(time.time()))
 

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.authority import Authority
 from tests.service import wait_for
 from tests.system.conftest import Cli, Gate
 
@@ -42,6 +43,24 @@ def test_a_wrong_configuration_fails_with_its_line(cli: Cli, tmp_path: Path) -> 
     file.write_text("[jobs]\nx = 1\n")
     found = findings(cli, code=1, AITBCD_CONFIG=str(file))
     assert "line 2: unknown key 'x'" in found["configuration"]["detail"]
+
+
+def test_a_certificate_is_looked_at_before_it_is_too_late(cli: Cli, tmp_path: Path) -> None:
+    authority, file = Authority(tmp_path), tmp_path / "aitbcd.toml"
+
+    def found(cert: Path, key: Path, code: int = 0) -> tuple[str, str]:
+        file.write_text(f'[server]\ntls_cert = "{cert}"\ntls_key = "{key}"\n')
+        finding = findings(cli, code=code, AITBCD_CONFIG=str(file))["certificate"]
+        return finding["state"], finding["detail"]
+
+    cert, key = authority.issue("right", "DNS:gpu.example.org")
+    assert found(cert, key) == ("ok", f"{cert} is right, for gpu.example.org")
+    state, said = found(*authority.issue("soon", "DNS:gpu.example.org", days=2))
+    assert (state, "expires in 47 h" in said) == ("warn", True)
+    _, other = authority.issue("other")
+    state, said = found(cert, other, code=1)
+    assert (state, "does not belong to the certificate" in said) == ("fail", True)
+    assert found(tmp_path / "none", key, code=1)[0] == "fail"
 
 
 def test_what_claims_to_be_of_a_job_that_is_over_is_an_orphan(cli: Cli) -> None:
