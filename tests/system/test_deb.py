@@ -322,9 +322,13 @@ def test_nothing_is_left_of_a_purge_while_it_runs(machine: Machine, untouched: s
     # What somebody mounted there is his.
     disk = "/var/lib/aitbcd/disk"
     machine(f"mkdir {disk} && mount -t tmpfs disk {disk} && touch {disk}/mine")
+    # What the daemon's user puts in the place of a folder of root's is not followed.
+    swap = "cd /var/lib/aitbcd && mv run away && ln -s /home/bob run"
+    machine(f"runuser -u aitbcd -- sh -c '{swap}'")
     said = machine("apt-get --yes --quiet purge aitbcd </dev/null")
     assert "something is mounted below /var/lib/aitbcd; unmount it and remove the folder" in said
     assert machine("find /var/lib/aitbcd").split() == ["/var/lib/aitbcd", disk, f"{disk}/mine"]
+    assert machine.code("test -e /home/bob/.profile") == 0
     machine(f"umount {disk} && rm -r /var/lib/aitbcd")
     assert names(machine) - untouched == set()
     assert machine("find /var /run -xdev -name '*aitbc*' -not -path '/var/cache/*'") == ""
