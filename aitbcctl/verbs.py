@@ -120,8 +120,9 @@ def ctl() -> None:
     A job is named by its id (job_7k3m9q2x), its number, any unique beginning of its id, or @ for
     your latest one. Data goes to stdout, everything else to stderr.
 
-    The daemon is found through AITBC_SOCKET, AITBC_URL (with AITBC_API_KEY), your own daemon's
-    socket, or the system's, in this order.
+    The daemon is found through AITBC_SOCKET, AITBC_URL (with AITBC_API_KEY, and AITBC_CA_FILE
+    where a CA of your own vouches for it), your own daemon's socket, or the system's, in this
+    order.
 
     \b
     Exit codes: 0 done, 1 the answer is no (job failed, verification failed),
