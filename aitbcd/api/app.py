@@ -49,6 +49,8 @@ _UNCOUNTED = frozenset({"/healthz", "/metrics", "/openapi.json"})
 
 
 _READING = frozenset({"GET", "HEAD"})
+#: What is not worked on in turns: it is little, or it waits for the driver of the GPUs.
+_WITHOUT_TURN = _UNCOUNTED | {"/v1/gpus"}
 
 
 class MethodNotAllowed(BadRequest):
@@ -98,7 +100,7 @@ class _Gate:
 
     async def _pass_in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what reads in its user's turn: what is only changed takes no time of the loop."""
-        if scope.get("method") not in _READING or scope["path"] in _UNCOUNTED:
+        if scope.get("method") not in _READING or scope["path"] in _WITHOUT_TURN:
             await self._pass(scope, receive, send)
             return
         whose = _whose(scope["state"])
