@@ -312,7 +312,7 @@ def test_a_network_is_served_as_the_documents_say(machine: Machine, tmp_path: Pa
     job = gated(machine)
     renew("first")
     for unit, lines in (("aitbcd.service", service), ("aitbcd-tcp.socket", held)):
-        (units / f"{unit}.d").mkdir()
+        (units / f"{unit}.d").mkdir(exist_ok=True)
         (units / f"{unit}.d/override.conf").write_text(lines)
     file.write_text(before + config)
     machine("aitbcctl config check && systemctl daemon-reload")
@@ -325,7 +325,7 @@ def test_a_network_is_served_as_the_documents_say(machine: Machine, tmp_path: Pa
     renew("second")
     wait_for("the new one is shown", lambda: shown() not in (first, ""))
     for unit in ("aitbcd.service", "aitbcd-tcp.socket"):
-        shutil.rmtree(units / f"{unit}.d")
+        (units / f"{unit}.d/override.conf").unlink()
     file.write_text(before)
     machine("systemctl daemon-reload")
     machine(restart)
