@@ -19,7 +19,13 @@ _LINE_MAX = 16 << 20
 #: It ends at once, unless the driver hangs.
 _CLOSE_S = 1.0
 #: Found from wherever this daemon was, and behind everything else on the path.
-_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from aitbcd.gpus.probe import main; main()"
+#: Has our own environment come before packages of the distribution's, whose NVML is often older.
+OURS_FIRST = """
+import sys
+others = [at for at, path in enumerate(sys.path) if path.endswith("-packages")]
+sys.path.insert(min(others, default=len(sys.path)), sys.argv[1])
+"""
+_PROGRAM = f"{OURS_FIRST}from aitbcd.gpus.probe import main; main()"
 _decode = msgspec.json.Decoder(Message).decode
 
 

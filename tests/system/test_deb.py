@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from aitbcd.gpus.child import OURS_FIRST
 from tests.documents import blocks
 from tests.machine import RELEASE, ROOT, Machine, gated, open_gate, status, submit, until
 from tests.service import wait_for
@@ -176,6 +178,14 @@ def test_its_programs_take_nothing_from_who_runs_them(machine: Machine) -> None:
     machine("cp ~/aitbcd/__init__.py ~/usercustomize.py", user="ada")
     assert machine.code("cd; PYTHONPATH=$HOME aitbcctl list", user="ada") == 0
     # Compiled already: root leaves nothing behind that dpkg does not know.
+    # Nor does what asks the driver take another package's older NVML.
+    other = machine.root / "usr/lib/python3/dist-packages/pynvml.py"
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.touch()
+    look = shlex.quote(f"{OURS_FIRST}import pynvml; print(pynvml.__file__)")
+    said = machine(f"PYTHONDONTWRITEBYTECODE=1 python3 -P -c {look} /usr/lib/aitbcd")
+    other.unlink()
+    assert said == "/usr/lib/aitbcd/pynvml.py\n"
     known = set(machine("dpkg --listfiles aitbcd").splitlines())
     assert set(machine("find /usr/lib/aitbcd").splitlines()) <= known
     assert machine("dpkg --verify aitbcd | grep -v ' c /etc/'", check=False) == ""
