@@ -18,7 +18,8 @@ MOMENT: Schema = {"type": "string", "format": "date-time"}
 
 def optional(schema: Schema) -> Schema:
     """Return the schema of a value that can be null."""
-    if isinstance(schema.get("type"), str):
+    # An enum would go on to refuse null.
+    if isinstance(schema.get("type"), str) and "enum" not in schema:
         return {**schema, "type": [schema["type"], "null"]}
     return {"anyOf": [schema, {"type": "null"}]}
 
