@@ -79,7 +79,7 @@ def test_every_error_that_a_client_can_meet_is_described() -> None:
         if isinstance(kind, type) and issubclass(kind, errors.AitbcError) and kind.status != 500:
             answered[kind.code] = str(kind.status)
     # Beside those: what only the server itself says.
-    assert described == answered | {"method-not-allowed": "405"}
+    assert described == answered | {"method-not-allowed": "405", "request-timeout": "408"}
 
 
 def test_every_route_is_described() -> None:
