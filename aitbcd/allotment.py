@@ -91,13 +91,16 @@ class Stock:
 
     def collecting(self, wish: Wish) -> Stock:
         """Return the stock without what is kept free for a job that waits for more."""
+        fitting = [each for each in self.places.values() if fits(each.gpu, wish)]
         if wish.share is None:
-            kept = [gpu.uuid for gpu in self.free(wish)][: wish.count]
+            # Free ones first, then those that the fewest shares have yet to leave: no new one
+            # comes there, so what is kept at the next moment is never farther from being free.
+            kept = sorted(fitting, key=lambda place: len(place.shares))[: wish.count]
         else:
             # The one with most room will have enough first.
-            fitting = [each for each in self.places.values() if fits(each.gpu, wish)]
-            kept = [each.gpu.uuid for each in sorted(fitting, key=attrgetter("room"))[-1:]]
-        places = {uuid: place for uuid, place in self.places.items() if uuid not in kept}
+            kept = sorted(fitting, key=attrgetter("room"))[-1:]
+        closed = {place.gpu.uuid for place in kept}
+        places = {uuid: place for uuid, place in self.places.items() if uuid not in closed}
         return Stock(places, self.avoided, self.shares_max)
 
     @property

@@ -2,7 +2,8 @@
 
 First comes the higher priority, then whoever has fewest GPUs in use, then fewest cores, then first
 come. A job that lacks cores or memory is overtaken by nobody, so that small ones cannot starve it.
-A job that lacks GPUs is overtaken by those that do without: free GPUs of its kind are kept for it.
+A job that lacks GPUs is overtaken by those that do without: GPUs of its kind are kept for it, free
+ones and those that shares have yet to leave.
 """
 
 from __future__ import annotations

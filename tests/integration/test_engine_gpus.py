@@ -259,6 +259,26 @@ def test_gpus_are_collected_for_a_job_that_needs_many(driver: Driver, tmp_path: 
     go(scenario())
 
 
+def test_a_gpu_is_collected_from_shares_for_a_job_that_needs_it_whole(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            first = await rig.submit(*SLEEP, gpus=1, vram=20 * GIB)
+            await rig.reached(first, JobState.RUNNING)
+            whole = await rig.submit(*SLEEP, gpus=1)
+            shares = [await rig.submit(*SLEEP, gpus=1, vram=20 * GIB) for _ in range(3)]
+            await waits(rig, whole, "1 GPU", first.job_id)
+            await rig.run("true")
+            assert {(await rig.job(job)).status for job in shares} == {JobState.PENDING}
+            await rig.engine.cancel(await rig.job(first), force=True)
+            await rig.reached(whole, JobState.RUNNING)
+
+    go(scenario())
+
+
 LIMITS = "[limits]\ngpus = 1\npending = 3\n"
 
 

@@ -103,6 +103,15 @@ def test_gpus_are_collected_for_a_job_that_waits_for_many() -> None:
     assert stock.collecting(wish).allot(Wish(share=GIB)) is None
 
 
+def test_no_share_comes_onto_what_is_collected_for_a_whole_gpu() -> None:
+    shared = Stock.of(machine(2)).with_held(Held(["GPU-0"], 20 * GIB))
+    assert shared.collecting(Wish(2)).allot(Wish(share=GIB)) is None
+    # The one that has to become free is the one with fewer shares; the other takes more of them.
+    both = shared.with_held(Held(["GPU-1"], GIB)).with_held(Held(["GPU-1"], GIB))
+    assert both.collecting(Wish(1)).allot(Wish(share=GIB)) == ("GPU-1",)
+    assert both.collecting(Wish(1, named=("1",))).allot(Wish(share=GIB)) == ("GPU-0",)
+
+
 def test_a_gpu_whose_memory_the_driver_does_not_tell_is_given_as_a_whole() -> None:
     stock = Stock.of(machine(1, memory=0))
     assert stock.has_room

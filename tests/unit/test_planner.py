@@ -34,6 +34,10 @@ def one(number: int, gpus: int = 0, cpus: int = 1) -> Waiting:
     return Waiting(number, Claim(cpus), Wish(gpus))
 
 
+def share(number: int, size: int) -> Waiting:
+    return Waiting(number, Claim(1), Wish(1, share=size * GIB))
+
+
 claims = st.builds(Claim, st.integers(1, 8), st.integers(0, 64))
 queues = st.lists(claims, max_size=20).map(
     lambda found: [Waiting(number, claim) for number, claim in enumerate(found, 1)]
@@ -141,13 +145,45 @@ def test_a_job_for_many_gpus_is_not_starved_by_small_ones() -> None:
 
 
 def test_a_large_share_is_not_starved_by_small_ones() -> None:
-    def share(number: int, size: int) -> Waiting:
-        return Waiting(number, Claim(1), Wish(1, share=size * GIB))
-
     held = stock(1).with_held(Held(["GPU-0"], 40 * GIB))
     lines = [line(ANN, share(1, 60)), line(BEN, share(2, 10))]
     assert plan(lines, Claim(8), held) == []
     assert [placed.number for placed in plan(lines[1:], Claim(8), held)] == [2]
+
+
+def test_a_whole_gpu_is_not_starved_by_shares() -> None:
+    held = stock(1).with_held(Held(["GPU-0"], 20 * GIB))
+    shares = [share(number, 20) for number in range(2, 8)]
+    assert plan([line(ANN, one(1, 1), *shares)], Claim(8), held) == []
+    assert plan([line(ANN, one(1, 1)), line(BEN, *shares)], Claim(8), held) == []
+    two = stock(2).with_held(Held(["GPU-0"], 20 * GIB))
+    assert plan([line(ANN, one(1, 2), *shares)], Claim(8), two) == []
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 3)), min_size=12, max_size=12),
+)
+def test_whole_gpus_come_whatever_shares_keep_coming(
+    gpus: int, count: int, stream: list[tuple[int, int]]
+) -> None:
+    """A share comes at each moment and stays for at most three of them."""
+    count = min(count, gpus)
+    held: list[tuple[int, Held]] = []
+    for moment in range(20):
+        held = [(until, each) for until, each in held if until > moment]
+        size, stay = stream[moment % len(stream)]
+        waiting = [share(100 + moment, size)]
+        if moment >= 10:
+            waiting.insert(0, one(1, count))
+        now = Stock.of([gpu(at) for at in range(gpus)], [each for _, each in held])
+        placed = plan([line(ANN, *waiting)], Claim(99), now)
+        if placed and placed[0].number == 1:
+            return
+        for start in placed:
+            held.append((moment + stay, Held(start.gpu_uuids, size * GIB)))
+    raise AssertionError(f"{count} of {gpus} GPUs never came: {held}")
 
 
 def test_what_is_kept_for_one_kind_does_not_keep_another_kind_waiting() -> None:
