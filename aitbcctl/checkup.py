@@ -23,7 +23,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 Json = dict[str, Any]
 
 _UNITS = ("aitbcd.socket", "aitbcd.service", "aitbcd-launcher.service", "aitbcd-jobs.service")
-#: An extra, which a taken port or a machine without IPv6 may cost.
+#: An extra, which a taken port may cost.
 _EXTRA_UNITS = ("aitbcd-tcp.socket",)
 #: What "aitbcd install --user" has one's own systemd start.
 _OWN_UNITS = ("aitbcd.service", "aitbcd-launcher.service", "aitbcd-jobs.service")

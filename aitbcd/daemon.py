@@ -167,7 +167,7 @@ async def _serve(
             clients, where.socket, where.state / "runtime" / "aitbcd.sock", is_for_all=api.is_shared
         )
         await server.listen(handed.unix)
-        await _listen_tcp(server, chosen, handed.tcp, where.config)
+        await _listen_tcp(server, chosen, handed, where.config)
         api.url = _url(server, encrypted)
         guard = asyncio.create_task(server.guard(watches))
         # Whatever ends this: it must not go on with watches that are closed.
@@ -197,12 +197,10 @@ async def _serve(
         _say_goodbye(engine.active_count)
 
 
-async def _listen_tcp(
-    server: Server, chosen: Settings, handed: list[socket.socket], config: Path
-) -> None:
+async def _listen_tcp(server: Server, chosen: Settings, handed: Handed, config: Path) -> None:
     """Serve TCP if it is wanted; a taken port is said and costs only TCP."""
     address = chosen.server.address
-    for sock in handed:
+    for sock in handed.tcp:
         if address and _is_meant(sock, address):
             await server.serve_tcp(sock)
             continue
@@ -220,6 +218,12 @@ async def _listen_tcp(
         _say(
             f"no TCP: cannot listen on {chosen.server.tcp}: {problem.strerror};"
             f" the socket serves. Choose another port with [server] tcp in {config}"
+        )
+        return
+    if handed.unix and not handed.tcp:
+        _say(
+            f"systemd does not hold {server.tcp}, so that others can take it while this daemon is"
+            " away: systemctl status aitbcd-tcp.socket"
         )
 
 

@@ -147,6 +147,15 @@ def test_a_port_that_is_not_wanted_is_hung_up_on_and_the_daemon_says_why(
         assert "systemctl mask --now aitbcd-tcp.socket" in said
 
 
+def test_that_nobody_holds_the_port_is_said(tmp_path: Path, unix: socket.socket) -> None:
+    before, fds = as_systemd([("unix", unix)])
+    service = Service(tmp_path, '[server]\ntcp = "127.0.0.1:0"\n', before=before, pass_fds=fds)
+    service.socket = Path(unix.getsockname())
+    with service:
+        said = "systemd does not hold 127.0.0.1:"
+        wait_for("it is said", lambda: said in service.log.read_text(), log=service.log)
+
+
 def test_an_address_that_the_network_reaches_is_not_served(
     tmp_path: Path, unix: socket.socket
 ) -> None:

@@ -310,6 +310,18 @@ def test_a_socket_that_was_closed_is_held_again_after_what_the_doctor_says(
     assert until(machine, job, "completed", "failed")["attempt"] == 1
 
 
+def test_a_machine_without_ipv6_is_served_and_its_port_held(machine: Machine) -> None:
+    try:
+        machine("sysctl -q net.ipv6.conf.all.disable_ipv6=1")
+        machine("systemctl stop aitbcd-tcp.socket && systemctl restart aitbcd")
+        assert machine("systemctl --failed --no-legend --plain") == ""
+        assert "systemd" in holders(machine)[0]
+        assert machine.code("AITBC_URL=http://127.0.0.1:8000 aitbcctl list", user="ada") == 0
+        assert machine.code("aitbcctl doctor") == 0
+    finally:
+        machine("sysctl -q net.ipv6.conf.all.disable_ipv6=0")
+
+
 def test_a_network_is_served_as_the_documents_say(machine: Machine, tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
     section = text.partition("## Serving a network\n")[2].partition("\n## ")[0]
