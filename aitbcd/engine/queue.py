@@ -381,8 +381,8 @@ class Queue:
         holders = self._pool.holders(gpu.uuid for gpu in fitting)
         if holders:
             said += "; " + "; ".join(self._holding(each) for each in holders[:_NAMED])
-            if len(holders) > _NAMED:
-                said += f"; {len(holders) - _NAMED} more jobs hold others"
+            if (more := len(holders) - _NAMED) > 0:
+                said += f"; {more} more {'job holds' if more == 1 else 'jobs hold'} others"
         reasons = [
             f"GPU {gpu.index} is {gpu.state.value}: {gpu.reason}"
             for gpu in fitting
