@@ -22,10 +22,15 @@ class Identity(NamedTuple):
     gid: int
     name: str
 
-    def become(self) -> None:
-        """Take on the user's groups and ids for good. Only in a child of a root process."""
+    def become(self, *, in_reserve: int | None = None) -> None:
+        """Take on the user's groups and ids for good. Only in a child of a root process.
+
+        Args:
+            in_reserve: the saved group, which it can go back to (credentials(7)); for nothing that
+                runs a program of the user's.
+        """
         os.initgroups(self.name, self.gid)
-        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresgid(self.gid, self.gid, self.gid if in_reserve is None else in_reserve)
         os.setresuid(self.uid, self.uid, self.uid)
 
 
@@ -37,9 +42,16 @@ def of_spec(spec: dict[str, Any]) -> Identity | None:
 
 
 def do_as(
-    who: Identity | None, action: Callable[[], dict[str, Any]], deadline_s: float
+    who: Identity | None,
+    action: Callable[[], dict[str, Any]],
+    deadline_s: float,
+    *,
+    in_reserve: int | None = None,
 ) -> dict[str, Any]:
     """Run ``action`` as this user and return its answer (it must be JSON).
+
+    Args:
+        in_reserve: as for ``Identity.become``.
 
     Raises:
         OSError: what the action raised; ETIMEDOUT past the deadline (its process is killed);
@@ -52,18 +64,22 @@ def do_as(
             raise
         except Exception as error:
             raise _unexpected(error) from error
-    return in_child(who, action, deadline_s)
+    return in_child(who, action, deadline_s, in_reserve=in_reserve)
 
 
 def in_child(
-    who: Identity | None, action: Callable[[], dict[str, Any]], deadline_s: float
+    who: Identity | None,
+    action: Callable[[], dict[str, Any]],
+    deadline_s: float,
+    *,
+    in_reserve: int | None = None,
 ) -> dict[str, Any]:
     """Do the same in a child in any case, as ourselves where ``who`` is None."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        _answer(writing, who, action)
+        _answer(writing, who, action, in_reserve)
     os.close(writing)
     try:
         data, is_whole = _read_all(reading, deadline_s)
@@ -84,12 +100,17 @@ def in_child(
     return answer
 
 
-def _answer(writing: int, who: Identity | None, action: Callable[[], dict[str, Any]]) -> None:
+def _answer(
+    writing: int,
+    who: Identity | None,
+    action: Callable[[], dict[str, Any]],
+    in_reserve: int | None,
+) -> None:
     """The child's whole life."""
     try:
         signal.set_wakeup_fd(-1)
         if who is not None:
-            who.become()
+            who.become(in_reserve=in_reserve)
         answer = action()
     except OSError as error:
         # Without the number, which the error that is made of this adds again.

@@ -108,7 +108,8 @@ def seal(
             notes.open()
         try:
             action = partial(_build, results_fd, building, order, notes, take_turn, samples)
-            report = do_as(who, action, DEADLINE_S if take_turn else _LIGHT_S)
+            deadline_s = DEADLINE_S if take_turn else _LIGHT_S
+            report = do_as(who, action, deadline_s, in_reserve=os.getgid())
         except TimeoutError:
             if take_turn:
                 raise
@@ -246,6 +247,12 @@ def _setgid(top: int) -> int:
     return os.fstat(top).st_mode & stat.S_ISGID
 
 
+def _readers() -> int | None:
+    """Return the group by which packages are read that a root launcher seals."""
+    _, own, reserve = os.getresgid()
+    return reserve if reserve != own or os.getuid() == 0 else None
+
+
 class _Sealer:
     """One sealing of one package; ``top`` is its open folder.
 
@@ -268,6 +275,8 @@ class _Sealer:
         self._order = order
         self._uid: int = order["uid"]
         self._setgid = _setgid(top)
+        #: The daemon reads packages by this group; None: it needs none, or there is none.
+        self._readers = _readers()
         #: (path, size, digest) of each file, for output.json.
         self._files: list[tuple[bytes, int, str]] = []
         self._notes = notes
@@ -297,7 +306,7 @@ class _Sealer:
         lines.append((OUTPUT.encode(), small_sha256(output).hexdigest()))
         text = manifest.build(lines)
         self._write(manifest.FILE_NAME, text)
-        os.fchmod(self._top, 0o550 | self._setgid)
+        self._settle(self._top, 0o550 | self._setgid)
         self._keep_folder(os.dup(self._top))
         self._sync()
         sizes = [size for _, size, _ in self._files]
@@ -448,7 +457,7 @@ class _Sealer:
             raise _Others from None
         try:
             is_empty = self._walk_forced(fd, path, depth)
-            os.fchmod(fd, 0o550 | self._setgid)
+            self._settle(fd, 0o550 | self._setgid)
         except PermissionError:
             os.close(fd)
             raise _Others from None
@@ -614,8 +623,24 @@ class _Sealer:
     # On a journaling file system a sync commits all that was changed before it, and is nearly
     # free when nothing has changed since. So every change comes first, and then all syncs.
 
+    def _settle(self, fd: int, mode: int) -> None:
+        """Give a file or folder the mode that it keeps, and its readers.
+
+        What was moved here, or made in a folder whose mode the job has set, is of another group.
+        """
+        if self._readers is None or os.fstat(fd).st_gid == self._readers:
+            os.fchmod(fd, mode)
+            return
+        own = os.getegid()
+        os.setresgid(-1, self._readers, -1)
+        try:
+            os.fchown(fd, -1, self._readers)
+            os.fchmod(fd, mode)
+        finally:
+            os.setresgid(-1, own, -1)
+
     def _close_file(self, fd: int, size: int, mode: int) -> None:
-        os.fchmod(fd, mode)
+        self._settle(fd, mode)
         if not size:
             os.close(fd)
             return

@@ -62,6 +62,7 @@ class Case:
         self.owner = owner
         self._sealer = None if is_for_him else owner
         self._for = owner if is_for_him else None
+        self.is_by_root = IS_ROOT and self._sealer is None
         folder.chmod(0o711)
         for made in (self.results, self.cwd):
             made.mkdir(mode=0o711)
@@ -325,6 +326,30 @@ def test_set_id_bits_go_and_execute_bits_stay(case: Case) -> None:
     case.sealed_files()
     assert (case.sealed / "artifacts/755").stat().st_mode & 0o7777 == 0o550
     assert (case.sealed / "artifacts/1644").stat().st_mode & 0o7777 == 0o440
+
+
+def test_all_of_a_package_is_of_the_group_that_reads_it(case: Case) -> None:
+    """However it came there: the daemon is of that group, and not of the user's."""
+
+    def make() -> None:
+        for name in ("tree/below", "moved/below"):
+            (case.cwd / name).mkdir(parents=True)
+            (case.cwd / name / "file").write_text("x")
+        (case.cwd / "result").write_text("answer")
+        case.artifacts.chmod(0o755)
+        (case.artifacts / "made").mkdir()
+        (case.artifacts / "made" / "file").write_text("x")
+        (case.cwd / "moved").rename(case.artifacts / "moved")
+        (case.cwd / "result").rename(case.building / "result.txt")
+        case.building.chmod(0o755)
+
+    case.job(make)
+    case.seal("tree/*")
+    found = [case.sealed, *case.sealed.rglob("*")]
+    assert len(found) > 12
+    readers = os.getgid() if case.is_by_root else case.sealed.stat().st_gid
+    assert {path: path.stat().st_gid for path in found} == dict.fromkeys(found, readers)
+    assert {path.stat().st_mode & 0o7777 for path in found if path.is_file()} == {0o440}
 
 
 def test_an_own_file_with_another_name_outside_is_copied(case: Case) -> None:
