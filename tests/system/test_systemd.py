@@ -59,6 +59,20 @@ def test_a_job_runs_as_its_submitter_with_nothing_of_systemd_s(machine: Machine)
     assert machine(f"aitbcctl verify {job}", user="bob").startswith("verified")
 
 
+def test_the_daemon_reads_artifacts_however_they_came_there(machine: Machine) -> None:
+    """It is of their group, and neither root nor their user."""
+    made = "mkdir -p ~/tree ~/moved && echo a >~/tree/a && echo b >~/moved/b && echo c >~/c"
+    line = 'cd "$AITBC_ARTIFACTS_DIR"; mv ~/moved .; chmod 755 .; mv ~/c "$AITBC_RESULT"'
+    machine(made, user="bob")
+    job = submit(machine, line, options="--cwd ~ --artifact 'tree/*'", user="bob")
+    until(machine, job, "completed", "failed", user="bob")
+    assert machine(f"aitbcctl verify {job}", user="bob").startswith("verified")
+    machine(f"aitbcctl download {job} --format zip --output ~/all", user="bob")
+    names = machine("python3 -m zipfile --list ~/all/*.zip", user="bob")
+    assert "artifacts/tree/a" in names
+    assert "artifacts/moved/b" in names
+
+
 def test_users_do_not_see_each_other_s_jobs(machine: Machine) -> None:
     job = submit(machine, "echo secret", user="bob")
     until(machine, job, "completed", user="bob")
