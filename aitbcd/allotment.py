@@ -136,7 +136,7 @@ class Stock:
 
 def _place(gpu: Gpu, shares: tuple[int, ...], shares_max: int) -> Place:
     is_free = gpu.state is GpuState.FREE and not shares
-    is_shared = bool(shares) and gpu.state in (GpuState.FREE, GpuState.BUSY)
+    is_shared = bool(shares) and gpu.state.is_usable and not gpu.has_stranger
     if len(shares) < shares_max and (is_free or is_shared):
         return Place(gpu, shares, is_free, max(gpu.memory_total - sum(shares), 0))
     return Place(gpu, shares)

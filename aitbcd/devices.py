@@ -76,7 +76,7 @@ class Gpu:
     memory_total: int
     memory_used: int
     state: GpuState
-    #: Why it is in this state, as a sentence; None for free and busy.
+    #: Why it is in this state, as a sentence; None for free, and for busy where no stranger is there.
     reason: str | None = None
     #: ``9.0``
     compute_capability: str | None = None
@@ -102,6 +102,13 @@ class Gpu:
     faults: tuple[str, ...] = ()
     jobs: tuple[str, ...] = ()
     processes: tuple[Process, ...] = ()
+
+    @property
+    def has_stranger(self) -> bool:
+        """Tell whether somebody uses it past the queue, or did until a moment ago."""
+        return self.state is GpuState.FOREIGN or (
+            self.state is GpuState.BUSY and self.reason is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,10 +88,8 @@ class Pool:
         gpus, policy = self.inventory.gpus, self._settings.foreign
         avoided: frozenset[str] = frozenset()
         if policy != "wait":
-            foreign = {gpu.uuid for gpu in gpus if gpu.state is GpuState.FOREIGN}
-            gpus = tuple(
-                replace(gpu, state=GpuState.FREE) if gpu.uuid in foreign else gpu for gpu in gpus
-            )
+            foreign = {gpu.uuid for gpu in gpus if gpu.has_stranger}
+            gpus = tuple(_as_left_alone(gpu) if gpu.uuid in foreign else gpu for gpu in gpus)
             avoided = frozenset(foreign if policy == "avoid" else ())
         held = [Held(hold.uuids, hold.job.vram) for hold in self._holds.values()]
         return Stock.of(gpus, held, avoided=avoided, shares_max=self._settings.shares)
@@ -202,8 +200,21 @@ class Pool:
         self._gpus.review()
 
     def used_past_the_queue(self) -> list[Gpu]:
-        """Return the GPUs of whose being left alone nobody tells us."""
-        return [gpu for gpu in self.inventory.gpus if gpu.state is GpuState.FOREIGN]
+        """Return the GPUs of whose being left alone nobody tells us, and which could then be given.
+
+        The end of a job that has a whole one makes us look anyway.
+        """
+        return [
+            gpu
+            for gpu in self.inventory.gpus
+            if gpu.has_stranger and all(hold.job.vram for hold in self._holders(gpu.uuid))
+        ]
+
+
+def _as_left_alone(gpu: Gpu) -> Gpu:
+    """Return a GPU as it would be without the stranger there."""
+    state = GpuState.FREE if gpu.state is GpuState.FOREIGN else gpu.state
+    return replace(gpu, state=state, reason=None)
 
 
 def _key(job: Job) -> tuple[int, int]:

@@ -33,6 +33,8 @@ _FOREIGN_S = 3.0
 _FRESH_S = 0.2
 #: Pause before a driver that does not answer is asked again for a job's sake.
 _PAUSE_S = 1.0
+#: What is said of a GPU that jobs have and somebody uses past the queue as well.
+_BESIDE = ", also past the queue"
 #: How many jobs or GPUs a sentence names.
 _NAMED = 3
 
@@ -384,9 +386,10 @@ class Queue:
             if (more := len(holders) - _NAMED) > 0:
                 said += f"; {more} more {'job holds' if more == 1 else 'jobs hold'} others"
         reasons = [
-            f"GPU {gpu.index} is {gpu.state.value}: {gpu.reason}"
+            f"GPU {gpu.index} is {gpu.state.value}{_BESIDE if gpu.state.is_usable else ''}:"
+            f" {gpu.reason}"
             for gpu in fitting
-            if not gpu.state.is_usable and gpu.reason
+            if gpu.reason
         ]
         return "; ".join([said, *reasons[:_NAMED]])
 

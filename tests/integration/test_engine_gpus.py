@@ -373,6 +373,36 @@ def test_a_job_waits_for_who_uses_a_gpu_past_the_queue(driver: Driver, tmp_path:
         go(scenario())
 
 
+@pytest.mark.parametrize("policy", ["wait", "avoid", "ignore"])
+def test_a_share_does_not_come_to_a_stranger_beside_another_share(
+    driver: Driver, tmp_path: Path, policy: str
+) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario(stranger: int) -> None:
+        config = CONFIG.replace("[slots]", f'foreign = "{policy}"\n[slots]')
+        async with engine_in(tmp_path, config) as rig:
+            there: dict[str, Any] = {"gpus": 1, "vram": 10 * GIB}
+            first = await rig.submit(*SLEEP, gpu=("0",), **there)
+            await rig.reached(first, JobState.RUNNING)
+            driver.write(gpu(0, process=process(stranger, 50 * GIB), used=50 * GIB), gpu(1))
+            await until("the stranger is seen", lambda: strange(rig))
+            second = await rig.submit(*SLEEP, **there)
+            given = (await rig.reached(second, JobState.RUNNING)).gpu_uuids
+            assert given == (uuid_of(0 if policy == "ignore" else 1),)
+            third = await rig.submit("true", gpu=("0",), **there)
+            if policy == "wait":
+                await waits(rig, third, "GPU 0 is busy, also past the queue", str(stranger))
+                driver.write(gpu(0), gpu(1))
+            await rig.ended(third)
+
+    async def strange(rig: Rig) -> bool:
+        return (await seen(rig, 0)).has_stranger
+
+    with program("sleep", "1000") as running:
+        go(scenario(running.pid))
+
+
 @pytest.mark.parametrize("policy", ["avoid", "ignore"])
 def test_a_foreign_process_can_be_avoided_or_ignored(
     driver: Driver, tmp_path: Path, policy: str

@@ -90,6 +90,13 @@ def test_a_gpu_with_shares_is_busy_and_takes_more_of_them() -> None:
     assert stock.with_held(Held(["GPU-0"], GIB)).allot(Wish(share=GIB)) is None
 
 
+def test_a_gpu_with_shares_takes_no_more_while_a_stranger_is_there() -> None:
+    shared = replace(gpu(0, state=GpuState.BUSY), reason="ann's process 7 holds 50 GiB")
+    held = [Held(["GPU-0"], 10 * GIB)]
+    assert Stock.of([shared, gpu(1)], held).allot(Wish(share=GIB)) == ("GPU-1",)
+    assert Stock.of([shared], held).allot(Wish(share=GIB)) is None
+
+
 def test_a_whole_gpu_has_no_room_for_shares() -> None:
     stock = Stock.of([gpu(0, state=GpuState.BUSY)]).with_held(Held(["GPU-0"]))
     assert stock.allot(Wish(share=1)) is None
