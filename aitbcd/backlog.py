@@ -100,9 +100,9 @@ class Backlog:
             if window.entries
         ]
 
-    def heads(self) -> Iterator[Job]:
-        """Yield the first job of each lane."""
-        return (window.entries[0].job for window in self._windows.values() if window.entries)
+    def fronts(self, count: int) -> Iterator[Job]:
+        """Yield the first so many jobs of each lane."""
+        return (entry.job for window in self._windows.values() for entry in window.entries[:count])
 
     def place(self, lane: Lane, number: int) -> int | None:
         """Return how many jobs of its lane stand before one; None: the window lacks it."""

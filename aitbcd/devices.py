@@ -76,7 +76,7 @@ class Gpu:
     memory_total: int
     memory_used: int
     state: GpuState
-    #: Why it is in this state, as a sentence; None for free, and for busy where no stranger is there.
+    #: Why it is in this state, as a sentence; None for free, and for busy without a stranger.
     reason: str | None = None
     #: ``9.0``
     compute_capability: str | None = None

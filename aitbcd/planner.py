@@ -83,7 +83,7 @@ class Placement(NamedTuple):
 
 
 #: How many jobs of a line that lack GPUs are looked past for one of another kind.
-_PASSED_MOST = 7
+PASSED_MOST = 7
 _NOTHING = Use()
 #: Whose turn it is: priority, GPUs and cores in use, number; and the line as far as it was read.
 _Turn = tuple[int, int, int, int, int, Waiting, Lane, Iterator[Waiting]]
@@ -182,7 +182,7 @@ class _Turns:
     def _pass_over(self, at: int, rest: Iterator[Waiting]) -> None:
         """Go on to the next job of the first line that asks for something else; not for ever."""
         passed, refused = self._passed.get(at, 0), self._refused
-        for waiting in islice(rest, _PASSED_MOST - passed):
+        for waiting in islice(rest, PASSED_MOST - passed):
             passed += 1
             if waiting.wish not in refused:
                 self._passed[at] = passed

@@ -200,14 +200,25 @@ class Pool:
         self._gpus.review()
 
     def used_past_the_queue(self) -> list[Gpu]:
-        """Return the GPUs of whose being left alone nobody tells us, and which could then be given.
-
-        The end of a job that has a whole one makes us look anyway.
-        """
+        """Return the GPUs that a stranger uses, and which could be given without him."""
         return [
             gpu
             for gpu in self.inventory.gpus
             if gpu.has_stranger and all(hold.job.vram for hold in self._holders(gpu.uuid))
+        ]
+
+    def left_alone_unseen(self) -> list[Gpu]:
+        """Return the GPUs that nobody can get, of whose change nobody tells us.
+
+        The end of a job that has a whole one makes us look anyway, and a lost one is looked for
+        with pauses of its own.
+        """
+        used = {gpu.uuid for gpu in self.used_past_the_queue()}
+        taken = {uuid for hold in self._holds.values() for uuid in hold.uuids} - used
+        return [
+            gpu
+            for gpu in self.inventory.gpus
+            if gpu.state not in (GpuState.FREE, GpuState.LOST) and gpu.uuid not in taken
         ]
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Container, Coroutine, Iterable
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator
 from typing import Any
 
 from aitbcd import allotment, planner
 from aitbcd.backlog import WINDOW, Backlog, Entry, claim_of, lane_of, wish_of
-from aitbcd.devices import Gpu
+from aitbcd.devices import Gpu, GpuState
 from aitbcd.engine.attempt import AGAIN_FIRST_S, AGAIN_MOST_S, Attempt
 from aitbcd.engine.pool import Pool
 from aitbcd.engine.room import Disk, Quota
@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 
 #: How often it is looked whether there is enough room on the disk, while jobs wait for that.
 _SPACE_S = 2.0
-#: How often it is looked whether somebody has left a GPU, while jobs wait for that.
-_FOREIGN_S = 3.0
+#: How often GPUs are looked at that no job has and none can get, while jobs wait for such.
+_UNHELD_S = 3.0
 #: What is known of GPUs is that old at most when one is given.
 _FRESH_S = 0.2
 #: Pause before a driver that does not answer is asked again for a job's sake.
@@ -84,7 +84,7 @@ class Queue:
         #: The obstacle is that too little is free on the disk.
         self._is_short = False
         self._timer: asyncio.TimerHandle | None = None
-        #: When GPUs are looked at that somebody else uses.
+        #: When GPUs are looked at that no job has and none can get.
         self._watch: asyncio.TimerHandle | None = None
         #: When the GPUs were seen whose strangers were told of last.
         self._noted_at = 0
@@ -225,24 +225,29 @@ class Queue:
         self._pump_now()
 
     def _watch_gpus(self) -> None:
-        """Look again by the clock while a job waits for what somebody has past the queue."""
-        foreign = self._pool.used_past_the_queue()
-        if not foreign:
+        """Look again by the clock while a job waits for what no job gives back."""
+        unheld = self._pool.left_alone_unseen()
+        if not unheld:
             return
         seen_at = self._pool.inventory.at
         if self._noted_at != seen_at:
             # Once for each look: that is when strangers come.
             self._noted_at = seen_at
-            self._note_strangers(foreign)
-        if self._watch is None and any(
-            allotment.fits(gpu, wish_of(job)) for job in self._backlog.heads() for gpu in foreign
-        ):
-            self._watch = asyncio.get_running_loop().call_later(_FOREIGN_S, self._look_again)
+            self._note_strangers(self._pool.used_past_the_queue())
+        if self._watch is None:
+            wishes = {wish_of(job) for job in self._fronts()}
+            if any(allotment.fits(gpu, wish) for wish in wishes for gpu in unheld):
+                loop = asyncio.get_running_loop()
+                self._watch = loop.call_later(_UNHELD_S, self._look_again)
+
+    def _fronts(self) -> Iterator[Job]:
+        """Yield the jobs that may be the next to get GPUs."""
+        return (job for job in self._backlog.fronts(1 + planner.PASSED_MOST) if job.gpus)
 
     def _note_strangers(self, foreign: list[Gpu]) -> None:
         """Tell of the jobs that would start on a GPU that somebody uses past the queue."""
         stock = self._pool.stock()
-        for job in self._backlog.heads():
+        for job in self._fronts():
             wish = wish_of(job)
             wanted = [gpu for gpu in foreign if allotment.fits(gpu, wish)]
             if wanted and stock.allot(wish) is None and not self._over_limit(job):
@@ -385,13 +390,19 @@ class Queue:
             said += "; " + "; ".join(self._holding(each) for each in holders[:_NAMED])
             if (more := len(holders) - _NAMED) > 0:
                 said += f"; {more} more {'job holds' if more == 1 else 'jobs hold'} others"
+        guests = [
+            f"{job_id} uses GPU {gpu.index}, which it was not given"
+            for gpu in fitting
+            for job_id in gpu.jobs
+            if gpu.state is GpuState.BUSY and job_id not in self._pool.jobs_on(gpu.uuid)
+        ]
         reasons = [
             f"GPU {gpu.index} is {gpu.state.value}{_BESIDE if gpu.state.is_usable else ''}:"
             f" {gpu.reason}"
             for gpu in fitting
             if gpu.reason
         ]
-        return "; ".join([said, *reasons[:_NAMED]])
+        return "; ".join([said, *guests[:_NAMED], *reasons[:_NAMED]])
 
     def _holding(self, job: Job) -> str:
         count = len(job.gpu_uuids)

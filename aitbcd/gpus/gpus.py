@@ -337,8 +337,9 @@ class Gpus:
             if gpu.jobs:
                 for watcher in self._watchers:
                     watcher(gpu)
-        is_lost = any(gpu.state is GpuState.LOST for gpu in inventory.gpus)
-        if inventory.problem is not None or is_lost or self._is_deaf:
+        is_failing = any(device.failure is not None for device in report.devices)
+        is_failing = is_failing or any(map(self._is_ailing, inventory.gpus))
+        if inventory.problem is not None or is_failing or self._is_deaf:
             self._retry()
         else:
             self._retry_factor = 1
@@ -346,6 +347,13 @@ class Gpus:
         if self._judge.is_settling and self._settling is None:
             loop = asyncio.get_running_loop()
             self._settling = loop.call_later(self._settings.foreign_grace_s, self._settle)
+
+    def _is_ailing(self, gpu: Gpu) -> bool:
+        """Tell whether a GPU may be well again without our being told: after a reset, say."""
+        if gpu.state is GpuState.DRAINED:
+            wishes = (gpu.uuid, gpu.mig.parent if gpu.mig else gpu.uuid)
+            return not any(map(self._drains.drained, wishes))
+        return gpu.state is GpuState.LOST
 
     def _fail(self, problem: str, *, is_tried_again: bool = True) -> None:
         self._seen = None

@@ -14,9 +14,20 @@ from typing import Any
 import pytest
 
 from aitbcd.devices import Gpu, GpuState
+from aitbcd.engine import queue
 from aitbcd.errors import NotSatisfiable, OverLimit
 from aitbcd.model import Job, JobState, Owner, Reason
-from tests.driver import GIB, GPU_IS_LOST, Driver, gpu, process, program, uuid_of
+from tests.driver import (
+    GIB,
+    GPU_IS_LOST,
+    RESET_REQUIRED,
+    Driver,
+    gpu,
+    mig,
+    process,
+    program,
+    uuid_of,
+)
 from tests.integration.engines import Rig, engine_in, until
 from tests.integration.test_gpus_api import daemon_with
 from tests.service import DEADLINE_S
@@ -401,6 +412,63 @@ def test_a_share_does_not_come_to_a_stranger_beside_another_share(
 
     with program("sleep", "1000") as running:
         go(scenario(running.pid))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ([gpu(0, fault__nvmlDeviceGetMemoryInfo_v2=RESET_REQUIRED)], [gpu(0)], "needs a reset"),
+        ([gpu(0, remap="0 1 1 0")], [gpu(0)], "is to be remapped"),
+        ([gpu(0, mig=1)], [gpu(0, mig=1), mig(1)], "nothing is set up"),
+    ],
+    ids=["reset", "remapped", "divided"],
+)
+def test_a_job_starts_on_a_gpu_that_was_mended_though_nobody_asks(
+    driver: Driver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[str],
+    after: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setattr(queue, "_UNHELD_S", 0.1)
+    driver.write(*before)
+
+    async def scenario() -> None:
+        async with engine_in(tmp_path, CONFIG.replace('retry = "0.1s"', 'retry = "1h"')) as rig:
+            job = await rig.submit("true", gpus=1)
+            await waits(rig, job, "GPU 0 is drained", words)
+            driver.write(*after)
+            await rig.ended(job)
+
+    go(scenario())
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_a_job_starts_on_a_gpu_that_a_job_left_to_which_it_was_not_given(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int
+) -> None:
+    monkeypatch.setattr(queue, "_UNHELD_S", 0.1)
+    driver.write(gpu(0), gpu(1))
+    mark = tmp_path / "pid"
+    line = f"echo $$ > {mark}.new; mv {mark}.new {mark}; exec sleep 1000"
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            wish: dict[str, Any] = {"gpus": 1, "gpu": ("0",)} if given else {}
+            guest = await rig.submit("sh", "-c", line, **wish)
+            await rig.reached(guest, JobState.RUNNING)
+            while not mark.exists():
+                await asyncio.sleep(0.01)
+            there = process(int(mark.read_text()), GIB)
+            driver.write(gpu(0), gpu(1, process=there, used=GIB))
+            await becomes(rig, 1, GpuState.BUSY)
+            job = await rig.submit("true", gpus=1, gpu=("1",))
+            await waits(rig, job, f"{guest.job_id} uses GPU 1, which it was not given")
+            driver.write(gpu(0), gpu(1))
+            await rig.ended(job)
+
+    go(scenario())
 
 
 @pytest.mark.parametrize("policy", ["avoid", "ignore"])

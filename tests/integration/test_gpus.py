@@ -377,6 +377,8 @@ def test_a_gpu_that_needs_a_reset_is_drained(driver: Driver, tmp_path: Path) -> 
         async with opened(tmp_path) as gpus:
             inventory = await until(gpus, "drained", lambda seen: states(seen) == ["drained"])
             assert "--gpu-reset" in (inventory.gpus[0].reason or "")
+            driver.write(gpu(0))
+            await heard(gpus, "it was reset", is_well)
 
     run(test())
 

@@ -74,7 +74,7 @@ class Queue:
     def take_first(self) -> int | None:
         if self.backlog.is_low:
             self.refill()
-        heads = sorted(self.backlog.heads(), key=lambda each: (-each.priority, each.number))
+        heads = sorted(self.backlog.fronts(1), key=lambda each: (-each.priority, each.number))
         if not heads:
             return None
         self.backlog.take(lane_of(heads[0]), heads[0].number)
