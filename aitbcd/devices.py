@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 
 class GpuState(str, Enum):
@@ -34,6 +35,17 @@ class GpuState(str, Enum):
 
 #: How two GPUs are connected, the nearest first.
 LINKS = ("nvlink", "board", "switch", "switches", "host-bridge", "node", "system")
+
+
+class Near(NamedTuple):
+    """What is near to some GPUs. None of a kind: all of it is as good."""
+
+    cores: tuple[int, ...] = ()
+    #: NUMA nodes, whose memory it is.
+    nodes: tuple[int, ...] = ()
+
+
+ANYWHERE = Near()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import os
 from functools import lru_cache
 from typing import Any
 
+from aitbcd.devices import ANYWHERE, Near
 from aitbcd.model import Job, JobSpec
 from aitbcd.users import User, base_environment
 
@@ -68,13 +69,13 @@ def start_message(
     no_new_privs: bool = False,
     processes: int = 0,
     gpu_uuids: tuple[str, ...] = (),
-    near: tuple[int, ...] = (),
+    near: Near = ANYWHERE,
 ) -> dict[str, Any]:
     """Return the request to start an attempt.
 
     Args:
         processes: how many it may have; 0 for no limit.
-        near: the cores that it is to run on; none for all.
+        near: where it is to run.
     """
     building = os.path.join(results, f".{job.job_id}")
     return {
@@ -94,7 +95,8 @@ def start_message(
             "cpus": spec.cpus,
             "memory": spec.memory,
             "processes": processes or None,
-            "near": list(near),
+            "near": list(near.cores),
+            "near_nodes": list(near.nodes),
         },
     }
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from aitbcd import causes, launch, outcome, output, users
 from aitbcd.clock import Clock, now_us
+from aitbcd.devices import Near
 from aitbcd.engine.evidence import Evidence, Seen
 from aitbcd.engine.sampling import Sampling
 from aitbcd.engine.terms import Terms
@@ -76,8 +77,8 @@ class Parts:
     clock: Clock
     evidence: Evidence
     sampling: Sampling
-    #: The cores that a job is to be bound to; none for all.
-    near: Callable[[Job], tuple[int, ...]]
+    #: Where a job is to run.
+    near: Callable[[Job], Near]
     #: Its processes are gone, and with them its claim.
     on_free: Callable[[Attempt], None]
     #: It could not start for a reason that stands in every job's way; a sentence.

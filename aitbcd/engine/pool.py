@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aitbcd.allotment import Held, Stock
-from aitbcd.devices import Gpu, GpuState, Inventory
+from aitbcd.devices import ANYWHERE, Gpu, GpuState, Inventory, Near
 from aitbcd.gpus import Gpus
 from aitbcd.model import WHOLE, Job
 from aitbcd.settings import Gpus as Settings
@@ -98,18 +98,22 @@ class Pool:
         found = (self.inventory.find(uuid) for uuid in uuids)
         return tuple(gpu.name for gpu in found if gpu)
 
-    def near(self, job: Job) -> tuple[int, ...]:
-        """Return the cores near to a job's GPUs, where it is to run.
+    def near(self, job: Job) -> Near:
+        """Return what is near to a job's GPUs, where it is to run.
 
-        None if they are too few for all jobs that are to run on some of them: these would be in
-        each other's way while other cores are idle.
+        Anywhere if the cores are too few for all jobs that are to run on some of them: these would
+        be in each other's way while other cores are idle.
         """
         if not self._settings.numa:
-            return ()
+            return ANYWHERE
         cores = self._cores(job.gpu_uuids)
         held = [hold.job for hold in self._holds.values()]
         there = [each for each in held if cores & self._cores(each.gpu_uuids)]
-        return tuple(sorted(cores)) if sum(each.cpus for each in there) <= len(cores) else ()
+        if sum(each.cpus for each in there) > len(cores):
+            return ANYWHERE
+        found = (self.inventory.find(uuid) for uuid in job.gpu_uuids)
+        nodes = {gpu.numa_node for gpu in found if gpu and gpu.numa_node is not None}
+        return Near(tuple(sorted(cores)), tuple(sorted(nodes)))
 
     def _cores(self, uuids: Iterable[str]) -> set[int]:
         found = (self.inventory.find(uuid) for uuid in uuids)

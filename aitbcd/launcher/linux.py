@@ -23,6 +23,11 @@ _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s39
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
 _IN_MODIFY, _IN_ONESHOT = 0x2, 0x80000000
+# linux/mempolicy.h; as for ioprio_set, there is no function for it.
+_MPOL_PREFERRED, _MPOL_PREFERRED_MANY = 1, 5
+_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237, "ppc64le": 261, "s390x": 270}
+#: No kernel has more nodes (CONFIG_NODES_SHIFT is 10 at most).
+_NODES = 1024
 
 # linux/sched.h, and the one number that all machines share (asm-generic/unistd.h).
 _CLONE3, _CLONE_INTO_CGROUP = 435, 0x200000000
@@ -161,6 +166,27 @@ def be_idle() -> None:
     if number is not None:
         # A wish: a disk without priorities has none to give.
         _libc.syscall(ctypes.c_long(number), _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE)
+
+
+def prefer_memory_of(nodes: list[int]) -> None:
+    """Take memory from these NUMA nodes first from now on, and from others when they are full.
+
+    A wish: a kernel or a container without NUMA has no nodes to prefer. Before Linux 5.15 only one
+    can be preferred (set_mempolicy(2)).
+    """
+    number = _SET_MEMPOLICY.get(os.uname().machine)
+    known = sorted({node for node in nodes if 0 <= node < _NODES})
+    if number is None or not known:
+        return
+    words = [0] * (_NODES // 64)
+    for node in known:
+        words[node // 64] |= 1 << node % 64
+    mask = struct.pack(f"{len(words)}Q", *words)
+    # The kernel takes one off (get_nodes() in its mm/mempolicy.c).
+    most = ctypes.c_ulong(_NODES + 1)
+    for policy in (_MPOL_PREFERRED_MANY, _MPOL_PREFERRED):
+        if _libc.syscall(ctypes.c_long(number), policy, mask, most) == 0:
+            return
 
 
 def punch_hole(fd: int, start: int, length: int) -> None:

@@ -25,6 +25,7 @@ from aitbcd.launcher.linux import (
     fork_into,
     leave_session_keyring,
     log_in,
+    prefer_memory_of,
 )
 
 #: Seconds for a user's own file systems to answer before the program runs.
@@ -163,6 +164,10 @@ def _become_program(
             enter(group.folder)
         if not (group and group.is_bound):
             _bind(spec)
+        limits = spec.get("limits", {})
+        if near_cores(limits):
+            # Where those run, unless they are not bound.
+            prefer_memory_of(limits.get("near_nodes", []))
         signal.set_wakeup_fd(-1)
         os.setsid()
         for number in _not_default():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import time
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -152,6 +153,31 @@ def test_a_job_runs_near_its_gpus_where_there_are_cores_enough(
             # With a neighbour on the GPU, who is to run there too, one core is not enough.
             await rig.reached(await rig.submit(*SLEEP, vram=GIB, **there), JobState.RUNNING)
             assert cores_of(rig, await rig.run(*CORES, vram=GIB, **there)) == every
+
+    go(scenario())
+
+
+MEMORY = ("head", "-n", "1", "/proc/self/numa_maps")
+
+
+def test_a_job_takes_memory_near_its_gpus_first(driver: Driver, tmp_path: Path) -> None:
+    if not Path("/proc/self/numa_maps").exists():
+        pytest.skip("a kernel without NUMA")
+    near = min(os.sched_getaffinity(0))
+    driver.write(gpu(0, cpus=f"{1 << near:x}", node=0), gpu(1))
+    # As for jobs of other users, and those with a cgroup: with a fork.
+    config = f"{CONFIG}[launcher]\nno_new_privs = true\n"
+
+    async def scenario() -> None:
+        async with engine_in(tmp_path, config) as rig:
+            there: dict[str, Any] = {"gpus": 1, "gpu": (uuid_of(0),)}
+            # "prefer:0", or "prefer (many):0" where the kernel can prefer several.
+            line = said(rig, await rig.run(*MEMORY, **there))
+            assert re.search(r"^\w+ prefer( \(many\))?:0 ", line)
+            # More cores than are near: it runs anywhere.
+            for anywhere in ({}, {"gpus": 1, "gpu": (uuid_of(1),)}, {**there, "cpus": 2}):
+                line = said(rig, await rig.run(*MEMORY, **anywhere))
+                assert line.split()[1] == "default"
 
     go(scenario())
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aitbcd import launch
+from aitbcd.devices import Near
 from aitbcd.launcher import protocol
 from aitbcd.model import Job, JobSpec, JobState, Owner, Priority
 from aitbcd.users import User, base_environment
@@ -73,7 +74,7 @@ def test_a_plain_job() -> None:
         "grace_s": 10.0,
         "log_limit": 1 << 30,
         "no_new_privs": False,
-        "limits": {"cpus": 1, "memory": None, "processes": None, "near": []},
+        "limits": {"cpus": 1, "memory": None, "processes": None, "near": [], "near_nodes": []},
     }
 
 
@@ -95,12 +96,14 @@ def test_a_job_that_asks_for_all() -> None:
 
 
 def test_a_job_s_limits_are_what_it_asked_for_and_what_is_configured() -> None:
-    told = message(JobSpec((b"true",), cpus=4, memory=1 << 30), processes=100, near=(4, 5, 6, 7))
+    near = Near((4, 5, 6, 7), (1,))
+    told = message(JobSpec((b"true",), cpus=4, memory=1 << 30), processes=100, near=near)
     assert told["limits"] == {
         "cpus": 4,
         "memory": 1 << 30,
         "processes": 100,
         "near": [4, 5, 6, 7],
+        "near_nodes": [1],
     }
 
 
