@@ -340,17 +340,18 @@ class Queue:
         if lack := self._over_limit(job):
             return lack
         place = self._backlog.place(lane_of(job), job.number)
-        if place is None:
-            known = len(self._backlog)
-            return f"waits behind more than {known} earlier jobs" if known else "is about to start"
-        if place == 0 and (lack := self._lacking(job)):
+        lack = self._lacking(job) if place == 0 else self._lacking_gpus(job)
+        if place == 0 and lack:
             return lack
-        ahead = max(place, self._backlog.ahead(job))
-        return (
-            f"waits behind {ahead} earlier job{'s' if ahead > 1 else ''}"
-            if ahead
-            else ("is about to start")
-        )
+        if place is None and not (known := len(self._backlog)):
+            return lack or "is about to start"
+        if place is None:
+            behind = f"waits behind more than {known} earlier jobs"
+        elif ahead := max(place, self._backlog.ahead(job)):
+            behind = f"waits behind {ahead} earlier job{'s' if ahead > 1 else ''}"
+        else:
+            behind = "is about to start"
+        return f"{behind}; {lack}" if lack else behind
 
     def _over_limit(self, job: Job) -> str | None:
         limits = self._terms.limits(job.owner.uid)
@@ -372,12 +373,13 @@ class Queue:
                 return None
 
     def _lacking(self, job: Job) -> str:
-        wish, stock = wish_of(job), self._pool.stock()
-        if wish.count and stock.allot(wish) is None:
-            return self._lacking_gpus(job, wish, stock)
-        return planner.lacking(claim_of(job), self._free, self.whole)
+        return self._lacking_gpus(job) or planner.lacking(claim_of(job), self._free, self.whole)
 
-    def _lacking_gpus(self, job: Job, wish: allotment.Wish, stock: allotment.Stock) -> str:
+    def _lacking_gpus(self, job: Job) -> str:
+        """Return which GPUs a job waits for and who has them; empty: it waits for none."""
+        wish = wish_of(job)
+        if not wish.count or (stock := self._pool.stock()).allot(wish) is not None:
+            return ""
         inventory = self._pool.inventory
         if inventory.problem and not any(gpu.state.is_usable for gpu in inventory.gpus):
             return f"waits for the GPUs: {inventory.problem}"

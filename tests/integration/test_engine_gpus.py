@@ -17,7 +17,7 @@ import pytest
 from aitbcd.devices import Gpu, GpuState
 from aitbcd.engine import queue
 from aitbcd.errors import NotSatisfiable, OverLimit
-from aitbcd.model import Job, JobState, Owner, Reason
+from aitbcd.model import EventKind, Job, JobState, Owner, Reason
 from tests.driver import (
     GIB,
     GPU_IS_LOST,
@@ -406,6 +406,33 @@ def test_a_job_waits_for_who_uses_a_gpu_past_the_queue(driver: Driver, tmp_path:
                 await waits(rig, job, "GPU 0 is foreign", str(running.pid))
                 driver.write(gpu(0))
                 await rig.ended(job)
+
+        go(scenario())
+
+
+def test_a_job_behind_others_says_too_whom_it_waits_for(driver: Driver, tmp_path: Path) -> None:
+    with program("sleep", "1000") as running:
+        stranger = process(running.pid, 5 * GIB)
+        driver.write(gpu(0, process=stranger, used=5 * GIB), gpu(1))
+
+        async def scenario() -> None:
+            async with rig_in(tmp_path) as rig:
+                holder = await rig.submit(*SLEEP, gpus=1, gpu=("1",))
+                await rig.reached(holder, JobState.RUNNING)
+                both = await rig.submit("true", gpus=2)
+                second = await rig.submit("true", gpus=1, gpu=("1",))
+                third = await rig.submit("true", gpus=1, gpu=("0",))
+                await waits(rig, both, "waits for 2 of 2 GPUs", holder.job_id, str(running.pid))
+                said = await waits(rig, second, "waits behind 1 earlier job; waits for GPU")
+                assert f"{holder.job_id} holds one" in said
+                said = await waits(rig, third, "waits behind 2 earlier jobs; waits for GPU")
+                assert f"process {running.pid}" in said
+
+                async def is_noted() -> bool:
+                    events = await rig.store.events(number=third.number)
+                    return any(event.kind is EventKind.FOREIGN for event in events)
+
+                await until("a stranger keeps it waiting", is_noted)
 
         go(scenario())
 
