@@ -12,14 +12,15 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from aitbcctl import custody
 from aitbcctl.client import Client
+from aitbcctl.findings import FAIL, OK, WARN, Finding
 from aitbcd import __version__, certificate, paths, settings
 from aitbcd.errors import AitbcError, SettingsError
 from aitbcd.units import format_size
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 Json = dict[str, Any]
 
 _UNITS = ("aitbcd.socket", "aitbcd.service", "aitbcd-launcher.service", "aitbcd-jobs.service")
@@ -41,15 +42,6 @@ _CONTROLLERS = {
 }
 
 
-class Finding(NamedTuple):
-    #: What was looked at.
-    about: str
-    state: str
-    detail: str
-    #: What to do, where something is to be done.
-    hint: str | None = None
-
-
 def look(client: Client) -> Iterator[Finding]:
     """Yield all findings, in the order in which to read them."""
     yield from _units()
@@ -59,15 +51,23 @@ def look(client: Client) -> Iterator[Finding]:
         mine = client.get("/v1/jobs", limit=1)
     except AitbcError as error:
         yield Finding("daemon", FAIL, error.detail, error.hint)
+        yield from custody.look(_state_here())
         return
     yield from _daemon(health, mine)
     yield from _cgroups(health)
     state = health.get("state_dir")
     if state is not None:
+        yield from custody.look(Path(state))
         yield from _disk(state)
         yield from _orphans(client, state)
     for check in (_clock, _gpus):
         yield from _asked(check, client)
+
+
+def _state_here() -> Path:
+    """Return the state directory of a daemon of ours where there is one, or the system's."""
+    own = paths.resolve(environ=os.environ, uid=os.getuid()).state
+    return own if own.exists() else Path(paths.SYSTEM_STATE)
 
 
 def _asked(check: Callable[[Client], Iterable[Finding]], client: Client) -> Iterator[Finding]:
@@ -135,7 +135,10 @@ def _configuration() -> Iterator[Finding]:
     except SettingsError as error:
         yield Finding("configuration", FAIL, error.detail, error.hint)
         return
-    yield Finding("configuration", OK, f"{path} is right")
+    if refusal := custody.refusal(path):
+        yield Finding("configuration", FAIL, refusal.detail, refusal.hint)
+    else:
+        yield Finding("configuration", OK, f"{path} is right")
     yield from _certificate(read.server)
 
 

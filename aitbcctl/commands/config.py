@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from aitbcctl import options
+from aitbcctl import custody, options
 from aitbcctl.render import plain
 from aitbcctl.terminal import put, put_json, say
 from aitbcd import certificate, paths, settings
@@ -42,6 +42,8 @@ def check(file: str | None, as_json: bool) -> int:
     """
     path = Path(file) if file is not None else _in_use()
     read = settings.load(path, is_named=True)
+    if refusal := custody.refusal(path):
+        raise refusal
     odd = [*_odd(read, path), *_doubts(read)]
     if as_json:
         put_json({"file": str(path), "warnings": odd})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from aitbcctl import checkup, options
+from aitbcctl import checkup, findings, options
 from aitbcctl.render import plain
 from aitbcctl.terminal import put, put_json
 
-_SHOWN = {checkup.OK: "OK  ", checkup.WARN: "warn", checkup.FAIL: "FAIL"}
+_SHOWN = {findings.OK: "OK  ", findings.WARN: "warn", findings.FAIL: "FAIL"}
 
 
 @click.command("doctor")
@@ -31,4 +31,4 @@ def command(as_json: bool) -> int:
                 put(f"      {plain(finding.hint)}")
     if as_json:
         put_json({"findings": [finding._asdict() for finding in found]})
-    return int(any(finding.state == checkup.FAIL for finding in found))
+    return int(any(finding.state == findings.FAIL for finding in found))

@@ -80,7 +80,19 @@ def open_database(path: Path, *, now: int) -> sqlite3.Connection:
 # Looking at it
 
 
-def _inspect(path: Path) -> int:
+def look_at(path: Path) -> int:
+    """Return the schema's version of a file that a daemon may be using.
+
+    Raises:
+        StartupError: a daemon could not use it.
+    """
+    try:
+        return _inspect(path, is_in_use=True)
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from None
+
+
+def _inspect(path: Path, *, is_in_use: bool = False) -> int:
     """Return the schema's version, 0 for a file that is not there, or refuse it."""
     log = path.with_name(path.name + "-wal")
     size = path.stat().st_size if path.exists() else 0
@@ -94,11 +106,14 @@ def _inspect(path: Path) -> int:
             )
         return 0
     source = f"file:{quote(str(path))}?mode=ro"
+    if is_in_use and not log_size:
+        # Nobody has it open; SQLite would make a log, and the daemon find files that are new.
+        source += "&immutable=1"
     connection = sqlite3.connect(source, uri=True, isolation_level=None, timeout=BUSY_MS / 1000)
     try:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         version = _check_header(connection, path)
-        if log_size or size <= _ALWAYS_CHECKED:
+        if (log_size and not is_in_use) or size <= _ALWAYS_CHECKED:
             _check_pages(connection, path)
         return version
     finally:

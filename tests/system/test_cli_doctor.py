@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ def test_nothing_is_wrong_while_all_is_well(cli: Cli, gate: Gate) -> None:
     cli.until(job, "running")
     found = findings(cli)
     looked_at = {"daemon", "launcher", "configuration", "disk", "clock", "orphans", "gpus"}
-    assert looked_at | {"cgroups"} <= set(found)
+    assert looked_at | {"cgroups", "store", "permissions"} <= set(found)
     assert found["orphans"]["state"] == found["launcher"]["state"] == "ok"
     said = cli("doctor").stdout.decode()
     assert "OK    daemon: version" in said
@@ -36,6 +38,35 @@ def test_a_daemon_that_is_away_fails_with_what_to_do(cli: Cli, tmp_path: Path) -
     found = findings(cli, code=1, AITBC_SOCKET=str(tmp_path / "none.sock"))
     assert found["daemon"]["state"] == "fail"
     assert found["daemon"]["hint"]
+
+
+def test_a_store_is_looked_at_though_nobody_serves_it(cli: Cli, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    there = {"AITBC_SOCKET": str(tmp_path / "none.sock"), "AITBCD_STATE_DIR": str(state)}
+    file = state / "queue.db"
+    with closing(sqlite3.connect(file)) as kept:
+        kept.execute("PRAGMA journal_mode = WAL")
+        with closing(sqlite3.connect(cli.daemon.state / "queue.db")) as source:
+            source.backup(kept)
+    file.chmod(0o600)
+    found = findings(cli, code=1, **there)
+    assert found["store"]["state"] == found["permissions"]["state"] == "ok"
+    assert os.listdir(state) == [file.name]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4096] + bytes(4096) + whole[8192:])
+    found = findings(cli, code=1, **there)
+    assert (found["store"]["state"], "is damaged" in found["store"]["detail"]) == ("fail", True)
+    file.write_bytes(b"something else" * 100)
+    assert findings(cli, code=1, **there)["store"]["state"] == "fail"
+
+
+def test_what_others_could_change_fails_until_it_is_mended_as_said(own_cli: Cli) -> None:
+    own_cli.daemon.state.chmod(0o777)
+    found = findings(own_cli, code=1)["permissions"]
+    assert found["detail"].startswith(f"{own_cli.daemon.state} has mode 0777")
+    subprocess.run(found["hint"].split(), check=True)
+    assert findings(own_cli)["permissions"]["state"] == "ok"
 
 
 def test_a_wrong_configuration_fails_with_its_line(cli: Cli, tmp_path: Path) -> None:

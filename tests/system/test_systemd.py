@@ -211,6 +211,38 @@ def test_the_doctor_finds_what_is_stopped(machine: Machine) -> None:
     wait_for("it is found again", lambda: machine.code("aitbcctl doctor") == 0)
 
 
+def test_the_doctor_says_what_others_could_change_and_how_to_mend_it(machine: Machine) -> None:
+    assert machine("aitbcctl doctor | grep -E 'store:|permissions:' | cut -c-2") == "OK\nOK\n"
+    state = "/var/lib/aitbcd"
+    for path, change in (
+        (state, "chmod 0777"),
+        ("/run/aitbcd", "chmod 0777"),
+        ("/etc/aitbcd", "chmod 0775"),
+        (f"{state}/results", "chmod 0777"),
+        (f"{state}/results", "chown ada"),
+        (f"{state}/queue.db", "chmod 0644"),
+        ("/etc/aitbcd/aitbcd.toml", "chmod 0666"),
+    ):
+        machine(f"{change} {path}")
+        found = json.loads(machine("aitbcctl doctor --json || :", user="ada"))["findings"]
+        (fault,) = (each for each in found if each["state"] == "fail")
+        assert f"{path} " in fault["detail"].replace(":", " ")
+        machine(fault["hint"])
+        assert machine.code("aitbcctl doctor") == 0, (path, change)
+
+
+def test_a_file_that_the_launcher_refuses_is_not_said_to_be_right(machine: Machine) -> None:
+    file = "/etc/aitbcd/aitbcd.toml"
+    machine(f"install -m 666 {file} /tmp/draft.toml")
+    assert machine.code("aitbcctl config check /tmp/draft.toml") == 0
+    machine(f"chmod 0666 {file}")
+    said = machine("aitbcctl config check; echo $?")
+    assert f"{file}: others than root can write it" in said
+    assert said.endswith("\n2\n")
+    machine(f"chmod 0644 {file}")
+    assert machine.code("aitbcctl config check") == 0
+
+
 @pytest.fixture
 def scripted(machine: Machine) -> Iterator[Callable[..., None]]:
     """Give the machine the scripted driver; what is called says what there is."""

@@ -96,6 +96,8 @@ FOR_CLI = {
     "aitbcd.paths",
     "aitbcd.settings",
     "aitbcd.spreadsheet",
+    # How a daemon looks at its store before it opens it; the doctor does the same.
+    "aitbcd.store.migrate",
     "aitbcd.units",
     "aitbcd.wire",
 }
