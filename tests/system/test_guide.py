@@ -25,6 +25,7 @@ from tests.service import PROGRAMS, Service, wait_for
 pytestmark = pytest.mark.system
 
 GUIDE = "docs/guide.md"
+CONTAINERS = "docs/containers.md"
 TRAIN = """
 import json, os, pathlib
 seen = pathlib.Path(os.environ["AITBC_ARTIFACTS_DIR"], "seen.json")
@@ -160,17 +161,40 @@ def test_notebooks(desk: Desk) -> None:
     assert desk.artifact(job, "called").split()[:2] == ["jupyter", "lab"]
 
 
+def assert_is_told_its_gpus(called: list[str], seen: dict[str, str]) -> None:
+    gpus = seen["AITBC_GPUS"].split(",")
+    assert len(gpus) == 2
+    if called[0] == "docker":
+        # A comma outside of these quotes would begin another key.
+        assert called[called.index("--gpus") + 1] == f'"device={",".join(gpus)}"'
+    else:
+        given = [called[at + 1] for at, word in enumerate(called) if word == "--device"]
+        assert given == [f"nvidia.com/gpu={uuid}" for uuid in gpus]
+
+
 def test_containers_are_told_what_they_have(desk: Desk) -> None:
     desk.type(blocks(GUIDE, "Containers")[0])
-    for job in desk.done():
-        uuid = desk.seen(job)["CUDA_VISIBLE_DEVICES"]
-        called = desk.artifact(job, "called").splitlines()
-        if called[0] == "apptainer":
-            continue
-        assert any(argument.endswith(f"={uuid}") for argument in called)
-        assert "AITBC_JOB_ID" in called
+    jobs = {desk.artifact(job, "called").split()[0]: job for job in desk.done()}
+    assert jobs.keys() == {"docker", "apptainer"}
+    called, seen = desk.artifact(jobs["docker"], "called").splitlines(), desk.seen(jobs["docker"])
+    assert_is_told_its_gpus(called, seen)
+    assert "AITBC_JOB_ID" in called
+    assert f"{seen['AITBC_ARTIFACTS_DIR']}:/out" in called
+
+
+def test_containers_of_the_document_about_them(desk: Desk) -> None:
+    for tool in ("podman", "docker"):
+        for block in blocks(CONTAINERS, tool):
+            desk.type(block)
+    labelled, told, podman = desk.done()
+    for job in (labelled, told, podman):
+        assert_is_told_its_gpus(desk.artifact(job, "called").splitlines(), desk.seen(job))
+    for job in (told, podman):
         folder = desk.seen(job)["AITBC_ARTIFACTS_DIR"]
-        assert f"{folder}:/out" in called
+        assert f"{folder}:/out" in desk.artifact(job, "called").splitlines()
+    assert {"AITBC_JOB_ID", "AITBC_ATTEMPT"} <= {*desk.artifact(told, "called").splitlines()}
+    label = f"aitbc.job={labelled['job_id']}"
+    assert label in desk.artifact(labelled, "called").splitlines()
 
 
 def test_sweeps(desk: Desk) -> None:
