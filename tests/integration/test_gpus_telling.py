@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
+import os
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,13 +16,15 @@ from typing import Any
 
 import pytest
 
+from aitbcd import settings
 from aitbcd.gpus import Drains, Gpus, Telling, telling
 from aitbcd.settings import Gpus as Settings
+from tests.documents import blocks
 from tests.driver import GIB, Driver, gpu, process, program, uuid_of
 from tests.integration.test_gpus_api import daemon_with
 from tests.service import DEADLINE_S, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT, SECTION = "docs/configuration.md", "Telling who uses a GPU past the queue"
 #: Appends what it is told to a file, a line each.
 NOTE = """#!/bin/sh
 { cat; printf '%s|%s|%s|%s\\n' "$AITBC_USER" "$AITBC_PID" "$AITBC_GPU" "$AITBC_TEXT"; } >> "$1"
@@ -201,9 +204,7 @@ def test_the_sample_of_the_documentation_posts_what_is_known(
     driver: Driver, tmp_path: Path, webhook: tuple[str, list[Any]]
 ) -> None:
     address, heard = webhook
-    text = (ROOT / "docs" / "configuration.md").read_text()
-    samples = re.findall(r"```sh\n(#!/bin/sh\n.*?)```", text, re.S)
-    [sample] = [one for one in samples if "curl" in one]
+    sample, _ = blocks(DOCUMENT, SECTION)
     tell = script(tmp_path, sample)
     with program("sleep", "1000") as running, daemon_with(driver, tmp_path / "daemon") as box:
         keys = (
@@ -224,3 +225,28 @@ def test_the_sample_of_the_documentation_posts_what_is_known(
         assert kind == "application/json"
         assert facts["process"]["pid"] == running.pid
         assert "submit it instead" in facts["text"]
+
+
+def test_the_sample_of_the_configuration_names_the_command_and_what_it_is_called_with(
+    tmp_path: Path,
+) -> None:
+    (sample,) = blocks(DOCUMENT, SECTION, "toml")
+    told = settings.parse(sample, tmp_path / "aitbcd.toml").gpus.foreign_command
+    assert told == ("/usr/local/bin/tell-of-gpu", "https://chat.example.org/hooks/gpu")
+
+
+def test_the_sample_that_writes_to_terminals_writes_the_sentence(tmp_path: Path) -> None:
+    _, sample = blocks(DOCUMENT, SECTION)
+    write = tmp_path / "write"
+    write.write_text('#!/bin/sh\n{ echo "to $1"; cat; } >heard\n')
+    write.chmod(0o755)
+    sentence = "%s: GPU 0 is the queue's; \\n $(false)"
+    subprocess.run(
+        [script(tmp_path, sample)],
+        cwd=tmp_path,
+        env={
+            "PATH": f"{tmp_path}:{os.defpath}", "AITBC_TEXT": sentence, "AITBC_USER": "ada",
+        },
+        check=True,
+    )  # fmt: skip
+    assert (tmp_path / "heard").read_text() == f"to ada\n{sentence}\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from aitbcd import settings
 from tests.documents import blocks, run_shell
@@ -65,6 +66,13 @@ def test_the_configuration_is_one(tmp_path: Path) -> None:
     (example,) = blocks(GUIDE, "How the machine is shared", "toml")
     loaded = settings.parse(example, tmp_path / "aitbcd.toml")
     assert loaded.limits.gpus == 4
+
+
+def test_prometheus_is_told_where_the_numbers_are() -> None:
+    (example,) = blocks(GUIDE, "What to watch", "yaml")
+    (job,) = yaml.safe_load(example)["scrape_configs"]
+    assert job.keys() == {"job_name", "static_configs"}  # its path is /metrics where none is said
+    assert job["static_configs"] == [{"targets": [settings.Settings().server.tcp]}]
 
 
 def test_what_is_typed_works(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from aitbcd.gpus.child import OURS_FIRST
-from tests.documents import blocks
+from tests.documents import blocks, typed
 from tests.machine import RELEASE, ROOT, Machine, gated, open_gate, status, submit, until
 from tests.service import wait_for
 
@@ -31,8 +31,7 @@ OWN = (
 
 def documented() -> list[str]:
     """Return the commands of the administrator's guide."""
-    found = "".join(blocks("docs/administration.md", "The package", "console"))
-    return re.findall(r"^# (\S.*?)(?: +#.*)?$", found, re.M)
+    return typed("".join(blocks("docs/administration.md", "The package", "console")))
 
 
 @pytest.fixture(scope="session")
@@ -309,6 +308,11 @@ def test_the_commands_of_the_guide_do_what_they_say(machine: Machine) -> None:
     for line in documented()[1:]:
         machine(f"cd /root && {line.replace('apt ', 'apt --yes --quiet ')}")
     assert machine.code("test -e /var/lib/aitbcd") == 1
+
+
+def test_the_readme_installs_it_as_the_guide_does() -> None:
+    (block,) = blocks("README.md", "Install", "console")
+    assert [line.removeprefix("sudo ") for line in typed(block)] == documented()[:2]
 
 
 def test_an_installation_by_pip_is_not_shadowed(machine: Machine) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from tests import package
-from tests.documents import blocks
+from tests.documents import blocks, typed
 from tests.machine import NEEDED, Machine
 from tests.service import wait_for
 
 pytestmark = pytest.mark.systemd
 
+GUIDE = "docs/administration.md"
 #: Where ada has her program and her jobs; systemd reads most of these characters as its own.
 OF_ADA = "/home/ada/100% of $HOME é/aitbcd"
 STATE = '/home/ada/%h "$HOME" \\x ${HOME} é'
@@ -61,8 +62,8 @@ def pip(machine: Machine, folder: str, wheel: str, user: str | None = None) -> N
 
 @pytest.fixture(scope="module")
 def at_home(machine: Machine) -> Machine:
-    """The machine, where ada's own systemd runs."""
-    machine("loginctl enable-linger ada")
+    """The machine, where ada's own systemd runs: she lingers, as the guide says."""
+    machine(*typed(blocks(GUIDE, "Without the package", "console")[-1]))
     is_up = "systemctl is-active user@1000"
     wait_for("it runs", lambda: machine(is_up, check=False) == "active\n")
     return machine
@@ -181,7 +182,7 @@ def test_install_and_uninstall_go_on_after_a_kill_at_any_step(at_home: Machine) 
 
 
 def test_what_the_administrator_s_guide_says(at_home: Machine) -> None:
-    lines = "\n".join(blocks("docs/administration.md", "Without the package")).splitlines()
+    lines = "\n".join(blocks(GUIDE, "Without the package")).splitlines()
     assert lines.pop(0).startswith("pipx install aitbcd ")
     for line in lines:
         at_home(f"{OWN} {line}", user="ada")
@@ -319,3 +320,18 @@ def test_the_whole_machine(machine: Machine) -> None:
     assert all("No such file" in line for line in left.splitlines())
     assert machine.code("getent passwd aitbcd; getent group aitbc aitbc-admin") != 0
     machine(f"{program} uninstall --purge --yes")
+
+
+def test_what_the_guide_says_for_all_users(machine: Machine) -> None:
+    made, removed, _ = map(typed, blocks(GUIDE, "Without the package", "console"))
+    # What these two need of the network the tests have here.
+    assert made[:2] == ["python3 -m venv /opt/aitbcd", "/opt/aitbcd/bin/pip install aitbcd"]
+    (wheel,) = machine.root.glob("opt/*.whl")
+    pip(machine, "/opt/aitbcd", wheel.name)
+    for line in made[2:]:
+        machine(line)
+    assert machine.code("/opt/aitbcd/bin/aitbcctl doctor") == 0
+    for line in removed:
+        machine(line)
+    nothing_runs(machine)
+    machine("test -d /var/lib/aitbcd && /opt/aitbcd/bin/aitbcd uninstall --purge --yes")

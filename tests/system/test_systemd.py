@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.authority import Authority
+from tests.documents import blocks
 from tests.driver import GIB, SCRIPT_VARIABLE, build, gpu, process
 from tests.machine import NEEDED, Machine, gated, open_gate, status, submit, until
 from tests.service import wait_for
@@ -369,11 +370,11 @@ def test_a_machine_without_ipv6_is_served_and_its_port_held(machine: Machine) ->
 
 
 def test_a_network_is_served_as_the_documents_say(machine: Machine, tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
-    section = text.partition("## Serving a network\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```(\w+)\n(.*?)```", section, re.S)
-    assert [kind for kind, _ in blocks] == ["toml", "ini", "ini", "sh", "sh"]
-    (_, config), (_, service), (_, held), (_, restart), (_, renewal) = blocks
+    document, section = "docs/configuration.md", "Serving a network"
+    (config,) = blocks(document, section, "toml")
+    service, held = blocks(document, section, "ini")
+    restart, renewal = blocks(document, section)
+    (hook,) = blocks(document, "Telling who uses a GPU past the queue", "ini")
     authority = Authority(tmp_path)
     shutil.copy(authority.certificate, machine.root / "etc/ca.pem")
 
@@ -395,9 +396,13 @@ def test_a_network_is_served_as_the_documents_say(machine: Machine, tmp_path: Pa
     for unit, lines in (("aitbcd.service", service), ("aitbcd-tcp.socket", held)):
         (units / f"{unit}.d").mkdir(exist_ok=True)
         (units / f"{unit}.d/override.conf").write_text(lines)
+    let_through = units / "aitbcd.service.d/hook.conf"
+    let_through.write_text(hook)
     file.write_text(before + config)
     machine("aitbcctl config check && systemctl daemon-reload")
     machine(restart)
+    allowed = machine("systemctl show --property=IPAddressAllow aitbcd.service")
+    assert {"203.0.113.7/32", "192.0.2.0/24"} <= set(allowed.strip().partition("=")[2].split())
     key = machine("aitbcctl key create --name network 2>/dev/null", user="ada").strip()
     there = "env AITBC_URL=https://127.0.0.1:8443 AITBC_CA_FILE=/etc/ca.pem"
     assert job in machine(f"{there} AITBC_API_KEY={key} aitbcctl list", user="ada")
@@ -407,6 +412,7 @@ def test_a_network_is_served_as_the_documents_say(machine: Machine, tmp_path: Pa
     wait_for("the new one is shown", lambda: shown() not in (first, ""))
     for unit in ("aitbcd.service", "aitbcd-tcp.socket"):
         (units / f"{unit}.d/override.conf").unlink()
+    let_through.unlink()
     file.write_text(before)
     machine("systemctl daemon-reload")
     machine(restart)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aitbcctl import render, tables
+from tests.documents import blocks
 
 NOW = datetime(2026, 2, 13, 12, 0, 0, tzinfo=UTC)
 
@@ -232,6 +233,25 @@ def test_what_a_jobs_gpus_did_is_told_in_few_words(
     attempt = {"attempt": 1, "started_at": "2026-02-13T11:58:30Z", "gpu_use": use | changes}
     shown = render.detail_block(job(attempts=[attempt], cwd="/"), NOW)
     assert [line for line in shown.splitlines() if line.startswith("  GPU")] == lines
+
+
+def test_the_guide_shows_what_a_jobs_gpus_did_as_it_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    (shown,) = blocks("docs/guide.md", "GPUs", "console")
+    assert shown.startswith("$ aitbcctl get @\n...\n")
+    use = {
+        "sampled_s": 7200.0, "utilization_mean": 62.0, "utilization_peak": 98, "idle_s": 1880.0,
+        "memory_peak": round(61.2 * 2**30), "job_memory_peak": round(60.8 * 2**30),
+        "energy_j": 1.02 * 3.6e6,
+    }  # fmt: skip
+    attempt = {
+        "attempt": 1, "started_at": "2026-02-13T10:01:00Z", "finished_at": "2026-02-13T12:01:00Z",
+        "exit_code": 0, "gpu_use": use,
+    }  # fmt: skip
+    lines = render.detail_block(job(attempts=[attempt], cwd="/"), NOW).splitlines()
+    assert set(shown.splitlines()[2:]) <= set(lines)
 
 
 @pytest.mark.parametrize(
