@@ -171,7 +171,15 @@ def _daemon(health: Json, mine: Json) -> Iterator[Finding]:
     if "launcher_pid" not in health:
         return
     if pid := health["launcher_pid"]:
-        yield Finding("launcher", OK, f"it is there, pid {pid}")
+        said = health.get("launcher_version")
+        if said in (None, version):
+            yield Finding("launcher", OK, f"it is there, pid {pid}")
+        else:
+            hint = (
+                "restart it; jobs go on: systemctl restart aitbcd-launcher"
+                " (your own: systemctl --user restart ...)"
+            )
+            yield Finding("launcher", WARN, f"it is {said}, and the daemon {version}", hint)
     else:
         hint = "start it: systemctl start aitbcd-launcher (your own: systemctl --user start ...)"
         yield Finding("launcher", FAIL, "there is none, so that no job starts", hint)

@@ -318,6 +318,8 @@ class Runs:
         self._launched_at = 0.0
         #: 0 while there is none.
         self.launcher_pid = 0
+        #: Of which version of the program it is; None while nobody says so.
+        self.launcher_version: str | None = None
         #: Where it gives attempts cgroups (``folder``, which can be None), and with what
         #: ``controllers``; None while there is no launcher, or one that does not say so.
         self.cgroups: Message | None = None
@@ -400,6 +402,7 @@ class Runs:
         self._ready.set()
         answer, _ = await self._ask({"op": "hello"})
         self.launcher_pid = answer["pid"]
+        self.launcher_version = answer.get("release")
         self.cgroups = answer.get("cgroups")
         if answer["version"] != protocol.VERSION:
             raise StartupError(
@@ -449,6 +452,7 @@ class Runs:
         self._ready.clear()
         self._launcher = None
         self.launcher_pid = 0
+        self.launcher_version = None
         self.cgroups = None
         for future in self._asked.values():
             if not future.done():

@@ -27,6 +27,7 @@ def operations(api: Api) -> list[Operation]:
             | {
                 "pid": os.getpid(),
                 "launcher_pid": api.engine.launcher_pid or None,
+                "launcher_version": api.engine.launcher_version,
                 "cgroups": api.engine.cgroups,
                 "state_dir": os.fspath(api.paths.state),
             }
@@ -37,6 +38,7 @@ def operations(api: Api) -> list[Operation]:
     shown["properties"] |= {
         "pid": INTEGER,
         "launcher_pid": optional(INTEGER),
+        "launcher_version": optional(STRING),
         "cgroups": optional(cgroups),
         "state_dir": STRING,
     }

@@ -201,6 +201,10 @@ class Engine:
         return self._runs.launcher_pid
 
     @property
+    def launcher_version(self) -> str | None:
+        return self._runs.launcher_version
+
+    @property
     def cgroups(self) -> dict[str, Any] | None:
         """Return where attempts have cgroups, as /healthz says it; None while nobody knows."""
         return self._runs.cgroups

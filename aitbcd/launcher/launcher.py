@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from aitbcd import __version__
 from aitbcd.launcher import cgroups, containers, processes, protocol, seal
 from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher.folder import Folder, Taken
@@ -207,7 +208,12 @@ class Launcher:
                     "folder": self._cgroups.jobs,
                     "controllers": self._cgroups.controllers,
                 }
-                answer = {"pid": os.getpid(), "version": protocol.VERSION, "cgroups": place}
+                answer = {
+                    "pid": os.getpid(),
+                    "version": protocol.VERSION,
+                    "release": __version__,
+                    "cgroups": place,
+                }
                 self._reply(message, answer)
             case "start":
                 self._start(message)

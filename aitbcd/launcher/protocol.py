@@ -8,7 +8,8 @@ are carried as lone surrogates (PEP 383), which JSON escapes.
 Requests to the launcher carry ``rid`` and are answered with the same, in order of arrival except
 ``seal``, ``sweep``, ``containers`` and ``remove_package``, which a process of their own does:
 
-    hello      {}                  -> {pid, version, cgroups: {folder, controllers}}
+    hello      {}                  -> {pid, version, release, cgroups: {folder, controllers}}
+                                               ``version`` is the protocol's;
                                                the old daemon's requests are dealt with
     start      {job, attempt, ...} -> placed {worker, pid} (+ a channel, if the daemon has none)
                                     | refused {why: busy|started|canceled|storage|forbidden,

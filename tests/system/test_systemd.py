@@ -13,7 +13,7 @@ import pytest
 from tests.authority import Authority
 from tests.documents import blocks
 from tests.driver import GIB, SCRIPT_VARIABLE, build, gpu, process
-from tests.machine import NEEDED, Machine, gated, open_gate, status, submit, until
+from tests.machine import NEEDED, ROOT, Machine, gated, open_gate, status, submit, until
 from tests.service import wait_for
 
 pytestmark = pytest.mark.systemd
@@ -230,6 +230,29 @@ def test_the_doctor_says_what_others_could_change_and_how_to_mend_it(machine: Ma
         assert f"{path} " in fault["detail"].replace(":", " ")
         machine(fault["hint"])
         assert machine.code("aitbcctl doctor") == 0, (path, change)
+
+
+def test_the_doctor_tells_a_launcher_of_another_version(machine: Machine) -> None:
+    older = machine.root / "opt/older/aitbcd"
+    shutil.copytree(ROOT / "aitbcd", older)
+    (older / "__init__.py").write_text('__version__ = "0.0.9"\n')
+    unit = machine.root / "etc/systemd/system/aitbcd-launcher.service.d/older.conf"
+    unit.parent.mkdir(exist_ok=True)
+    start = "/usr/bin/python3 -I -S /opt/older/aitbcd/launcher /var/lib/aitbcd --lasting"
+    unit.write_text(f"[Service]\nExecStart=\nExecStart={start}\n")
+    machine("systemctl daemon-reload && systemctl restart aitbcd-launcher")
+
+    def said() -> dict[str, str]:
+        found = json.loads(machine("aitbcctl doctor --json || :"))["findings"]
+        return next((each for each in found if each["about"] == "launcher"), {})
+
+    wait_for("it is told", lambda: said().get("state") == "warn")
+    assert said()["detail"].startswith("it is 0.0.9, and the daemon ")
+    unit.unlink()
+    machine("systemctl daemon-reload")
+    assert "systemctl restart aitbcd-launcher" in said()["hint"]
+    machine("systemctl restart aitbcd-launcher")
+    wait_for("all is well", lambda: said().get("state") == "ok")
 
 
 def test_a_file_that_the_launcher_refuses_is_not_said_to_be_right(machine: Machine) -> None:
