@@ -135,6 +135,8 @@ class Inventory:
     #: The newest CUDA version that the driver can run, as ``12.8``.
     cuda_version: str | None = None
     gpus: tuple[Gpu, ...] = ()
+    #: There may be more, of which this daemon has not seen anything yet.
+    is_partial: bool = False
 
     def find(self, uuid: str) -> Gpu | None:
         return next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)

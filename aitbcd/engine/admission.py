@@ -62,7 +62,9 @@ def _with_gpus(spec: JobSpec, inventory: Inventory, limits: Limits) -> JobSpec:
             field="gpus",
         )
     found = inventory.gpus
-    if never := allotment.impossible(found, wish_of(spec)):
+    never = allotment.impossible(found, wish_of(spec))
+    # Of GPUs that the driver does not show yet nobody knows: the job waits, and says for what.
+    if never and not inventory.is_partial:
         why = f": {inventory.problem}" if inventory.problem else ""
         raise NotSatisfiable(
             f"{never}{why}", hint="see aitbcctl gpus, or ask for --gpus 0", field=_field(spec)
@@ -72,7 +74,7 @@ def _with_gpus(spec: JobSpec, inventory: Inventory, limits: Limits) -> JobSpec:
     uuids = {str(gpu.index): gpu.uuid for gpu in reversed(found)} | {
         gpu.uuid: gpu.uuid for gpu in found
     }
-    return replace(spec, gpu=tuple(dict.fromkeys(uuids[name] for name in spec.gpu)))
+    return replace(spec, gpu=tuple(dict.fromkeys(uuids.get(name, name) for name in spec.gpu)))
 
 
 def _field(spec: JobSpec) -> str:

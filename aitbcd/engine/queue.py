@@ -384,7 +384,8 @@ class Queue:
         if inventory.problem and not any(gpu.state.is_usable for gpu in inventory.gpus):
             return f"waits for the GPUs: {inventory.problem}"
         if never := allotment.impossible(inventory.gpus, wish):
-            return f"waits for a GPU that is not there at present: {never}"
+            why = f": {inventory.problem}" if inventory.problem else ""
+            return f"waits for a GPU that is not there at present: {never}{why}"
         fitting = [gpu for gpu in inventory.gpus if allotment.fits(gpu, wish)]
         said = f"waits for {allotment.lacking(stock, wish)}"
         holders = self._pool.holders(gpu.uuid for gpu in fitting)

@@ -55,7 +55,7 @@ class Gpus:
     def __init__(
         self, settings: Settings, drains: Drains, job_of: JobOf, learn: Learn | None = None
     ) -> None:
-        self.inventory = Inventory(now_us(), advice.awaited())
+        self.inventory = Inventory(now_us(), advice.awaited(), is_partial=True)
         self._settings = settings
         self._drains = drains
         self._job_of = job_of
@@ -76,6 +76,8 @@ class Gpus:
         self._recent: dict[str, Recent] = {}
         self._looked_at = -math.inf
         self._is_first = True
+        #: All GPUs have been seen: those that are not at present are known.
+        self._has_seen_all = False
         #: When a driver that fails is asked again; when a GPU that was left is looked at again.
         self._retrying: asyncio.TimerHandle | None = None
         self._settling: asyncio.TimerHandle | None = None
@@ -256,6 +258,7 @@ class Gpus:
             self._is_anew = False
             if self._child is None and driver.library(os.environ) is None:
                 self._absence = self._absence or advice.absent(driver.hardware())
+                self._has_seen_all = True
                 self._fail(self._absence, is_tried_again=False)
             else:
                 report = await self._report()
@@ -327,10 +330,12 @@ class Gpus:
     def _judged(self, report: Report, at: int) -> Inventory:
         gpus = self._judge.gpus(report.devices, now_us())
         problem = _problem_of(report, gpus)
-        return Inventory(at, problem, report.driver_version, report.cuda_version, gpus)
+        is_partial = not self._has_seen_all
+        return Inventory(at, problem, report.driver_version, report.cuda_version, gpus, is_partial)
 
     def _succeed(self, report: Report, at: int) -> None:
         self._seen = report
+        self._has_seen_all |= not report.unreachable
         inventory = self._judged(report, at)
         self._publish(inventory)
         for gpu in inventory.gpus:
@@ -358,7 +363,8 @@ class Gpus:
     def _fail(self, problem: str, *, is_tried_again: bool = True) -> None:
         self._seen = None
         gpus = self._judge.unreachable(problem)
-        self._publish(Inventory(now_us(), problem, gpus=gpus))
+        is_partial = not self._has_seen_all
+        self._publish(Inventory(now_us(), problem, gpus=gpus, is_partial=is_partial))
         if is_tried_again:
             self._retry()
 

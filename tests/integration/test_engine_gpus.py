@@ -21,7 +21,9 @@ from aitbcd.model import EventKind, Job, JobState, Owner, Reason
 from tests.driver import (
     GIB,
     GPU_IS_LOST,
+    NO_PERMISSION,
     RESET_REQUIRED,
+    VERSION_MISMATCH,
     Driver,
     gpu,
     mig,
@@ -36,6 +38,8 @@ from tests.service import DEADLINE_S
 CONFIG = '[gpus]\nretry = "0.1s"\nforeign_grace = "0.1s"\n[slots]\ncpus = 64\n'
 OTHER = Owner(65534, "nobody")
 SLEEP = ("sleep", "1000")
+#: The driver counts it, and does not open it.
+CLOSED: dict[str, Any] = {"fault__nvmlDeviceGetHandleByIndex_v2": NO_PERMISSION}
 #: Says what it sees.
 SHOW = ("sh", "-c", 'echo "$CUDA_VISIBLE_DEVICES|$AITBC_GPUS|$CUDA_DEVICE_ORDER"')
 
@@ -235,6 +239,36 @@ def test_what_can_never_be_is_refused_with_what_there_is(
                 await rig.submit("true", **wish)
             assert words in refused.value.detail
             assert await rig.store.count_pending() == 0
+
+    go(scenario())
+
+
+@pytest.mark.parametrize(
+    ("wish", "before", "system", "words"),
+    [
+        ({"gpus": 1}, [gpu(0), gpu(1)], {"init": VERSION_MISMATCH}, "reboot needed"),
+        ({"gpus": 1}, [gpu(0), gpu(1)], {"hang__nvmlInitWithFlags": 1}, "has not answered yet"),
+        ({"gpus": 2}, [gpu(0, **CLOSED), gpu(1)], {}, "1 of 2 GPUs cannot be used"),
+        ({"gpus": 1, "gpu": ("0",)}, [gpu(0, **CLOSED), gpu(1)], {}, "there is no GPU 0 here"),
+    ],
+    ids=["mismatch", "slow", "unreachable", "named"],
+)
+def test_a_job_for_gpus_that_were_never_seen_waits_for_them(
+    driver: Driver, tmp_path: Path, wish: dict[str, Any], before: list[str],
+    system: dict[str, Any], words: str,
+) -> None:  # fmt: skip
+    driver.write(*before, **system)
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            job = await rig.submit("true", **wish)
+            await waits(rig, job, words)
+            driver.write(gpu(0), gpu(1))
+            await rig.ended(job)
+            # All have been seen by now.
+            driver.write(gpu(0), gpu(1, **CLOSED))
+            with pytest.raises(NotSatisfiable, match="3 GPUs"):
+                await rig.submit("true", gpus=3)
 
     go(scenario())
 
