@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heapreplace
-from itertools import islice
 from typing import NamedTuple
 
 from aitbcd.allotment import Held, Stock, Wish
@@ -82,8 +81,8 @@ class Placement(NamedTuple):
     gpu_uuids: tuple[str, ...]
 
 
-#: How many jobs of a line that lack GPUs are looked past for one of another kind.
-PASSED_MOST = 7
+#: How many wishes of a line, whatever jobs have each, are looked past for one that can be granted.
+PASSED_MOST = 15
 _NOTHING = Use()
 #: Whose turn it is: priority, GPUs and cores in use, number; and the line as far as it was read.
 _Turn = tuple[int, int, int, int, int, Waiting, Lane, Iterator[Waiting]]
@@ -140,7 +139,7 @@ class _Turns:
         self._caps = caps
         #: Within one plan GPUs only become fewer: what was refused once need not be tried again.
         self._refused: set[Wish] = set()
-        #: By line, how many jobs were passed over.
+        #: By line, how many wishes were passed over.
         self._passed: dict[int, int] = {}
         self._turns: list[_Turn] = []
         turns = self._turns
@@ -182,12 +181,12 @@ class _Turns:
     def _pass_over(self, at: int, rest: Iterator[Waiting]) -> None:
         """Go on to the next job of the first line that asks for something else; not for ever."""
         passed, refused = self._passed.get(at, 0), self._refused
-        for waiting in islice(rest, PASSED_MOST - passed):
-            passed += 1
-            if waiting.wish not in refused:
-                self._passed[at] = passed
-                self._go_on(waiting)
-                return
+        if passed < PASSED_MOST:
+            for waiting in rest:
+                if waiting.wish not in refused:
+                    self._passed[at] = passed + 1
+                    self._go_on(waiting)
+                    return
         heappop(self._turns)
 
     def advance(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Container, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Container, Coroutine, Iterable
 from typing import Any
 
 from aitbcd import allotment, planner
@@ -235,21 +235,18 @@ class Queue:
             self._noted_at = seen_at
             self._note_strangers(self._pool.used_past_the_queue())
         if self._watch is None:
-            wishes = {wish_of(job) for job in self._fronts()}
+            lines = (line for line in self._backlog.lines() if line.lane.has_gpus)
+            wishes = {waiting.wish for line in lines for waiting in line.jobs}
             if any(allotment.fits(gpu, wish) for wish in wishes for gpu in unheld):
                 loop = asyncio.get_running_loop()
                 self._watch = loop.call_later(_UNHELD_S, self._look_again)
 
-    def _fronts(self) -> Iterator[Job]:
-        """Yield the jobs that may be the next to get GPUs."""
-        return (job for job in self._backlog.fronts(1 + planner.PASSED_MOST) if job.gpus)
-
     def _note_strangers(self, foreign: list[Gpu]) -> None:
         """Tell of the jobs that would start on a GPU that somebody uses past the queue."""
         stock = self._pool.stock()
-        for job in self._fronts():
+        for job in self._backlog.fronts(1 + planner.PASSED_MOST):
             wish = wish_of(job)
-            wanted = [gpu for gpu in foreign if allotment.fits(gpu, wish)]
+            wanted = [gpu for gpu in foreign if wish.count and allotment.fits(gpu, wish)]
             if wanted and stock.allot(wish) is None and not self._over_limit(job):
                 self._kept_from(job, wanted)
 

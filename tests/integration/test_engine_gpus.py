@@ -421,6 +421,8 @@ def test_a_lost_gpu_is_given_to_nobody_and_its_job_goes_on(driver: Driver, tmp_p
             assert (await rig.job(job)).status is JobState.RUNNING
             waiting = await rig.submit("true", gpus=1, gpu=("0",))
             await waits(rig, waiting, "GPU 0 is lost")
+            for _ in range(10):
+                await rig.submit("true", gpus=1, gpu=("0",))
             assert (await rig.run("true", gpus=1)).gpu_uuids == (uuid_of(1),)
             await rig.engine.cancel(await rig.job(job), force=True)
             assert (await rig.ended(job)).status is JobState.CANCELED

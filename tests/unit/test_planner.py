@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 
@@ -192,6 +193,24 @@ def test_what_is_kept_for_one_kind_does_not_keep_another_kind_waiting() -> None:
     wanted = [Waiting(1, Claim(1), Wish(2, "h100")), Waiting(2, Claim(1), Wish(1, "4090"))]
     [placed] = plan([line(ANN, *wanted)], Claim(8), held)
     assert (placed.number, placed.gpu_uuids) == (2, ("GPU-2",))
+
+
+def test_however_many_wait_for_one_gpu_the_next_may_have_another() -> None:
+    lost = Stock.of([replace(gpu(0), state=GpuState.LOST), gpu(1)])
+    named = [Waiting(number, Claim(1), Wish(1, named=("0",))) for number in range(1, 61)]
+    [placed] = plan([line(ANN, *named, one(99, 1))], Claim(8), lost)
+    assert (placed.number, placed.gpu_uuids) == (99, ("GPU-1",))
+
+
+def test_not_every_wish_of_a_line_is_tried() -> None:
+    def jobs() -> Iterator[Waiting]:
+        for number in count(1):
+            tried.append(number)
+            yield Waiting(number, Claim(1), Wish(1, min_memory=100 * GIB + number))
+
+    tried: list[int] = []
+    assert plan([Line(Lane(0, ANN, True), jobs())], Claim(8), stock(1)) == []
+    assert len(tried) < 20
 
 
 def test_nobody_gets_more_than_he_may_have() -> None:
