@@ -64,6 +64,16 @@ class Process:
     #: Uses the GPU past the queue; a display server's few MiB do not count.
     is_foreign: bool
 
+    @property
+    def is_gone(self) -> bool:
+        """Tell whether it is dead, and listed all the same, or out of sight."""
+        return self.user is None
+
+    @property
+    def is_bystander(self) -> bool:
+        """Tell whether it only draws, or serves others that are listed themselves (MPS)."""
+        return not self.is_foreign and self.job_id is None
+
 
 @dataclass(frozen=True, slots=True)
 class MigInstance:
@@ -121,6 +131,29 @@ class Gpu:
         return self.state is GpuState.FOREIGN or (
             self.state is GpuState.BUSY and self.reason is not None
         )
+
+
+def unaccounted(gpu: Gpu, bystander_max: int) -> int | None:
+    """Return how much of a GPU's memory is in use by no process that is listed and lives.
+
+    Args:
+        bystander_max: the most that a bystander can have for itself. What a server of MPS has
+            beyond is of programs, perhaps of dead ones.
+
+    Returns:
+        Bytes; None where the driver does not say what each process has.
+    """
+    used = gpu.memory_used
+    for process in gpu.processes:
+        if process.is_bystander:
+            used -= min(process.memory or 0, bystander_max)
+        elif process.is_gone:
+            continue
+        elif process.memory is None:
+            return None
+        else:
+            used -= process.memory
+    return max(0, used)
 
 
 @dataclass(frozen=True, slots=True)

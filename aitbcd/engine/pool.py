@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aitbcd.allotment import Held, Stock
-from aitbcd.devices import ANYWHERE, Gpu, GpuState, Inventory, Near
+from aitbcd.devices import ANYWHERE, Gpu, GpuState, Inventory, Near, Process, unaccounted
 from aitbcd.gpus import Gpus
 from aitbcd.model import WHOLE, Job
 from aitbcd.settings import Gpus as Settings
@@ -21,20 +21,23 @@ from aitbcd.units import format_size
 
 _log = logging.getLogger(__name__)
 
-#: The driver's own bookkeeping of a GPU that programs have used.
-_SLACK = 256 << 20
+#: The driver's own bookkeeping of a GPU that programs have used, and of each that is there.
+_SLACK, _SLACK_EACH = 256 << 20, 32 << 20
 #: Pauses between looks at a GPU that is not free yet: first, and at most.
 _LOOK_FIRST_S, _LOOK_MOST_S = 0.1, 10.0
 #: How many looks may find something before what is left is ended, and before it is told.
 _SWEEP_AFTER, _TELL_AFTER = 2, 4
+_PIDS_TOLD = 4
 
 
 @dataclass(slots=True)
 class _Hold:
     job: Job
     uuids: list[str]
-    #: Bytes in use when it was given, by UUID; nothing where nobody looked.
+    #: Bytes for which nobody accounted when it was given, by UUID; nothing where that is unknown.
     before: dict[str, int] = field(default_factory=dict)
+    #: The job is, and waits only for its GPUs to be as before.
+    is_over: bool = False
 
 
 class Pool:
@@ -129,8 +132,9 @@ class Pool:
     def take(self, job: Job) -> None:
         """Give a job the GPUs that were chosen for it."""
         if job.gpu_uuids:
-            found = [self.inventory.find(uuid) for uuid in job.gpu_uuids]
-            before = {gpu.uuid: gpu.memory_used for gpu in found if gpu}
+            found = filter(None, map(self.inventory.find, job.gpu_uuids))
+            levels = {gpu.uuid: self._unaccounted(gpu) for gpu in found}
+            before = {uuid: level for uuid, level in levels.items() if level is not None}
             self._holds[_key(job)] = _Hold(job, list(job.gpu_uuids), before)
             self._gpus.review()
 
@@ -142,6 +146,7 @@ class Pool:
     def give_back(self, job: Job) -> None:
         """Take back what a job had, as soon as nothing is left of it there."""
         if hold := self._holds.get(_key(job)):
+            hold.is_over = True
             self._spawn(self._release(hold))
 
     async def _release(self, hold: _Hold) -> None:
@@ -168,18 +173,27 @@ class Pool:
     def _left(self, hold: _Hold, gpu: Gpu | None) -> str | None:
         if gpu is None or gpu.state is GpuState.LOST:
             return None
-        for process in gpu.processes:
-            if process.job_id == hold.job.job_id:
-                held = format_size(process.memory) if process.memory else "a part of it"
-                return f"process {process.pid} ({process.command or '?'}) still holds {held}"
-        before = hold.before.get(gpu.uuid)
-        if gpu.processes or before is None or len(self._holders(gpu.uuid)) > 1:
-            # Whoever is there has it: another job, or somebody past the queue, which is seen.
+        if own := [one for one in gpu.processes if one.job_id == hold.job.job_id]:
+            return _still_there(own)
+        before, now = hold.before.get(gpu.uuid), self._unaccounted(gpu)
+        if before is None or now is None or not self._are_others_seen(gpu):
             return None
-        if gpu.memory_used > before + _SLACK:
-            more = format_size(gpu.memory_used - before)
-            return f"{more} of its memory are still held, by no process that can be seen"
+        if now > before + _SLACK + _SLACK_EACH * len(gpu.processes):
+            gone = [one for one in gpu.processes if one.is_gone]
+            by = f"process {_numbers(gone)}, gone" if gone else "no process that can be seen"
+            return f"{format_size(now - before)} of its memory are still held, by {by}"
         return None
+
+    def _unaccounted(self, gpu: Gpu) -> int | None:
+        return unaccounted(gpu, self._settings.display_memory)
+
+    def _are_others_seen(self, gpu: Gpu) -> bool:
+        """Tell whether each job that still runs there is seen there.
+
+        One that is not may have what nobody accounts for, as where the driver lists no processes.
+        """
+        seen = {one.job_id for one in gpu.processes if not one.is_gone}
+        return all(each.is_over or each.job.job_id in seen for each in self._holders(gpu.uuid))
 
     def _let_go(self, hold: _Hold, left: dict[str, str]) -> None:
         gone = [uuid for uuid in hold.uuids if uuid not in left]
@@ -234,3 +248,20 @@ def _as_left_alone(gpu: Gpu) -> Gpu:
 
 def _key(job: Job) -> tuple[int, int]:
     return job.number, job.attempt
+
+
+def _still_there(processes: list[Process]) -> str:
+    """Say which processes hold how much."""
+    largest = max(processes, key=lambda one: one.memory or 0)
+    command = f"{largest.command or '?'}{', gone' if largest.is_gone else ''}"
+    memory = sum(one.memory or 0 for one in processes)
+    held = format_size(memory) if memory else "a part of it"
+    if len(processes) == 1:
+        return f"process {largest.pid} ({command}) still holds {held}"
+    return f"process {largest.pid} ({command}) and {len(processes) - 1} more still hold {held}"
+
+
+def _numbers(processes: list[Process]) -> str:
+    """Return their pids, the first few."""
+    more = ", ..." if len(processes) > _PIDS_TOLD else ""
+    return ", ".join(str(one.pid) for one in processes[:_PIDS_TOLD]) + more

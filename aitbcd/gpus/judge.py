@@ -1,6 +1,7 @@
 """What a GPU is good for, out of what the driver says of it. No I/O: ``now`` comes in.
 
-Keeps what one look cannot tell: GPUs that were there before, and since when a GPU is left alone.
+Keeps what one look cannot tell: GPUs that were there before, since when a GPU is left alone, and
+whose a process was that is dead and listed all the same.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from aitbcd.devices import Gpu, GpuState, Process
+from aitbcd.devices import Gpu, GpuState, Process, unaccounted
 from aitbcd.gpus import advice
 from aitbcd.gpus.drains import Drains
 from aitbcd.gpus.facts import DeviceFacts, ProcessFacts
@@ -50,6 +51,8 @@ class Judge:
         self.quarantine: Callable[[str], str | None] = lambda uuid: None
         self._known: dict[str, Gpu] = {}
         self._traces: dict[str, _Trace] = {}
+        #: By UUID and pid: the processes of jobs that the last look saw.
+        self._of_jobs: dict[str, dict[int, Process]] = {}
 
     def gpus(self, devices: Iterable[DeviceFacts], now: int) -> tuple[Gpu, ...]:
         """Return all GPUs, those that were there before included."""
@@ -79,7 +82,7 @@ class Judge:
 
     def _gpu(self, facts: DeviceFacts, now: int) -> Gpu:
         held = self.jobs_on(facts.uuid)
-        processes = tuple(self._process(one, held) for one in facts.processes)
+        processes = self._processes(facts, held)
         seen = (one.job_id for one in processes if one.job_id)
         gpu = Gpu(
             index=facts.index,
@@ -107,6 +110,19 @@ class Judge:
         )
         state, reason = self._state(gpu, facts, self._foreign_use(gpu, now))
         return replace(gpu, state=state, reason=reason)
+
+    def _processes(self, facts: DeviceFacts, held: tuple[str, ...]) -> tuple[Process, ...]:
+        known = self._of_jobs.get(facts.uuid, {})
+        found = []
+        for one in facts.processes:
+            before = known.get(one.pid)
+            if one.uid is None and before and before.job_id in held:
+                # A driver may list the dead, with what it has not taken back.
+                found.append(replace(before, user=None, memory=one.memory))
+            else:
+                found.append(self._process(one, held))
+        self._of_jobs[facts.uuid] = {one.pid: one for one in found if one.job_id}
+        return tuple(found)
 
     def _process(self, facts: ProcessFacts, held: tuple[str, ...]) -> Process:
         user, job_id = self._identify(facts, held)
@@ -164,7 +180,7 @@ class Judge:
 
     def _foreign_use(self, gpu: Gpu, now: int) -> str | None:
         """Return who uses it past the queue, or did until a moment ago."""
-        if reason := _use_past_the_queue(gpu):
+        if reason := _use_past_the_queue(gpu, self._policy.display_memory):
             self._traces[gpu.uuid] = _Trace(reason)
             return reason
         trace = self._traces.get(gpu.uuid)
@@ -204,15 +220,16 @@ def _lost(gpu: Gpu, reason: str) -> Gpu:
     )
 
 
-def _use_past_the_queue(gpu: Gpu) -> str | None:
+def _use_past_the_queue(gpu: Gpu, bystander_max: int) -> str | None:
     foreign = [one for one in gpu.processes if one.is_foreign]
     if foreign:
         foreign.sort(key=lambda one: -(one.memory or 0))
         more = len(foreign) - 1
         rest = f" and {more} more process{'' if more == 1 else 'es'}" if more else ""
         return f"{_described(foreign[0])}{rest}"
-    if gpu.memory_used > UNSEEN_MEMORY and not gpu.processes:
-        held = format_size(gpu.memory_used)
+    unseen = unaccounted(gpu, bystander_max) or 0
+    if unseen > UNSEEN_MEMORY and all(one.is_bystander for one in gpu.processes):
+        held = format_size(unseen)
         return f"{held} of its memory are held by no process that can be seen, as in a container"
     return None
 

@@ -21,6 +21,7 @@ from aitbcd.model import EventKind, Job, JobState, Owner, Reason
 from tests.driver import (
     GIB,
     GPU_IS_LOST,
+    MIB,
     NO_PERMISSION,
     RESET_REQUIRED,
     VERSION_MISMATCH,
@@ -600,6 +601,137 @@ def test_a_gpu_whose_memory_does_not_come_back_is_quarantined_until_it_does(
             await waits(rig, waiting, "GPU 0 is quarantined", job.job_id)
             driver.write(gpu(0))
             await rig.ended(waiting)
+
+    go(scenario())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "policy"),
+    [
+        ("Xorg", "G", "wait"),
+        ("nvidia-cuda-mps-server", "C", "wait"),
+        ("jupyter", "C", "ignore"),
+    ],
+)
+def test_who_else_is_on_a_gpu_does_not_hide_what_a_job_leaves_there(
+    driver: Driver, tmp_path: Path, name: str, kind: str, policy: str
+) -> None:
+    with program(name, "1000", executable="/bin/sleep") as running:
+        listed = process(running.pid, 20 * MIB, kind)
+        driver.write(gpu(0, process=listed, used=20 * MIB))
+
+        async def scenario() -> None:
+            config = CONFIG.replace("[slots]", f'foreign = "{policy}"\n[slots]')
+            async with engine_in(tmp_path, config) as rig:
+                job = await rig.submit(*SLEEP, gpus=1)
+                await rig.reached(job, JobState.RUNNING)
+                driver.write(gpu(0, process=listed, used=20 * MIB + 40 * GIB))
+                await rig.engine.cancel(await rig.job(job), force=True)
+                found = await becomes(rig, 0, GpuState.QUARANTINED)
+                assert f"{job.job_id} of me has ended, but 40 GiB" in (found.reason or "")
+                waiting = await rig.submit("true", gpus=1)
+                await waits(rig, waiting, "GPU 0 is quarantined", job.job_id)
+                driver.write(gpu(0, process=listed, used=20 * MIB))
+                await rig.ended(waiting)
+
+        go(scenario())
+
+
+def test_who_leaves_a_gpu_while_a_job_runs_there_does_not_make_up_for_what_it_leaves(
+    driver: Driver, tmp_path: Path
+) -> None:
+    with program("sleep", "1000") as running:
+        driver.write(gpu(0, process=process(running.pid, 5 * GIB), used=5 * GIB))
+
+        async def scenario() -> None:
+            config = CONFIG.replace("[slots]", 'foreign = "ignore"\n[slots]')
+            async with engine_in(tmp_path, config) as rig:
+                job = await rig.submit(*SLEEP, gpus=1)
+                await rig.reached(job, JobState.RUNNING)
+                driver.write(gpu(0, used=5 * GIB))
+                await rig.engine.cancel(await rig.job(job), force=True)
+                await becomes(rig, 0, GpuState.QUARANTINED)
+
+        go(scenario())
+
+
+def test_what_a_share_leaves_is_told_from_what_its_neighbour_has(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            gone, stays = [
+                await rig.submit("sh", "-c", "echo $$; exec sleep 1000", gpus=1, vram=30 * GIB)
+                for _ in range(2)
+            ]
+            pid = await pid_of(rig, stays)
+            listed = process(pid, 30 * GIB)
+            await rig.reached(gone, JobState.RUNNING)
+            driver.write(gpu(0, process=listed, used=40 * GIB))
+            await rig.engine.cancel(await rig.job(gone), force=True)
+            found = await becomes(rig, 0, GpuState.QUARANTINED)
+            assert f"{gone.job_id} of me has ended, but 10 GiB" in (found.reason or "")
+            driver.write(gpu(0, process=listed, used=30 * GIB))
+            await becomes(rig, 0, GpuState.BUSY)
+
+    go(scenario())
+
+
+async def pid_of(rig: Rig, job: Job) -> int:
+    """Return the process of a job that says so first."""
+    log = rig.results / f".{job.job_id}" / "logs" / "stdout.log"
+
+    async def look() -> str | None:
+        return log.read_text() if log.exists() else None
+
+    return int(await until("it has said its pid", look))
+
+
+@pytest.mark.parametrize("policy", ["wait", "avoid", "ignore"])
+def test_the_dead_that_a_driver_still_lists_are_the_jobs_that_they_were_of(
+    driver: Driver, tmp_path: Path, policy: str
+) -> None:
+    driver.write(gpu(0))
+
+    async def scenario() -> None:
+        config = CONFIG.replace("[slots]", f'foreign = "{policy}"\n[slots]')
+        async with engine_in(tmp_path, config) as rig:
+            job = await rig.submit("sh", "-c", "echo $$; exec sleep 1000", gpus=1)
+            pid = await pid_of(rig, job)
+            driver.write(gpu(0, process=process(pid, 40 * GIB), used=40 * GIB))
+            while not (await seen(rig, 0)).processes:
+                await asyncio.sleep(0.01)
+            await rig.engine.cancel(await rig.job(job), force=True)
+            await rig.ended(job)
+            found = await becomes(rig, 0, GpuState.QUARANTINED)
+            said = f"but process {pid} (sleep 1000, gone) still holds 40 GiB"
+            assert f"{job.job_id} of me has ended, {said}" == found.reason
+            assert [one.job_id for one in found.processes] == [job.job_id]
+            waiting = await rig.submit("true", gpus=1)
+            await waits(rig, waiting, "GPU 0 is quarantined", str(pid))
+            driver.write(gpu(0))
+            await rig.ended(waiting)
+
+    go(scenario())
+
+
+def test_the_dead_that_nobody_saw_alive_account_for_nothing(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0))
+    with program("true") as dead:
+        dead.wait()
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            job = await rig.submit(*SLEEP, gpus=1)
+            await rig.reached(job, JobState.RUNNING)
+            driver.write(gpu(0, process=process(dead.pid, 10 * GIB), used=10 * GIB))
+            await rig.engine.cancel(await rig.job(job), force=True)
+            found = await becomes(rig, 0, GpuState.QUARANTINED)
+            assert f"10 GiB of its memory are still held, by process {dead.pid}, gone" in (
+                found.reason or ""
+            )
 
     go(scenario())
 

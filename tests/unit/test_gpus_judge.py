@@ -113,6 +113,42 @@ def test_the_server_of_mps_is_nobodys_use(drains: Drains) -> None:
     assert one(judge(drains), replace(FREE, processes=(server,))).state is GpuState.FREE
 
 
+@pytest.mark.parametrize(
+    "bystander",
+    [
+        ProcessFacts(5, True, 30 << 20, uid=0, command="nvidia-cuda-mps-server"),
+        # More than a server has for itself is of its clients, which are not there.
+        ProcessFacts(5, True, 40 << 30, uid=0, command="nvidia-cuda-mps-server"),
+        ProcessFacts(6, False, 20 << 20, uid=0, command="Xorg"),
+    ],
+)
+def test_a_bystander_does_not_hide_memory_that_nobody_accounts_for(
+    drains: Drains, bystander: ProcessFacts
+) -> None:
+    facts = replace(FREE, memory_used=40 << 30, processes=(bystander,))
+    assert "no process that can be seen" in (one(judge(drains), facts).reason or "")
+
+
+def test_the_dead_are_of_the_job_that_they_were_seen_to_be_of_while_it_has_the_gpu(
+    drains: Drains,
+) -> None:
+    it = judge(drains)
+    held = ["job_00000001"]
+    it.jobs_on = lambda uuid: tuple(held)
+    worker = replace(NOTEBOOK, claim="job_00000001")
+    dead = ProcessFacts(worker.pid, True, worker.memory)
+    seen = []
+    for processes in ((dead,), (worker,), (dead,), (dead,), (), (dead,)):
+        (process,) = one(it, replace(FREE, processes=processes)).processes or (None,)
+        seen.append(process and (process.job_id, process.command, process.is_foreign))
+    theirs = ("job_00000001", "jupyter", False)
+    nobodys = (None, None, True)
+    assert seen == [nobodys, theirs, theirs, theirs, None, nobodys]
+    one(it, replace(FREE, processes=(worker,)))
+    held.clear()
+    assert one(it, replace(FREE, processes=(dead,))).state is GpuState.FOREIGN
+
+
 def test_a_gpu_in_mig_mode_is_no_lost_one_beside_its_parts(drains: Drains) -> None:
     it = judge(drains)
     one(it, FREE)
