@@ -606,7 +606,7 @@ class Runs:
         await self._ask({"op": "stop_seal", "job": job_id, "attempt": attempt})
 
     async def sweep(self, job_id: str, attempt: int, identity: Message) -> list[str]:
-        """End what a lost attempt left running; return ``pid command`` of what would not end."""
+        """End what an attempt left running; return ``pid command`` of what would not end."""
         request = {"op": "sweep", "job": job_id, "attempt": attempt, **identity}
         answer, _ = await self._ask(request)
         left: list[str] = answer.get("left", [])

@@ -382,6 +382,8 @@ class Attempt:
 
     async def _conclude(self, facts: Facts, handle: Supervised | None) -> None:
         """Decide what an attempt's end means, have it sealed, and record it."""
+        if facts.get("containers"):
+            facts = facts | {"undead": [*facts.get("undead", []), *await self._sweep()]}
         seen = self._parts.evidence.take(self.job)
         self.free()
         await self._settled()
@@ -433,9 +435,13 @@ class Attempt:
         return self.job.retries - (self.job.attempt - 1)
 
     async def _lose_swept(self) -> None:
-        who = launch.identity(users.stranger(self.job.owner.uid))
-        left = await self._parts.runs.sweep(self.job.job_id, self.job.attempt, who)
+        left = await self._sweep()
         await self._lose("its supervisor was killed, so nobody saw how it ended", left)
+
+    async def _sweep(self) -> list[str]:
+        """End what the attempt has left, its containers too; return what does not end."""
+        who = launch.identity(users.stranger(self.job.owner.uid))
+        return await self._parts.runs.sweep(self.job.job_id, self.job.attempt, who)
 
     async def _lose(self, message: str, left: list[str], until: int | None = None) -> None:
         """Record an attempt whose end nobody saw; ``until``: its last sign of life, if known."""

@@ -11,7 +11,7 @@ import resource
 import time
 from typing import Any
 
-from aitbcd.launcher import cgroups, package, processes, spawn
+from aitbcd.launcher import cgroups, containers, package, processes, spawn
 from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher.identity import of_spec
 from aitbcd.launcher.jobgroup import JobGroup
@@ -62,6 +62,7 @@ class Attempt:
         self._has_more = False
         self._time_out_at: float | None = None
         self._started_mono = 0.0
+        self._started_ticks = 0
         #: The machine's count of OOM kills when the program had run for a moment.
         self._oom_kills: int | None = None
         self._user_us = self._system_us = self._max_rss = self._least_rss = 0
@@ -81,6 +82,7 @@ class Attempt:
         if self._groups:
             name = folder_name(spec["job"], spec["attempt"])
             self._group = JobGroup.create(f"{self._groups}/{name}", spec.get("limits", {}))
+        self._started_ticks = processes.ticks_now()
         try:
             self.pid = spawn.start(spec, made.stdout, made.stderr, who, self._group)
         except spawn.CannotStart as refusal:
@@ -236,6 +238,8 @@ class Attempt:
             "max_rss": self._max_rss if self._max_rss > self._least_rss else 0,
             "machine_oom_kills": self._oom_kills_since(),
             "undead": (undead or [])[:20],
+            "containers": self.pid is not None
+            and containers.is_any_since(self._started_ticks, self.spec["uid"]),
             "kept_whole": self._close_files(),
         }
         if self._group:

@@ -11,6 +11,7 @@ if systemd has delegated ours, or the one above it, to us; else they have none.
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import NamedTuple
 
@@ -37,8 +38,7 @@ def own_folders() -> dict[str, str]:
 
     That is the unified one, under the name "", and on machines with cgroup v1 also "name=systemd".
     """
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = _mounts(file.read())
+    mounts = hierarchies()
     with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         lines = [line.rstrip("\n").split(":", 2) for line in file]
     return {
@@ -46,6 +46,13 @@ def own_folders() -> dict[str, str]:
         for _, controllers, path in lines
         if controllers in mounts
     }
+
+
+@functools.cache
+def hierarchies() -> dict[str, str]:
+    """Return where those are mounted that systemd keeps processes in; this does not change."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return _mounts(file.read())
 
 
 def _mounts(mountinfo: str) -> dict[str, str]:
@@ -140,8 +147,9 @@ def is_held(unit: str) -> bool:
 def read(path: str) -> str:
     """Return what a file of a cgroup says; nothing where there is no such file."""
     try:
-        with open(path, encoding="ascii") as file:
-            return file.read()
+        # Not as text: Python opens a file for its encoding, which fails where no more can be open.
+        with open(path, "rb") as file:
+            return file.read().decode()
     except OSError:
         return ""
 

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from aitbcd.launcher import processes
+from aitbcd.launcher import cgroups, processes
 from aitbcd.launcher.protocol import package_name
 
 #: Where docker's daemon listens, and how long it has for an answer of how many bytes.
@@ -38,6 +38,15 @@ _OF_ROOT = re.compile(
 _OF_USER = re.compile(
     r"^/user\.slice/user-(\d+)\.slice/(?:.*/)?(?:docker|libpod)-([0-9a-f]{64})\.scope(?:/|$)"
 )
+#: Where those cgroups are, of root's and of a user's own, and what they are called.
+_PARENTS = (
+    "system.slice",
+    "docker",
+    "machine.slice",
+    "libpod_parent",
+    "user.slice/user-{uid}.slice/user@{uid}.service/user.slice",
+)
+_NAME = re.compile(r"(?:(?:docker|libpod)-)?[0-9a-f]{64}(?:\.scope)?\Z")
 _JOB = re.compile(r"job_[0-9a-z]{1,32}\Z")
 
 
@@ -84,6 +93,36 @@ def may_be_of(container: Container, job: str, results_fd: int) -> bool:
     return False
 
 
+def is_any_since(start: int, uid: int) -> bool:
+    """Tell whether a container runs, of root's or of this user's, that is not older than this.
+
+    Asked at each attempt's end, so it costs a look into some folders where there are no containers,
+    and for each that there is one process.
+
+    Args:
+        start: as in ``processes.Process``.
+    """
+    for root in cgroups.hierarchies().values():
+        for parent in _PARENTS:
+            folder = f"{root}/{parent.format(uid=uid)}"
+            try:
+                names = os.listdir(folder)
+            except OSError:
+                continue
+            if any(_NAME.match(n) and _is_since(start, f"{folder}/{n}") for n in names):
+                return True
+    return False
+
+
+def _is_since(start: int, folder: str) -> bool:
+    """Judge by any one of its processes: none is older than its container."""
+    for below, _, _ in os.walk(folder):
+        for pid in cgroups.members(below):
+            if found := processes.of_pids([pid]):
+                return found[0].start >= start
+    return False
+
+
 def end(job: str, attempt: int, results_fd: int) -> list[str]:
     """Kill what is in the containers of an attempt; return ``pid command`` of what would not end.
 
@@ -94,7 +133,7 @@ def end(job: str, attempt: int, results_fd: int) -> list[str]:
         left = [
             process
             for container, found in _containers().items()
-            if _job_of(container, found, attempt) == job and may_be_of(container, job, results_fd)
+            if may_be_of(container, job, results_fd) and _job_of(container, found, attempt) == job
             for process in found
         ]
         if not left:

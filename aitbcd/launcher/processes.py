@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -51,6 +52,11 @@ def _stat(pid: int) -> Process | None:
     if fields[0] == b"X":
         return None
     return Process(pid, int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+
+
+def ticks_now() -> int:
+    """Return the time as in ``Process.start``."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
 def all_processes() -> list[Process]:

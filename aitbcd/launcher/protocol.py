@@ -121,6 +121,8 @@ class Facts(Usage, total=False):
     machine_oom_kills: int | None
     #: ``pid command`` of what SIGKILL did not end.
     undead: list[str]
+    #: Containers run that were started meanwhile, by whomever: those of its own are to be ended.
+    containers: bool
     #: Log name -> True where the file system could not give room back.
     kept_whole: list[str]
 

@@ -12,10 +12,11 @@ import pytest
 
 from aitbcd.devices import Gpu, GpuState
 from aitbcd.model import Job, JobState
-from tests.containers import ID, OF_ROOT, container
+from tests.containers import ID, OF_ROOT, OTHER_ID, container
 from tests.driver import GIB, Driver, gpu, process, uuid_of
 from tests.integration.engines import Rig, engine_in, until
 
+SLEEP = ("sleep", "1000")
 CONFIG = '[gpus]\nretry = "0.1s"\nforeign_grace = "0.1s"\n[slots]\ncpus = 64\n'
 
 
@@ -94,6 +95,28 @@ def test_a_container_of_docker_is_the_jobs_that_it_names_and_ends_with_it(
                 assert await asyncio.to_thread(running.wait, 10) == -9
                 driver.write(gpu(0))
                 await rig.run("true", gpus=1)
+
+    go(scenario())
+
+
+def test_containers_without_a_gpu_end_with_their_job_too_and_no_others(tmp_path: Path) -> None:
+    systemd, cgroupfs = OF_ROOT["docker, systemd"], OF_ROOT["docker, cgroupfs"]
+
+    async def scenario() -> None:
+        async with engine_in(tmp_path) as rig:
+            job = await rig.submit(*SLEEP)
+            await rig.reached(job, JobState.RUNNING)
+            named = {"AITBC_JOB_ID": job.job_id, "AITBC_ATTEMPT": "1"}
+            other = named | {"AITBC_ATTEMPT": "2"}
+            with (
+                container(systemd.format(id=ID), *SLEEP, uid=65534, env=named) as its,
+                container(cgroupfs.format(id=OTHER_ID), *SLEEP, env=other) as anothers,
+            ):
+                await rig.engine.cancel(job, force=False)
+                assert (await rig.ended(job)).status is JobState.CANCELED
+                # Before that was said.
+                assert its.poll() == -9
+                assert anothers.poll() is None
 
     go(scenario())
 

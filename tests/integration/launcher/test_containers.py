@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aitbcd.launcher import containers
+from aitbcd.launcher import containers, processes
 from tests.containers import ID, OF_ROOT, OF_USER, OTHER_ID, container
 
 JOB = "job_0000000a"
@@ -147,6 +147,19 @@ def test_docker_s_daemon_is_not_waited_for_twice(
 
 
 # Its end
+
+
+@pytest.mark.parametrize("path", [*OF_ROOT.values(), *OF_USER.values()])
+def test_containers_count_that_are_not_older_than_an_attempt(path: str) -> None:
+    before = processes.ticks_now()
+    with container(path.format(id=ID, uid=OWNER), *SLEEP) as running:
+        (started,) = processes.of_pids([running.pid])
+        assert before <= started.start <= processes.ticks_now()
+        assert containers.is_any_since(before, OWNER)
+        assert not containers.is_any_since(started.start + 1, OWNER)
+        if path in OF_USER.values():
+            assert not containers.is_any_since(before, OWNER + 1)
+    assert not containers.is_any_since(before, OWNER)
 
 
 def test_the_containers_of_an_attempt_end_with_it_and_no_others(results: int) -> None:
