@@ -3,7 +3,8 @@
 The daemon faces the network, and whoever takes it over speaks to us in its name. So what it says of
 users is not believed: a uid must be one of this machine's users with that group and name, never
 root unless the table says so, never the system's or the daemon's own, and to start something a
-member of one of the groups. The table is read here, from a file that nobody but root can write.
+member of one of the groups. The table is read here, from a file that nobody but root can write, and
+again when a user is checked and it has been saved since.
 """
 
 from __future__ import annotations
@@ -43,6 +44,15 @@ class _Table(NamedTuple):
     no_new_privs: bool = False
 
 
+class _Seen(NamedTuple):
+    """By what a saved file differs from the one before; a mode too changes the last."""
+
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
 class Refusal(Exception):
     """What was asked is not done for this user; the text says why."""
 
@@ -57,7 +67,7 @@ class Rules:
         """
         self._daemon_uid = daemon_uid
         self._path = path
-        self._table = _load(path)
+        self._table, self._read = _load(path)
         self._known: dict[int, tuple[float, Account]] = {}
 
     def check(self, request: dict[str, Any]) -> None:
@@ -66,6 +76,8 @@ class Rules:
         Raises:
             Refusal: with the reason.
         """
+        if self._is_saved():
+            self.reload()
         uid, gid, name = request["uid"], request["gid"], request["user"]
         if uid == 0 and (gid, name) == (0, "root"):
             if not self._table.root:
@@ -93,10 +105,18 @@ class Rules:
 
     def reload(self) -> None:
         """Read the table again; a wrong one changes nothing, and that is said."""
+        # What is wrong is said once.
+        self._read = _now(self._path)
         try:
-            self._table = _load(self._path)
+            self._table, self._read = _load(self._path)
         except (OSError, ValueError) as problem:
-            print(f"aitbcd launcher: the table as it was stays: {problem}", file=sys.stderr)
+            said = f"{self._path}: {problem.strerror}" if isinstance(problem, OSError) else problem
+            print(f"aitbcd launcher: the table as it was stays: {said}", file=sys.stderr)
+
+    def _is_saved(self) -> bool:
+        """Tell whether it is another file than was read; many editors take it away for a moment."""
+        now = _now(self._path)
+        return now is not None and now != self._read
 
     def _account(self, uid: int) -> Account:
         kept = self._known.get(uid)
@@ -132,7 +152,19 @@ def _look_up(uid: int) -> dict[str, Any]:
     return {"gid": entry.pw_gid, "name": entry.pw_name, "groups": names}
 
 
-def _load(path: str) -> _Table:
+def _now(path: str) -> _Seen | None:
+    try:
+        return _seen(os.stat(path))
+    except OSError:
+        return None
+
+
+def _seen(status: os.stat_result) -> _Seen:
+    return _Seen(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _load(path: str) -> tuple[_Table, _Seen | None]:
+    """Return the table, and which file it is of; None where there is none."""
     import tomllib
 
     try:
@@ -143,9 +175,11 @@ def _load(path: str) -> _Table:
                 raise OSError(errno.EPERM, words, path)
             table = tomllib.loads(file.read().decode()).get("launcher", {})
     except FileNotFoundError:
-        return _Table()
+        return _Table(), None
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
+    if not isinstance(table, dict):
+        raise ValueError(f"{path}: launcher is {table!r}: expected a table [launcher]")
     if unknown := set(table) - set(_Table._fields):
         raise ValueError(f"{path}: unknown key in [launcher]: {sorted(unknown)[0]}")
     groups = table.pop("groups", list(GROUPS))
@@ -154,4 +188,4 @@ def _load(path: str) -> _Table:
     for key, value in table.items():
         if not isinstance(value, bool):
             raise ValueError(f"{path}: {key} in [launcher] is {value!r}: expected true or false")
-    return _Table(tuple(groups), **table)
+    return _Table(tuple(groups), **table), _seen(status)

@@ -200,6 +200,25 @@ def test_a_broken_configuration_changes_nothing_until_it_is_mended(machine: Mach
     assert machine("systemctl is-active aitbcd") == "active\n"
 
 
+def test_groups_count_for_the_launcher_when_they_are_saved(machine: Machine) -> None:
+    machine("groupadd lab && useradd --create-home --groups lab zoe")
+    file = machine.root / "etc/aitbcd/aitbcd.toml"
+    right = file.read_text()
+    assert machine.code("aitbcctl submit -- true", user="zoe") == 4
+    try:
+        file.write_text(right + '[launcher]\ngroups = ["aitbc", "aitbc-admin", "lab"]\n')
+        wait_for("she is served", lambda: machine.code("aitbcctl list", user="zoe") == 0)
+        assert machine("aitbcctl submit --wait -c 'id -un' && aitbcctl logs @", user="zoe")
+        file.write_text(right + '[launcher]\nuser = "zoe"\n')
+        machine("systemctl reload aitbcd")
+        said = "the table as it was stays: /etc/aitbcd/aitbcd.toml: unknown key"
+        journal = "journalctl -u aitbcd-launcher -n 5 --no-pager"
+        wait_for("the launcher says it", lambda: said in machine(journal))
+    finally:
+        file.write_text(right)
+    machine("systemctl reload aitbcd")
+
+
 def test_the_doctor_finds_what_is_stopped(machine: Machine) -> None:
     assert machine.code("aitbcctl doctor") == 0
     # With what controllers is up to the machine that this one runs on.

@@ -164,6 +164,8 @@ def test_a_table_that_others_can_write_is_not_believed(
         ("[launcher]\nroot = 1\n", "expected true or false"),
         ("[launcher]\nno_new_privs = 'no'\n", "no_new_privs in [launcher] is 'no': expected true"),
         ("[launcher]\nuser = 'x'\n", "unknown key in [launcher]: user"),
+        ("launcher = 3\n", "launcher is 3: expected a table"),
+        ("[[launcher]]\nroot = true\n", "expected a table [launcher]"),
     ],
 )
 def test_a_wrong_table_starts_nothing_and_changes_nothing_later(
@@ -173,6 +175,7 @@ def test_a_wrong_table_starts_nothing_and_changes_nothing_later(
     config.write_text(text)
     assert not launch(stage, service, config)
     assert stage.wait() == 2
+    assert f"{config}: " in stage.said()
     assert words in stage.said()
     config.write_text(right)
     assert launch(stage, service, config)
@@ -208,3 +211,31 @@ def test_the_table_is_read_again_on_sighup(stage: Stage, separate: Daemon, confi
         return bool(answer["op"] == "placed")
 
     wait_for("root may have jobs", is_allowed, log=stage.log)
+
+
+def test_a_table_that_was_saved_counts_for_the_next_job(
+    stage: Stage, separate: Daemon, config: Path, other: Who
+) -> None:
+    def is_allowed() -> bool:
+        return bool(separate.ask("start", **stage.spec("/bin/true", who=other))["op"] == "placed")
+
+    right = config.read_text()
+    config.write_text("[launcher]\ngroups = []\n")
+    assert not is_allowed()
+    # As an editor saves.
+    new = config.with_name("new")
+    new.write_text(right)
+    new.rename(config)
+    assert is_allowed()
+    for spoil in (
+        lambda: config.write_text("[launcher]\ngroups = x\n"),
+        lambda: config.chmod(0o666),
+        config.unlink,
+    ):
+        spoil()
+        assert is_allowed()
+    assert is_allowed()
+    said = stage.said()
+    assert said.count("the table as it was stays") == 2
+    assert f"{config}: Invalid value (at line" in said
+    assert f"{config}: others than root can write it" in said
