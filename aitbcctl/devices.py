@@ -49,6 +49,20 @@ def named_gpu(gpus: Sequence[Json], word: str) -> Json:
     return found[0]
 
 
+def named_uuid(gpus: Sequence[Json], word: str) -> str:
+    """Return the UUID of a GPU as ``named_gpu``, or of one that is divided as a whole.
+
+    Raises:
+        NoSuchFile, AmbiguousJob: none or several are meant.
+    """
+    whole = {
+        gpu["mig"]["parent"]: {"uuid": gpu["mig"]["parent"], "index": gpu["index"]}
+        for gpu in gpus
+        if gpu.get("mig")
+    }
+    return str(named_gpu([*gpus, *whole.values()], word)["uuid"])
+
+
 def title(gpu: Json) -> str:
     """Return what a GPU is called in a sentence."""
     return f"GPU {label(gpu)} ({plain(gpu['uuid'])})"

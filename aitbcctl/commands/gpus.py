@@ -121,8 +121,9 @@ def test(
 def drain(gpu: str, reason: str, as_json: bool) -> int:
     """Let GPU take no new job; what runs there goes on.
 
-    GPU is its UUID, any unique beginning of it, or its number in the list. It stays drained over
-    restarts and reboots, until resume. An administrator's.
+    GPU is its UUID, any unique beginning of it, or its number in the list; one that is divided
+    (MIG) is meant with all of its parts. It stays drained over restarts and reboots, until resume.
+    An administrator's.
 
     \b
     Example:
@@ -149,13 +150,15 @@ def resume(gpu: str, as_json: bool) -> int:
 
 def _change(word: str, verb: str, body: bytes, as_json: bool) -> int:
     client = options.client()
-    uuid = devices.named_gpu(client.get("/v1/gpus")["gpus"], word)["uuid"]
+    uuid = devices.named_uuid(client.get("/v1/gpus")["gpus"], word)
     changed = _post(client, uuid, verb, body)
     if as_json:
         put_json(changed)
     else:
         reason = f": {plain(changed['reason'])}" if changed["reason"] else ""
-        put(f"{devices.title(changed)} is {changed['state']}{reason}")
+        # Of a divided one a part is told of.
+        meant = changed if changed["uuid"] == uuid else changed | {"uuid": uuid, "mig": None}
+        put(f"{devices.title(meant)} is {changed['state']}{reason}")
     return 0
 
 

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from aitbcd import users
@@ -192,13 +192,15 @@ class Gpus:
     async def drain(self, uuid: str, reason: str, user: str) -> Gpu:
         """Let a GPU take no new job; what runs there goes on.
 
+        Of one that is divided the first MIG device is returned, here and from ``resume``.
+
         Raises:
             NoSuchFile: there is no such GPU.
             StorageFull: nothing was changed.
         """
-        gpu = await self._find(uuid)
-        self._drains.drain(gpu.uuid, Drain(reason, user, now_us()))
-        return await self._after_change(gpu)
+        found = await self._find(uuid)
+        self._drains.drain(uuid, Drain(reason, user, now_us()))
+        return await self._after_change(found[0])
 
     async def resume(self, uuid: str) -> Gpu:
         """Let a GPU take jobs again, with the faults that it has.
@@ -208,29 +210,46 @@ class Gpus:
             WrongState: nothing that could be taken back keeps it from jobs.
             StorageFull: nothing was changed.
         """
-        gpu = await self._find(uuid)
-        if gpu.state is not GpuState.DRAINED:
+        found = await self._find(uuid)
+        self._check_resume(uuid, found)
+        self._drains.resume(uuid, tuple(dict.fromkeys(one for gpu in found for one in gpu.faults)))
+        return await self._after_change(found[0])
+
+    def _check_resume(self, uuid: str, found: Sequence[Gpu]) -> None:
+        drained = [gpu for gpu in found if gpu.state is GpuState.DRAINED]
+        if not drained:
+            gpu = found[0]
             raise WrongState(
-                f"GPU {gpu.index} ({gpu.uuid}) is {gpu.state.value}, not drained",
+                f"GPU {gpu.index} ({uuid}) is {gpu.state.value}, not drained",
                 hint="see aitbcctl gpus",
                 state=gpu.state.value,
             )
-        if gpu.mig and self._drains.drained(gpu.mig.parent):
+        gpu = drained[0]
+        if gpu.mig and gpu.uuid == uuid and self._drains.drained(gpu.mig.parent):
             raise WrongState(
-                f"the whole GPU of {gpu.uuid} is drained",
+                f"the whole GPU of {uuid} is drained",
                 hint=f"aitbcctl gpus resume {gpu.mig.parent}",
                 state=gpu.state.value,
             )
-        self._drains.resume(gpu.uuid, gpu.faults)
-        return await self._after_change(gpu)
+        # Each by a wish of its own, which this one does not take back.
+        own = [one for one in drained if one.uuid != uuid and self._drains.drained(one.uuid)]
+        if len(own) == len(drained) and not self._drains.drained(uuid):
+            raise WrongState(
+                f"the GPU {uuid} is not drained as a whole, {len(drained)} of its MIG devices are",
+                hint=f"aitbcctl gpus resume {gpu.uuid}",
+                state=gpu.state.value,
+            )
 
-    async def _find(self, uuid: str) -> Gpu:
+    async def _find(self, uuid: str) -> list[Gpu]:
+        """Return a GPU, or where it is divided its MIG devices."""
         inventory = await self.look()
-        gpu = inventory.find(uuid)
-        if gpu is None:
+        if gpu := inventory.find(uuid):
+            return [gpu]
+        parts = [gpu for gpu in inventory.gpus if gpu.mig and gpu.mig.parent == uuid]
+        if not parts:
             known = ", ".join(gpu.uuid for gpu in inventory.gpus) or "there are none"
             raise NoSuchFile(f"there is no GPU {uuid[:80]}", hint=f"GPUs here: {known}")
-        return gpu
+        return parts
 
     async def _after_change(self, gpu: Gpu) -> Gpu:
         return (await self.look(max_age_s=-1)).find(gpu.uuid) or gpu

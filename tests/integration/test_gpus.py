@@ -549,6 +549,41 @@ def test_draining_a_gpu_drains_its_mig_devices(driver: Driver, tmp_path: Path) -
     run(test())
 
 
+def test_a_divided_gpu_is_drained_and_resumed_as_a_whole(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0))
+    whole, part = uuid_of(0), mig_uuid_of(1)
+
+    async def test() -> None:
+        async with opened(tmp_path) as gpus:
+            await until(gpus, "it is there", lambda seen: seen.gpus and is_well(seen))
+            await gpus.drain(whole, "new fan", "ada")
+            # It is divided afterwards.
+            driver.write(gpu(0, mig=1), mig(1), mig(2))
+            await until(gpus, "its parts", lambda seen: states(seen) == ["drained", "drained"])
+            with pytest.raises(WrongState, match="the whole GPU of MIG-") as refused:
+                await gpus.resume(part)
+            assert refused.value.hint == f"aitbcctl gpus resume {whole}"
+            assert (await gpus.resume(whole)).state is GpuState.FREE
+            with pytest.raises(WrongState, match="is free, not drained"):
+                await gpus.resume(whole)
+
+            assert (await gpus.drain(whole, "dust", "ada")).state is GpuState.DRAINED
+            await gpus.resume(whole)
+            await gpus.drain(part, "slow", "ada")
+            with pytest.raises(WrongState, match="not drained as a whole") as refused:
+                await gpus.resume(whole)
+            assert refused.value.hint == f"aitbcctl gpus resume {part}"
+            await gpus.resume(part)
+
+            driver.write(gpu(0, mig=1, ecc=3), mig(1), mig(2))
+            inventory = await until(gpus, "faulty", lambda seen: "free" not in states(seen))
+            assert f"then aitbcctl gpus resume {whole}" in (inventory.gpus[0].reason or "")
+            await gpus.resume(whole)
+            assert is_well(await gpus.look(max_age_s=-1))
+
+    run(test())
+
+
 def test_what_cannot_be_drained_or_resumed_is_refused(driver: Driver, tmp_path: Path) -> None:
     driver.write(gpu(0))
 

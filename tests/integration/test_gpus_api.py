@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.driver import GIB, VERSION_MISMATCH, Driver, gpu, process, program, uuid_of
+from tests.driver import (
+    GIB,
+    VERSION_MISMATCH,
+    Driver,
+    gpu,
+    mig,
+    mig_uuid_of,
+    process,
+    program,
+    uuid_of,
+)
 from tests.integration.conftest import Box, Json, User, problem, serving
 from tests.service import Service, children, wait_for
 
@@ -232,6 +242,22 @@ def test_the_command_line_shows_drains_and_resumes(gpu_box: Box, shared: Driver)
         assert (refused.returncode, refused.stdout) == (code, "")
 
 
+def test_the_command_line_drains_and_resumes_a_divided_gpu(gpu_box: Box, shared: Driver) -> None:
+    shared.write(gpu(0, mig=1), mig(1), mig(2), gpu(1, "4090"))
+    reached(gpu_box, ["free", "free", "free"])
+    run = gpu_box.service.run
+    whole = f"GPU 0 ({uuid_of(0)})"
+    for word in ("0", uuid_of(0)[:12]):
+        drained = run("aitbcctl", "gpus", "drain", word, "--reason", "new fan")
+        assert drained.stdout == f"{whole} is drained: new fan (drained by root)\n"
+        assert run("aitbcctl", "gpus", "resume", word).stdout == f"{whole} is free\n"
+    part = f"GPU 0:1 ({mig_uuid_of(1)})"
+    drained = run("aitbcctl", "gpus", "drain", "0:1", "--reason", "slow")
+    assert drained.stdout == f"{part} is drained: slow (drained by root)\n"
+    reached(gpu_box, ["drained", "free", "free"])
+    assert run("aitbcctl", "gpus", "resume", mig_uuid_of(1)).stdout == f"{part} is free\n"
+
+
 def test_a_driver_that_fails_costs_only_the_gpus(nvml_library: Path, tmp_path: Path) -> None:
     """The daemon starts and runs jobs, says what is wrong, and finds the GPUs afterwards."""
     driver = Driver(nvml_library, tmp_path / "nvml")
@@ -240,12 +266,11 @@ def test_a_driver_that_fails_costs_only_the_gpus(nvml_library: Path, tmp_path: P
         wait_for("it greets", lambda: "devices" in box.service.log.read_text())
         assert "(reboot needed: the NVIDIA driver's files" in box.service.log.read_text()
         assert box.shell("exit 0")["status"] == "completed"
-        refused = problem(
-            box.http.post("/v1/jobs", json={"argv": ["x"], "gpus": 1}), 409, "not-satisfiable"
-        )
-        assert "reboot needed" in refused["detail"]
+        job = box.submit("true", gpus=1)["job_id"]
+        assert "waits for the GPUs: reboot needed" in box.status(job)["waiting"]
         assert "reboot needed" in seen(box)["problem"]
         driver.write(gpu(0))
+        box.reached(job, "completed")
         reached(box, ["free"])
         assert seen(box)["problem"] is None
 
