@@ -312,6 +312,9 @@ class Store:
             job = await self.job(int(ref))
             if job is not None and uid in (None, job.owner.uid):
                 return job
+            if int(ref) <= self.last_number:
+                # Whoever asks for a deleted job, say, must not get one whose id begins so.
+                raise _no_such_job(ref)
         return await self._by_id(ref, uid)
 
     async def _by_id(self, ref: str, uid: int | None) -> Job:

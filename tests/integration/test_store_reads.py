@@ -108,16 +108,18 @@ async def test_an_exact_number_wins_over_a_prefix(store: Store) -> None:
 
 
 @on_store
-async def test_a_number_of_another_user_is_a_prefix_of_ones_own(store: Store) -> None:
-    batch = await store.submit_many(ANN, in_pieces([TRUE] * 99), at=NOW)
-    assert len(batch.ids) == 99
-    mine = await store.submit_many(BEN, in_pieces([TRUE] * 400), at=NOW)
-    for number, job_id in mine.ids:
-        digits = job_id[4:6]
-        if digits.isdecimal() and 10 <= int(digits) <= 99:
-            same = [i for _, i in mine.ids if i[4:6] == digits]
-            if len(same) == 1:
-                assert (await store.resolve(digits, BEN.uid)).number == number
+async def test_a_number_that_another_user_has_or_that_is_deleted_is_no_prefix(store: Store) -> None:
+    await store.submit_many(ANN, in_pieces([TRUE] * 99), at=NOW)
+    mine = await store.submit_many(BEN, in_pieces([TRUE] * 2000), at=NOW)
+    digits = [i[4:6] for _, i in mine.ids if i[4:6].isdecimal() and i[4] != "0"]
+    assert len(digits) > 10
+    for each in digits:
+        with pytest.raises(NoSuchJob):
+            await store.resolve(each, BEN.uid)
+    # Beyond the numbers that there are it can only be an id.
+    beyond = [i[4:8] for _, i in mine.ids if i[4:8].isdecimal() and int(i[4:8]) > 2099]
+    far = next(each for each in beyond if beyond.count(each) == 1)
+    assert (await store.resolve(far, BEN.uid)).job_id.startswith(f"job_{far}")
 
 
 @on_store
