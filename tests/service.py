@@ -75,6 +75,15 @@ def environ_of(pid: int) -> dict[bytes, bytes]:
     return dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
 
 
+def let_others_reach(folder: Path) -> None:
+    """Open a folder of a test's, and those of pytest's above it, to other users."""
+    top = Path(tempfile.gettempdir())
+    for each in (folder, *folder.parents):
+        if each == top:
+            return
+        each.chmod(0o755)
+
+
 class Service:
     """``aitbcd`` with all its folders below ``folder``."""
 

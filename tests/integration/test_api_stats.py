@@ -13,7 +13,7 @@ FIGURES = {
     "submitted", "finished", "completed", "failed", "canceled", "success_rate",
     "average_completion_s", "wait_median_s", "wait_p95_s", "cpu_hours", "gpu_hours", "gpu_energy_j",
     "spent",
-    "currency",
+    "currency", "causes",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from aitbcctl.client import Client, ConnectionLost, job_path, quote
 from aitbcd.errors import AitbcError, NoSuchJob, TooLarge, Unreachable, WrongState
+from tests.service import let_others_reach
 
 
 @contextmanager
@@ -205,9 +206,7 @@ def test_over_tcp_the_key_and_the_true_host_are_sent() -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to be somebody else")
 def test_a_socket_that_is_closed_to_the_caller_is_said_with_its_owner(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    for folder in tmp_path.parents[:2]:
-        folder.chmod(0o755)
+    let_others_reach(tmp_path)
     path = tmp_path / "s"
     with answering(path, says(b"")):
         path.chmod(0o600)

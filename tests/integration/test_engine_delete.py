@@ -17,6 +17,7 @@ from aitbcd.errors import NoSuchJob, WrongState
 from aitbcd.model import JobState, Owner, Priority
 from tests.integration.conftest import new_user
 from tests.integration.engines import Rig, engine_in, scenario, until
+from tests.service import let_others_reach
 
 ANN = Owner(os.getuid(), "ann")
 only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
@@ -141,8 +142,7 @@ async def test_a_package_goes_as_its_owner_and_others_things_stay(folder: Path) 
     try:
         uid = int(subprocess.check_output(["id", "-u", name]))
         him = Owner(uid, name)
-        for part in (folder, *folder.parents[:2]):
-            part.chmod(0o755)
+        let_others_reach(folder)
         async with engine_in(folder) as rig:
             job = await rig.run("sh", "-c", "echo x > $AITBC_ARTIFACTS_DIR/file", owner=him)
             assert job.status is JobState.COMPLETED, job
@@ -178,8 +178,7 @@ async def _leave_roots_things(rig: Rig, him: Owner) -> None:
 @only_root
 @scenario
 async def test_who_stops_the_removal_of_his_results_stops_nobody_elses(folder: Path) -> None:
-    for part in (folder, *folder.parents[:2]):
-        part.chmod(0o755)
+    let_others_reach(folder)
     make = "cd $AITBC_ARTIFACTS_DIR && seq 20000 | xargs touch"
     with new_user("s") as stopping, new_user("o") as other:
         async with engine_in(folder) as rig:
