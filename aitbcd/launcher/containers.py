@@ -14,18 +14,25 @@ import os
 import re
 import select
 import socket
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from aitbcd.launcher import cgroups, processes
+from aitbcd.launcher.identity import Identity, do_as
 from aitbcd.launcher.protocol import package_name
 
-#: Where docker's daemon listens, and how long it has for an answer of how many bytes.
+#: Where root's docker listens, and where users' own (rootless) have the folder that theirs is in.
 DOCKER = "/run/docker.sock"
-_ANSWER_S, _ANSWER_BYTES = 2.0, 1 << 20
+RUNTIMES = "/run/user"
 LABEL = "aitbc.job"
-#: It did not answer in time. Whoever asks is a process of its own, so that it is for this once.
-_is_silent = False
+#: The seconds that one docker has for all its answers, and the bytes of one.
+_ANSWERS_S, _ANSWER_BYTES = 2.0, 1 << 20
+#: What is left of them, by whose docker it is. Whoever asks is a process of its own, so that one
+#: that was silent is asked again the next time.
+_patience_s: dict[int | None, float] = {}
+#: Of no group: a socket is its user's own.
+_NO_GROUP = 65534
 _ENVIRONMENT_BYTES = 1 << 20
 #: Rounds of killing what is in a container, and the pause between.
 _ROUNDS, _PAUSE_S = 20, 0.05
@@ -158,7 +165,7 @@ def _job_of(
 ) -> str | None:
     """Return the job that a container names; None where it names another attempt of it."""
     names = list(_named_by(found))
-    if not names and container.uid is None and (label := _label(container)):
+    if not names and (label := _label(container)):
         names = [(label, None)]
     for job, its_attempt in names:
         if _JOB.match(job):
@@ -177,37 +184,62 @@ def _named_by(found: list[processes.Process]) -> Iterator[tuple[str, int | None]
 
 
 def _label(container: Container) -> str | None:
-    """Return what docker's daemon says of its label; once it is silent it is not asked again."""
-    global _is_silent
-    if _is_silent:
+    """Return what its docker says of its label, as long as that has time left."""
+    left_s = _patience_s.get(container.uid, _ANSWERS_S)
+    if left_s <= 0:
         return None
+    since = time.monotonic()
     try:
-        labels = _inspect(container.id)["Config"]["Labels"]
-        return str(labels[LABEL])
-    except TimeoutError:
-        _is_silent = True
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
+        label = _as_its_user(container, lambda: _inspect(container, since + left_s), left_s)
+        return str(label["label"])
+    except OSError:
+        return None
+    finally:
+        _patience_s[container.uid] = left_s - (time.monotonic() - since)
 
 
-def _inspect(container_id: str) -> dict[str, Any]:
-    """Ask docker's daemon about a container (its HTTP API, in use since 1.12)."""
+def _as_its_user(
+    container: Container, action: Callable[[], dict[str, Any]], within_s: float
+) -> dict[str, Any]:
+    """Do it as whoever's docker it is: behind the name of a user's socket may be another's."""
+    who = None
+    if container.uid is not None and container.uid != os.getuid():
+        who = Identity(container.uid, _NO_GROUP, f"#{container.uid}")
+    return do_as(who, action, within_s)
+
+
+def _address(uid: int | None) -> str:
+    """Return where the docker of root, or of this user, listens."""
+    if uid is None:
+        return DOCKER
+    own = os.environ.get("XDG_RUNTIME_DIR") if uid == os.getuid() else None
+    return f"{own or f'{RUNTIMES}/{uid}'}/docker.sock"
+
+
+def _inspect(container: Container, until: float) -> dict[str, Any]:
+    """Ask docker for the label of a container (its HTTP API, in use since 1.12)."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(_ANSWER_S)
-        sock.connect(DOCKER)
+        sock.settimeout(_left(until))
+        sock.connect(_address(container.uid))
         # 1.0: an answer in one piece, up to its end.
-        sock.sendall(f"GET /containers/{container_id}/json HTTP/1.0\r\n\r\n".encode())
+        sock.sendall(f"GET /containers/{container.id}/json HTTP/1.0\r\n\r\n".encode())
         answer = b""
         while piece := sock.recv(1 << 16):
+            # Not for each piece: one that comes drop by drop would have no end.
+            sock.settimeout(_left(until))
             answer += piece
             if len(answer) > _ANSWER_BYTES:
                 raise ValueError("an answer without end")
     head, _, body = answer.partition(b"\r\n\r\n")
     if b" 200 " not in head.split(b"\r\n", 1)[0]:
         raise ValueError("no such container")
-    described: dict[str, Any] = json.loads(body)
-    return described
+    return {"label": json.loads(body)["Config"]["Labels"][LABEL]}
+
+
+def _left(until: float) -> float:
+    if (left_s := until - time.monotonic()) <= 0:
+        raise TimeoutError
+    return left_s
 
 
 def _read(path: str, most: int) -> bytes:

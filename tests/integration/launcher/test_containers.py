@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import threading
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from aitbcd.launcher import containers, processes
 from tests.containers import ID, OF_ROOT, OF_USER, OTHER_ID, container
+from tests.driver import program
 
 JOB = "job_0000000a"
 SLEEP = ("sleep", "1000")
@@ -81,56 +83,98 @@ def test_a_worker_that_wrote_over_its_environment_is_of_its_container(results: i
 # Docker's daemon
 
 
+#: Answers as docker's daemon (Engine 28.2, API 1.50) does of one container with a label, and notes
+#: who asked for what.
+DAEMON = """
+import json, socket, struct, sys
+address, known, job, log = sys.argv[1:]
+server = socket.socket(socket.AF_UNIX)
+server.bind(address)
+server.listen()
+print(flush=True)
+while True:
+    connection, _ = server.accept()
+    uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+    request = connection.recv(4096).decode()
+    with open(log, "a") as file:
+        file.write(f"{uid} {request.splitlines()[0]}\\n")
+    is_known = f"/containers/{known}/json" in request
+    body = {"Id": known, "Config": {"Labels": {"aitbc.job": job}}}
+    status = "200 OK" if is_known else "404 Not Found"
+    head = f"HTTP/1.0 {status}\\r\\nApi-Version: 1.50\\r\\nContent-Type: application/json\\r\\n"
+    text = json.dumps(body if is_known else {"message": "No such container"})
+    connection.sendall(f"{head}\\r\\n{text}".encode())
+    connection.close()
+"""
+
+
+@contextmanager
+def dockerd(address: Path, log: Path, job: str = JOB) -> Iterator[None]:
+    """Run a docker that writes to ``log`` who asked for what."""
+    log.touch()
+    with program(sys.executable, "-c", DAEMON, str(address), ID, job, str(log)) as running:
+        assert running.stdout
+        assert running.stdout.readline()
+        yield
+
+
 @pytest.fixture
-def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """Answer as docker's daemon (Engine 28.2, API 1.50) does of one container with a label."""
-    address = tmp_path / "docker.sock"
-    monkeypatch.setattr(containers, "DOCKER", str(address))
-    asked: list[bytes] = []
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(address))
-    server.listen()
+def runtimes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where each docker is, for this test: users' own are below it."""
+    monkeypatch.setattr(containers, "_patience_s", {})
+    monkeypatch.setattr(containers, "DOCKER", str(tmp_path / "docker.sock"))
+    # Where users can get to.
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        monkeypatch.setattr(containers, "RUNTIMES", name)
+        os.chmod(name, 0o711)
+        folder = Path(name, str(OWNER))
+        folder.mkdir(0o700)
+        os.chown(folder, OWNER, OWNER)
+        yield folder
 
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            with connection:
-                request = connection.recv(4096)
-                asked.append(request)
-                is_known = f"/containers/{ID}/json".encode() in request
-                body = {"Id": ID, "Config": {"Labels": {"aitbc.job": JOB}}}
-                text = json.dumps(body if is_known else {"message": "No such container"}).encode()
-                status = b"200 OK" if is_known else b"404 Not Found"
-                head = b"HTTP/1.0 %s\r\nApi-Version: 1.50\r\nContent-Type: application/json\r\n"
-                connection.sendall(head % status + b"\r\n" + text)
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    yield asked
-    server.shutdown(socket.SHUT_RDWR)
-    server.close()
-    thread.join()
+ASKED = f"GET /containers/{ID}/json HTTP/1.0"
 
 
 def test_a_label_names_the_job_where_the_environment_does_not(
-    results: int, docker: list[bytes]
+    results: int, runtimes: Path, tmp_path: Path
 ) -> None:
-    assert named(results, OF_ROOT["docker, systemd"].format(id=ID)) == JOB
-    assert docker == [f"GET /containers/{ID}/json HTTP/1.0\r\n\r\n".encode()]
-    assert named(results, OF_ROOT["docker, systemd"].format(id=OTHER_ID)) is None
-    # Who has a slice of his own has no say in what root's docker runs.
-    assert named(results, OF_USER["docker, rootless"].format(id=ID, uid=OWNER)) is None
+    with dockerd(Path(containers.DOCKER), tmp_path / "log"):
+        assert named(results, OF_ROOT["docker, systemd"].format(id=ID)) == JOB
+        assert (tmp_path / "log").read_text() == f"0 {ASKED}\n"
+        assert named(results, OF_ROOT["docker, systemd"].format(id=OTHER_ID)) is None
+        # Who has a slice of his own has no say in what root's docker runs.
+        assert named(results, OF_USER["docker, rootless"].format(id=ID, uid=OWNER)) is None
+        assert len((tmp_path / "log").read_text().splitlines()) == 2
+
+
+def test_a_user_s_own_docker_is_asked_as_that_user_and_of_his_jobs_alone(
+    results: int, runtimes: Path, tmp_path: Path
+) -> None:
+    path, address = OF_USER["docker, rootless"].format(id=ID, uid=OWNER), runtimes / "docker.sock"
+    with dockerd(address, tmp_path / "log"):
+        os.chown(address, OWNER, OWNER)
+        os.chmod(address, 0o600)
+        assert named(results, path) == JOB
+        assert (tmp_path / "log").read_text() == f"{OWNER} {ASKED}\n"
+    address.unlink()
+    with dockerd(address, tmp_path / "log", "job_0000000b"):
+        os.chown(address, OWNER, OWNER)
+        assert named(results, path) is None
+    # A name for a socket that he cannot get to himself.
+    address.unlink()
+    with dockerd(Path(containers.DOCKER), tmp_path / "roots"):
+        os.chmod(containers.DOCKER, 0o600)
+        os.chmod(tmp_path, 0o711)
+        address.symlink_to(containers.DOCKER)
+        assert named(results, path) is None
+        assert not (tmp_path / "roots").read_text()
 
 
 def test_docker_s_daemon_is_not_waited_for_twice(
-    results: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    results: int, runtimes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(containers, "DOCKER", str(tmp_path / "docker.sock"))
-    monkeypatch.setattr(containers, "_ANSWER_S", 0.1)
-    monkeypatch.setattr(containers, "_is_silent", False)
+    monkeypatch.setattr(containers, "_ANSWERS_S", 0.1)
     path = OF_ROOT["docker, cgroupfs"]
     with (
         socket.socket(socket.AF_UNIX) as silent,
