@@ -78,7 +78,7 @@ def jobs_of(pids: Iterable[int], results_fd: int) -> dict[str, str]:
     """Return by pid, as text, the jobs whose containers processes are in."""
     everything = _containers()
     found: dict[str, str] = {}
-    for pid in pids:
+    for pid in map(int, pids):
         container = container_of(pid)
         job = _job_of(container, everything.get(container, [])) if container else None
         if container and job and may_be_of(container, job, results_fd):

@@ -209,8 +209,19 @@ def mark(fd: int, name: str) -> None:
     os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640, dir_fd=fd))
 
 
-def mark_started(fd: int) -> None:
-    """Say, before the program is spawned, that it may have run."""
+def started_as(fd: int) -> int | None:
+    """Return the uid that a root supervisor has run an attempt as; None: it never ran."""
+    try:
+        return os.stat(STARTED, dir_fd=fd, follow_symlinks=False).st_uid
+    except FileNotFoundError:
+        return None
+
+
+def mark_started(fd: int, uid: int) -> None:
+    """Say, before the program is spawned, that it may have run; for root also as whom."""
+    if os.getuid() == 0:
+        # Without a byte that a full disk could refuse. Nobody but root enters ``run/``.
+        os.chown(STARTED_RESERVED, uid, -1, dir_fd=fd, follow_symlinks=False)
     os.rename(STARTED_RESERVED, STARTED, src_dir_fd=fd, dst_dir_fd=fd)
 
 

@@ -14,7 +14,10 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
+
+#: The largest uid or gid. The next one is -1 to the kernel: "leave it as it is" (setresuid(2)).
+_LAST_ID = (1 << 32) - 2
 
 
 class Identity(NamedTuple):
@@ -28,10 +31,26 @@ class Identity(NamedTuple):
         Args:
             in_reserve: the saved group, which it can go back to (credentials(7)); for nothing that
                 runs a program of the user's.
+
+        Raises:
+            OSError: we are still somebody else, if only in part: do nothing more.
         """
-        os.initgroups(self.name, self.gid)
-        os.setresgid(self.gid, self.gid, self.gid if in_reserve is None else in_reserve)
-        os.setresuid(self.uid, self.uid, self.uid)
+        uid, gid = self.uid, self.gid
+        if not (is_id(uid) and is_id(gid)) or uid == 0:
+            raise PermissionError(errno.EPERM, f"nobody can become uid {uid!r} with gid {gid!r}")
+        gids = gid, gid, gid if in_reserve is None else in_reserve
+        os.initgroups(self.name, gid)
+        os.setresgid(*gids)
+        os.setresuid(uid, uid, uid)
+        # initgroups(3) has put his own group among them.
+        is_he = os.getresuid() == (uid, uid, uid) and os.getresgid() == gids
+        if not is_he or gid not in os.getgroups():
+            raise PermissionError(errno.EPERM, f"not all ids are now uid {uid} and gid {gid}")
+
+
+def is_id(number: object) -> TypeGuard[int]:
+    """Tell whether this can be a uid or a gid; True and 1000.0 are none."""
+    return type(number) is int and 0 <= number <= _LAST_ID
 
 
 def of_spec(spec: dict[str, Any]) -> Identity | None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from aitbcd import __version__
-from aitbcd.launcher import cgroups, containers, processes, protocol, seal
+from aitbcd.launcher import cgroups, containers, package, processes, protocol, seal
 from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher.folder import Folder, Taken
 from aitbcd.launcher.identity import do_as, of_spec
@@ -40,6 +40,9 @@ from aitbcd.launcher.turns import Turns
 _KEEP_IDLE = 8
 #: How long the first daemon may take to connect; it may have been killed meanwhile.
 _PATIENCE_S = 60.0
+_IN_A_USERS_NAME = frozenset({"start", "seal", "sweep", "remove_package"})
+#: Why nothing of what a job asked for is collected.
+_UNPROVEN = "not collected: nothing is left that shows as whom this job ran"
 #: How often a leftover is killed before it is reported as unkillable, and the pause between.
 _SWEEPS, _SWEEP_PAUSE_S = 40, 0.05
 
@@ -239,8 +242,8 @@ class Launcher:
     def _is_allowed(self, message: Message) -> bool:
         """Refuse what a daemon that was taken over might ask: it has to do with files of others."""
         if "job" in message:
-            protocol.check_key(message["job"], message.get("attempt"))
-        if self._rules is None or "uid" not in message:
+            protocol.check_key(message["job"], message.get("attempt", 0))
+        if self._rules is None or message["op"] not in _IN_A_USERS_NAME:
             return True
         try:
             self._rules.check(message)
@@ -469,12 +472,31 @@ class Launcher:
                 return {"op": "busy"}
         try:
             folder_fd = folder.fd if folder else None
+            if self._rules:
+                order = self._proven(order, folder_fd)
             take_turn = Turns(self._run_fd, order["uid"]).take
             sealed = seal.seal(self._results_fd, order, folder_fd, take_turn, samples)
             return {"op": "sealed", **sealed}
         except OSError as error:
             words = error.strerror or str(error)
             return {"op": "seal_failed", "errno": error.errno, "error": words}
+
+    def _proven(self, order: Message, folder_fd: int | None) -> Message:
+        """Return of an order what a daemon that was taken over may have done in this user's name.
+
+        He may be in none of the groups any more, so what counts is what root has written: as whom
+        the attempt was started, and whose the package is. After a power cut the first can be
+        gone: then what is in the package is sealed, and no other file of his is touched.
+
+        Raises:
+            OSError: EPERM: the package is another user's.
+        """
+        name = protocol.package_name(order["job"], is_sealed=False)
+        owner = package.owner(self._results_fd, name)
+        if owner not in (None, order["uid"]):
+            raise PermissionError(errno.EPERM, f"{name} belongs to uid {owner}")
+        ran_as = None if folder_fd is None else run_folder.started_as(folder_fd)
+        return order if ran_as == order["uid"] else order | {"uncollected": _UNPROVEN}
 
     def _stop_seal(self, message: Message) -> bool:
         """End what seals an attempt, or sweeps it; its request is answered as failed."""

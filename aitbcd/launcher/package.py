@@ -101,6 +101,14 @@ def _give(fd: int, who: Identity) -> None:
     # chown(2) by root keeps the set-gid bit of directories.
 
 
+def owner(results_fd: int, name: str) -> int | None:
+    """Return whose a package is; root gave it to him. None: there is none."""
+    try:
+        return os.stat(name, dir_fd=results_fd, follow_symlinks=False).st_uid
+    except FileNotFoundError:
+        return None
+
+
 def remove(results_fd: int, name: str, who: Identity | None) -> None:
     """Remove a package: its content as its user, the emptied folder itself as us.
 

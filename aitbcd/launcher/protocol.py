@@ -52,7 +52,7 @@ from typing import Any, TypedDict
 
 VERSION = 1
 
-#: Files of a run folder ``run/job_<ID>.<attempt>``.
+#: Files of a run folder ``run/job_<ID>.<attempt>``. A root supervisor's ``started`` is its user's.
 LOCK, STARTED, EXIT, CANCELED, SOCKET = "lock", "started", "exit.json", "canceled", "sock"
 #: Room for ``exit.json``, and the file that becomes ``started``, made before the disk can be full.
 EXIT_RESERVED, STARTED_RESERVED = "exit.new", "started.new"
@@ -134,7 +134,8 @@ def check_key(job_id: object, attempt: object) -> None:
         ValueError: it is no job's id, or no attempt's number.
     """
     letters = job_id[4:] if isinstance(job_id, str) and job_id.startswith("job_") else ""
-    is_number = attempt is None or (isinstance(attempt, int) and attempt >= 0)
+    # True is 1, but not in a name.
+    is_number = type(attempt) is int and attempt >= 0
     if not (letters.isascii() and letters.isalnum() and is_number):
         raise ValueError(f"no job and attempt: {job_id!r}, {attempt!r}")
 

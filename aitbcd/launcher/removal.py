@@ -65,6 +65,9 @@ def _remove(results_fd: int, name: str, gone: str, who: Identity | None) -> Mess
     signal.alarm(_OPEN_S)
     try:
         folder = _open(results_fd, name)
+        owner = os.fstat(folder).st_uid
+        if os.getuid() == 0 and owner != (who.uid if who else 0):
+            return _refused("forbidden", f"{name} belongs to uid {owner}")
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if name != gone:
             os.rename(name, gone, src_dir_fd=results_fd, dst_dir_fd=results_fd)

@@ -3,8 +3,9 @@
 The daemon faces the network, and whoever takes it over speaks to us in its name. So what it says of
 users is not believed: a uid must be one of this machine's users with that group and name, never
 root unless the table says so, never the system's or the daemon's own, and to start something a
-member of one of the groups. The table is read here, from a file that nobody but root can write, and
-again when a user is checked and it has been saved since.
+member of one of the groups. A uid without a user is ``#UID`` in no group. The table is read here,
+from a file that nobody but root can write, and again when a user is checked and it has been saved
+since.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from aitbcd.launcher.identity import in_child
+from aitbcd.launcher.identity import in_child, is_id
 
 GROUPS = ("aitbc", "aitbc-admin")
 #: login.defs(5): uids below belong to the system's services.
 _FIRST_USER_UID = 1000
 #: ``nobody`` and ``nogroup``, which give no rights.
 _NOBODY = 65534
+#: Done with his uid alone, and without his groups, whether or not he is still known.
+_OF_UID = frozenset({"sweep", "remove_package"})
 #: Seconds that the user database has for an answer, and that an answer is kept.
 _ANSWER_S, _KEEP_S = 10.0, 60.0
 _KEPT_MOST = 10_000
 
 
 class Account(NamedTuple):
-    """What the user database says of a uid; ``name`` is empty for one that it does not know."""
+    """What the user database says of a uid; one that it does not know is ``_stranger``."""
 
     gid: int
     name: str
@@ -79,7 +82,9 @@ class Rules:
         if self._is_saved():
             self.reload()
         uid, gid, name = request["uid"], request["gid"], request["user"]
-        if uid == 0 and (gid, name) == (0, "root"):
+        if not (is_id(uid) and is_id(gid)):
+            raise Refusal(f"no user has uid {uid!r} and gid {gid!r}")
+        if (uid, gid, name) == (0, 0, "root"):
             if not self._table.root:
                 raise Refusal(
                     f"jobs do not run as root here; {self._path} says otherwise with"
@@ -88,12 +93,14 @@ class Rules:
             return
         if uid < _FIRST_USER_UID or uid in (_NOBODY, self._daemon_uid):
             raise Refusal(f"uid {uid} is no person's: jobs do not run as the system's users")
-        if request["op"] != "start" and (gid, name) == (_NOBODY, f"#{uid}"):
-            # What is his is sealed and removed also when nobody knows him any more.
+        if request["op"] in _OF_UID and (gid, name) == _stranger(uid)[:2]:
             return
         account = self._account(uid)
-        if (gid, name) != (account.gid, account.name):
-            raise Refusal(f"uid {uid} is not the user {name} with the group {gid}")
+        if (gid, name) != account[:2]:
+            # He was perhaps removed, or renamed, a moment ago.
+            account = self._account_now(uid)
+        if (gid, name) != account[:2]:
+            raise Refusal(f"uid {uid} is not the user {name!r} with the group {gid}")
         groups = self._table.groups
         if request["op"] == "start" and not set(groups) & set(account.groups):
             raise Refusal(f"the user {name} is in none of the groups {', '.join(groups)}")
@@ -120,9 +127,11 @@ class Rules:
 
     def _account(self, uid: int) -> Account:
         kept = self._known.get(uid)
-        now = time.monotonic()
-        if kept and kept[0] > now:
+        if kept and kept[0] > time.monotonic():
             return kept[1]
+        return self._account_now(uid)
+
+    def _account_now(self, uid: int) -> Account:
         try:
             # In a child: a directory service may not answer, and we must.
             said = in_child(None, lambda: _look_up(uid), _ANSWER_S)
@@ -131,8 +140,12 @@ class Rules:
         if len(self._known) >= _KEPT_MOST:
             self._known.clear()
         account = Account(said["gid"], said["name"], tuple(said["groups"]))
-        self._known[uid] = (now + _KEEP_S, account)
+        self._known[uid] = (time.monotonic() + _KEEP_S, account)
         return account
+
+
+def _stranger(uid: int) -> Account:
+    return Account(_NOBODY, f"#{uid}", ())
 
 
 def _look_up(uid: int) -> dict[str, Any]:
@@ -142,7 +155,7 @@ def _look_up(uid: int) -> dict[str, Any]:
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
-        return {"gid": _NOBODY, "name": "", "groups": []}
+        return _stranger(uid)._asdict()
     names = []
     for gid in os.getgrouplist(entry.pw_name, entry.pw_gid):
         try:

@@ -91,8 +91,8 @@ def seal(
     is a sealed memfd that becomes ``logs/gpu.csv``.
 
     The order has ``job``, ``attempt``, ``uid``, ``gid``, ``user``, ``cwd``, ``artifacts`` (globs),
-    ``log_limit`` and ``output`` (the daemon's part of output.json); and ``drop``, where the
-    artifacts are to be left out: why.
+    ``log_limit`` and ``output`` (the daemon's part of output.json); ``drop``, where the artifacts
+    are to be left out, and ``uncollected``, where nothing is to be collected: why.
 
     Raises:
         Heavy: see there; only without ``take_turn``.
@@ -542,6 +542,10 @@ class _Sealer:
     # -- what the job asked to be collected ---------------------------------------------------
 
     def _collect(self) -> None:
+        if why := self._order.get("uncollected"):
+            for glob in self._order["artifacts"]:
+                self._notes.add(os.fsencode(glob), why)
+            return
         if not self._order["artifacts"]:
             return
         try:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import re
 import select
 import signal
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from aitbcd.launcher.identity import Identity, do_as, of_spec
+from aitbcd.launcher.identity import Identity, do_as, in_child, of_spec
 from tests.launcher import Who, proc_status
 from tests.service import children
 
@@ -83,6 +86,47 @@ def test_it_is_done_as_the_user_and_nothing_of_root_is_left(other: Who) -> None:
     assert {int(found[name], 16) for name in ("CapEff", "CapPrm", "CapAmb")} == {0}
     # And we are who we were.
     assert os.getresuid() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("number", [-1, 2**32 - 1, 2**32, True, 1000.5, "1000", None])
+@pytest.mark.parametrize("which", ["uid", "gid"])
+def test_what_is_no_id_is_nobody_to_become(other: Who, which: str, number: Any) -> None:
+    odd = whoever(other)._replace(**{which: number})
+    with pytest.raises(PermissionError, match=re.escape(f"{which} {number!r}")):
+        do_as(odd, dict, 60)
+
+
+def test_root_is_nobody_to_become(other: Who) -> None:
+    with pytest.raises(PermissionError):
+        do_as(whoever(other)._replace(uid=0), dict, 60)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of its system calls")
+@pytest.mark.parametrize("number", [116, 119, 117], ids=["setgroups", "setresgid", "setresuid"])
+def test_who_has_not_become_the_user_does_nothing(other: Who, number: int) -> None:
+    def become() -> Json:
+        os.setgroups([])
+        answer_without_doing(number)
+        whoever(other).become()
+        return {}
+
+    with pytest.raises(PermissionError, match="not all ids"):
+        in_child(None, become, 60)
+
+
+def answer_without_doing(number: int) -> None:
+    """Have the kernel say that a system call has succeeded, and do nothing (seccomp(2))."""
+    code = [
+        (0x20, 0, 0, 0),  # load the number of the call
+        (0x15, 0, 1, number),
+        (0x06, 0, 0, 0x00050000),  # SECCOMP_RET_ERRNO: 0
+        (0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+    ]
+    text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in code))
+    program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(text))
+    libc = ctypes.CDLL(None, use_errno=True)
+    # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    assert libc.prctl(22, 2, program, 0, 0) == 0, os.strerror(ctypes.get_errno())
 
 
 def test_root_cannot_be_had_back(other: Who) -> None:

@@ -5,8 +5,11 @@ The test speaks in that daemon's place.
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from aitbcd.launcher import package, protocol
+from aitbcd.launcher.identity import Identity
+from aitbcd.launcher.protocol import Message
 from tests.launcher import Daemon, Stage, Who, myself
 from tests.service import wait_for
 
@@ -118,6 +124,189 @@ def test_an_order_to_seal_as_somebody_else_is_carried_out_as_the_job_s_user(
     assert not (stage.sealed(spec) / "artifacts" / "secret").exists()
     refusal = separate.ask("seal", **stage.order(stage.spec("x", who=myself())))
     assert refusal["op"] == "seal_failed"
+
+
+#: A uid that the user database does not know, as of somebody who was removed.
+GONE = 2**31 - 7
+#: What is no uid, or none to a kernel that leaves all as it is for -1 (setresuid(2)).
+NO_IDS = [2**32 - 1, 2**32, -1, True, 1000.5, "1001", None, 65534]
+
+
+def stranger(uid: int) -> Who:
+    """Return how a daemon names somebody whom the user database does not know."""
+    return Who(uid, 65534, f"#{uid}")
+
+
+def ordered(
+    stage: Stage, daemon: Daemon, op: str, job: str, uid: object, gid: object, user: object
+) -> Message:
+    """Order something to be done with a job's package as somebody; return the answer."""
+    spec = stage.spec("x", job=job, attempt=2)
+    order = stage.order(spec, artifacts=["secret*"], cwd=str(stage.folder))
+    return daemon.ask(op, **order | {"uid": uid, "gid": gid, "user": user})
+
+
+@pytest.mark.parametrize("op", ["seal", "sweep", "remove_package"])
+def test_orders_of_whom_nobody_is_are_not_carried_out(
+    stage: Stage, separate: Daemon, other: Who, op: str
+) -> None:
+    spec = stage.spec("/bin/true", who=other)
+    separate.run(spec)
+    (stage.folder / "secret").touch(0o600)
+    left = subprocess.Popen(
+        ["/bin/sleep", "60"], env={"AITBC_JOB_ID": spec["job"], "AITBC_ATTEMPT": "2"}
+    )
+    claims: list[tuple[object, object, object]] = [
+        *((uid, 65534, f"#{uid}") for uid in NO_IDS),
+        *((uid, other.gid, other.name) for uid in NO_IDS),
+        *((other.uid, gid, other.name) for gid in (*NO_IDS, 0, other.gid + 1)),
+        *((other.uid, gid, f"#{other.uid}") for gid in (*NO_IDS[:-1], 0, other.gid)),
+        (other.uid, other.gid, "root"),
+        # Nobody has this uid, and it comes with rights that are somebody's.
+        (GONE, 0, f"#{GONE}"),
+        (GONE, 65534, "root"),
+        (GONE, 65534, ""),
+    ]
+    before = sorted(stage.state.rglob("*"))
+    wanted = {
+        "seal": ("op", "seal_failed"),
+        "sweep": ("left", []),
+        "remove_package": ("why", "forbidden"),
+    }
+    key, value = wanted[op]
+    try:
+        for claim in claims:
+            answer = ordered(stage, separate, op, spec["job"], *claim)
+            assert answer[key] == value, (claim, answer)
+        assert sorted(stage.state.rglob("*")) == before
+        assert left.poll() is None
+    finally:
+        left.kill()
+        left.wait()
+
+
+def test_a_removed_user_s_name_is_not_for_one_who_is_there(
+    stage: Stage, separate: Daemon, other: Who
+) -> None:
+    answer = separate.ask("seal", **stage.order(stage.spec("x", who=stranger(other.uid))))
+    assert answer["op"] == "seal_failed"
+    assert "is not the user" in answer["error"]
+    # What takes no more than a uid is done without a look at the user database.
+    spec = stage.spec("/bin/true", who=other)
+    separate.run(spec)
+    assert separate.ask("sweep", **stage.order(spec, user=f"#{other.uid}", gid=65534))["left"] == []
+    removed = ordered(stage, separate, "remove_package", spec["job"], *stranger(other.uid))
+    assert removed["op"] == "removed"
+
+
+def test_a_package_is_removed_as_its_owner_or_not_at_all(
+    stage: Stage, separate: Daemon, other: Who
+) -> None:
+    spec = stage.spec("/bin/true", who=other)
+    separate.run(spec)
+    answer = ordered(stage, separate, "remove_package", spec["job"], *stranger(GONE))
+    assert (answer["op"], answer["why"]) == ("refused", "forbidden")
+    assert (stage.sealed(spec) / "result.txt").exists()
+
+
+def test_what_a_job_asked_for_is_collected_by_its_own_run_folder_only(
+    stage: Stage, separate: Daemon, other: Who
+) -> None:
+    home = stage.folder / "home"
+    home.mkdir()
+    (home / "secret").write_text("his")
+    (home / "secret").chmod(0o600)
+    for path in (home / "secret", home):
+        os.chown(path, other.uid, other.gid)
+
+    def seal(spec: Message) -> tuple[set[str], dict[str, str]]:
+        """Have the launcher seal it; return what it collected, and what it says it has not."""
+        order = stage.order(spec, artifacts=["secret"], cwd=str(home))
+        answer = separate.ask("seal", **order)
+        assert answer["op"] == "sealed", answer
+        sealed = stage.sealed(spec)
+        left_out = json.loads((sealed / "output.json").read_text())["left_out"]
+        found = {path.name for path in (sealed / "artifacts").iterdir()}
+        return found, {each["path"]: each["why"] for each in left_out}
+
+    told = {"secret": "not collected: nothing is left that shows as whom this job ran"}
+    # It never ran.
+    assert seal(stage.spec("x", who=other)) == (set(), told)
+    # The same, once a sealing of nothing was killed.
+    spec = stage.spec("x", who=other)
+    results = os.open(stage.results, os.O_RDONLY)
+    package.create(results, spec["job"], Identity(*other)).close()
+    os.close(results)
+    assert seal(spec) == (set(), told)
+    separate.ask("tombstone", job=spec["job"], attempt=2)
+    spec["attempt"] = 2
+    stage.sealed(spec).rename(stage.results / "away")
+    assert seal(spec) == (set(), told)
+
+    ran = [
+        stage.shell('touch "$AITBC_ARTIFACTS_DIR/mine"', who=other, cwd=str(home)) for _ in range(2)
+    ]
+    attempts = [separate.start(each) for each in ran]
+    for attempt in attempts:
+        attempt.exited()
+    for pid in stage.supervisors():
+        os.kill(pid, signal.SIGKILL)
+    for attempt in attempts:
+        attempt.wait_lost()
+    assert seal(ran[0]) == ({"mine", "secret"}, {})
+    # As a power cut leaves it.
+    shutil.rmtree(stage.run_folder(ran[1]))
+    assert seal(ran[1]) == ({"mine"}, told)
+
+
+def test_a_package_is_sealed_as_its_owner_or_not_at_all(
+    stage: Stage, separate: Daemon, other: Who
+) -> None:
+    # Which lets everybody in.
+    spec = stage.shell('chmod 777 "$AITBC_ARTIFACTS_DIR/.."', who=other)
+    attempt = separate.start(spec)
+    attempt.exited()
+    for pid in stage.supervisors():
+        os.kill(pid, signal.SIGKILL)
+    attempt.wait_lost()
+    order = stage.order(spec | {"uid": GONE, "gid": 65534, "user": f"#{GONE}"})
+    answer = separate.ask("seal", **order)
+    assert (answer["op"], answer["errno"]) == ("seal_failed", errno.EPERM)
+    assert stage.building(spec["job"]).stat().st_uid == other.uid
+    assert separate.ask("seal", **stage.order(spec))["op"] == "sealed"
+
+
+def test_a_run_folder_says_as_whom_each_attempt_ran(
+    stage: Stage, service: Who, other: Who, config: Path
+) -> None:
+    config.write_text(config.read_text() + "root = true\n")
+    assert launch(stage, service, config), stage.said()
+    daemon = stage.connect()
+    daemon.hello()
+    workers = set()
+    for who in (myself(), other, myself()):
+        spec = stage.spec("/bin/true", who=who)
+        attempt = daemon.start(spec)
+        attempt.exited()
+        assert (stage.run_folder(spec) / protocol.STARTED).stat().st_uid == who.uid
+        workers.add(attempt.worker)
+        attempt.finish()
+    assert len(workers) == 1
+
+
+@pytest.mark.parametrize("attempt", [True, 1.0, None, "1", -1])
+def test_an_attempt_that_is_no_number_is_not_obeyed(
+    stage: Stage, separate: Daemon, attempt: object
+) -> None:
+    before = sorted(stage.folder.rglob("*"))
+    separate.tell("tombstone", job="job_x", attempt=attempt)
+    assert separate.sock.recv(1) == b""
+    assert sorted(stage.folder.rglob("*")) == before
+
+
+def test_a_process_that_is_no_number_is_not_looked_at(separate: Daemon) -> None:
+    assert separate.ask("containers", pids=[os.getpid()])["jobs"] == {}
+    assert separate.ask("containers", pids=["../etc"])["op"] == "failed"
 
 
 @pytest.mark.parametrize("job", ["../../job_x", "job_../x", "job_x/../..", "", "job_", 7])
