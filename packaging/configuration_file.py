@@ -26,6 +26,8 @@ _HEAD = """\
 # check" says what is not. A wrong file changes nothing.
 """
 _ROW = re.compile(r"^\| `([\w.]+)` \| (.*?) \| (.*) \|$", re.M)
+#: To a section of the same document, whose heading aitbcd.toml(5) writes in capitals.
+_LINK = re.compile(r"\[below\]\(#([\w-]+)\)")
 #: In place of NAME in the tables that have one for each of something.
 _NAMES = {"plans": "free", "users": "ada", "groups": "staff"}
 
@@ -57,7 +59,10 @@ def lines(document: str) -> Iterator[str]:
 
 
 def _comment(text: str) -> list[str]:
-    plain = text.replace("`", "")
+    plain = _LINK.sub(
+        lambda found: f"see {found[1].replace('-', ' ').upper()} in aitbcd.toml(5)", text
+    )
+    plain = plain.replace("`", "")
     return textwrap.wrap(plain, 98, initial_indent="# ", subsequent_indent="# ")
 
 

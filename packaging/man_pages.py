@@ -188,6 +188,12 @@ def _cells(line: str) -> list[str]:
 
 def _marked(text: str) -> str:
     """Return a paragraph of Markdown: code is bold, nothing else is marked."""
+    # A link to a section of the same page: to its heading, as ``_block`` writes it.
+    text = re.sub(
+        r"\[(below)\]\(#([\w-]+)\)",
+        lambda found: f"{found[1]}, {found[2].replace('-', ' ').upper()}",
+        text,
+    )
     parts = re.split(r"`([^`]+)`", text)
     return "".join(
         f"\\fB{_literal(part)}\\fR" if number % 2 else _text(part, is_begin=number == 0)

@@ -50,6 +50,19 @@ def test_the_configuration_file_changes_nothing_and_has_every_key(configuration:
         assert set(given) == set(table.keys)
 
 
+def test_what_stands_below_in_the_document_is_named_by_its_heading(
+    configuration: str, pages: Path
+) -> None:
+    (page,) = pages.rglob("aitbcd.toml.5")
+    headings = re.findall(r"^\.SH (.*)$", page.read_text(), re.M)
+    assert "](" not in configuration + page.read_text()
+    named = re.findall(r"see ([A-Z ]+) in aitbcd", " ".join(configuration.replace("#", "").split()))
+    assert named
+    for name in named:
+        assert name in headings
+        assert f"below, {name}" in page.read_text()
+
+
 def test_each_of_its_lines_counts_as_soon_as_its_mark_is_gone(configuration: str) -> None:
     settings.parse(COMMENTED.sub("", configuration), FILE)
     for found in COMMENTED.finditer(configuration):
