@@ -200,6 +200,20 @@ def test_a_broken_configuration_changes_nothing_until_it_is_mended(machine: Mach
     assert machine("systemctl is-active aitbcd") == "active\n"
 
 
+def test_the_devices_are_made_before_the_launcher_starts_and_it_starts_without_them(
+    machine: Machine,
+) -> None:
+    programs = [machine.root / "usr/local/bin" / name for name in ("nvidia-modprobe", "nvidia-smi")]
+    for program in programs:
+        program.write_text('#!/bin/sh\necho "${0##*/} $@" >>/run/asked\nexit 1\n')
+        program.chmod(0o755)
+    machine("systemctl restart aitbcd-launcher")
+    assert machine("cat /run/asked; rm /run/asked") == "nvidia-modprobe -u -c 0\nnvidia-smi -L\n"
+    assert until(machine, submit(machine, "true"), "completed", "failed")["status"] == "completed"
+    for program in programs:
+        program.unlink()
+
+
 def test_groups_count_for_the_launcher_when_they_are_saved(machine: Machine) -> None:
     machine("groupadd lab && useradd --create-home --groups lab zoe")
     file = machine.root / "etc/aitbcd/aitbcd.toml"
