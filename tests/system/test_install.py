@@ -278,6 +278,21 @@ def test_a_daemon_that_was_started_by_hand_is_not_fought(at_home: Machine) -> No
     nothing_runs(machine)
 
 
+def test_what_the_guide_says_for_all_users(machine: Machine) -> None:
+    made, removed, _ = map(typed, blocks(GUIDE, "Without the package", "console"))
+    # What these two need of the network the tests have here.
+    assert made[:2] == ["python3 -m venv /opt/aitbcd", "/opt/aitbcd/bin/pip install aitbcd"]
+    (wheel,) = machine.root.glob("opt/*.whl")
+    pip(machine, "/opt/aitbcd", wheel.name)
+    for line in made[2:]:
+        machine(line)
+    assert machine.code("/opt/aitbcd/bin/aitbcctl doctor") == 0
+    for line in removed:
+        machine(line)
+    nothing_runs(machine)
+    machine("test -d /var/lib/aitbcd && /opt/aitbcd/bin/aitbcd uninstall --purge --yes")
+
+
 def test_the_whole_machine(machine: Machine) -> None:
     program = "/opt/queue/bin/aitbcd"
     said = refused(machine, "/home/ada/venv/bin/aitbcd install")
@@ -322,18 +337,3 @@ def test_the_whole_machine(machine: Machine) -> None:
     assert all("No such file" in line for line in left.splitlines())
     assert machine.code("getent passwd aitbcd; getent group aitbc aitbc-admin") != 0
     machine(f"{program} uninstall --purge --yes")
-
-
-def test_what_the_guide_says_for_all_users(machine: Machine) -> None:
-    made, removed, _ = map(typed, blocks(GUIDE, "Without the package", "console"))
-    # What these two need of the network the tests have here.
-    assert made[:2] == ["python3 -m venv /opt/aitbcd", "/opt/aitbcd/bin/pip install aitbcd"]
-    (wheel,) = machine.root.glob("opt/*.whl")
-    pip(machine, "/opt/aitbcd", wheel.name)
-    for line in made[2:]:
-        machine(line)
-    assert machine.code("/opt/aitbcd/bin/aitbcctl doctor") == 0
-    for line in removed:
-        machine(line)
-    nothing_runs(machine)
-    machine("test -d /var/lib/aitbcd && /opt/aitbcd/bin/aitbcd uninstall --purge --yes")
