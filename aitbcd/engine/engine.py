@@ -18,6 +18,7 @@ from aitbcd.clock import Clock
 from aitbcd.engine import admission, strays
 from aitbcd.engine.attempt import Attempt, Parts, clear
 from aitbcd.engine.evidence import Evidence
+from aitbcd.engine.holds import Holds
 from aitbcd.engine.pool import Pool
 from aitbcd.engine.queue import Queue
 from aitbcd.engine.removals import Removals
@@ -96,6 +97,7 @@ class Engine:
         self._pool = Pool(
             gpus,
             settings.gpus,
+            Holds(paths.state / "gpu-holds.json", machine.boot_id),
             sweep=self._sweep,
             spawn=self._spawn,
             on_change=lambda: self._queue.pump(),
@@ -156,12 +158,22 @@ class Engine:
                 self._queue.stand_by(attempt)
             else:
                 self._queue.let_go(attempt)
+        await self._watch_what_is_left()
         ours = {(each.job.job_id, each.job.attempt) for each in self._active.values()}
         self._sampling.clear(ours)
         for job_id, number in self._runs.folders():
             if (job_id, number) not in ours:
                 self._spawn(clear(self._runs, job_id, number))
         self._queue.pump()
+
+    async def _watch_what_is_left(self) -> None:
+        """Go on waiting for the GPUs of jobs that are over to be as before."""
+        for kept in self._pool.not_given_back():
+            job = await self._store.job(kept.number)
+            if job and job.job_id == kept.job_id:
+                job = replace(job, attempt=kept.attempt, gpu_uuids=kept.uuids)
+                self._pool.take_again(job)
+                self._pool.give_back(job)
 
     def _may_stand_by(self, job: Job, boot_id: str) -> bool:
         """Tell whether nothing of an assigned job has been started, so that it may wait."""

@@ -1,19 +1,22 @@
 """The GPUs that jobs have been given, and when they are free again.
 
 A job's GPU is free only when the driver says that its memory is, as it was before the job: what a
-process that escaped still holds would fail the next job. Until then it is quarantined.
+process that escaped still holds would fail the next job. Until then it is quarantined. What it is
+to be like is kept over restarts of the daemon; while the driver cannot tell, nothing is taken back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aitbcd.allotment import Held, Stock
 from aitbcd.devices import ANYWHERE, Gpu, GpuState, Inventory, Near, Process, unaccounted
+from aitbcd.engine.holds import Holds, Kept
 from aitbcd.gpus import Gpus
 from aitbcd.model import WHOLE, Job
 from aitbcd.settings import Gpus as Settings
@@ -45,6 +48,7 @@ class Pool:
         self,
         gpus: Gpus,
         settings: Settings,
+        holds: Holds,
         *,
         sweep: Callable[[Job], Awaitable[None]],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
@@ -60,8 +64,17 @@ class Pool:
         #: By number and attempt: the next attempt may begin while the last one's are not free yet.
         self._holds: dict[tuple[int, int], _Hold] = {}
         self._quarantined: dict[str, str] = {}
+        self._file = holds
+        self._kept = {(kept.number, kept.attempt): kept for kept in holds.read()}
+        #: Wakes whoever waits for the driver to tell of a GPU again.
+        self._stirred = asyncio.Event()
         gpus.oversee(self.jobs_on, self._quarantined.get)
-        gpus.listen(lambda _: on_change())
+        gpus.listen(self._on_inventory)
+
+    def _on_inventory(self, _: Inventory) -> None:
+        self._stirred.set()
+        self._stirred.clear()
+        self._on_change()
 
     @property
     def inventory(self) -> Inventory:
@@ -136,12 +149,28 @@ class Pool:
             levels = {gpu.uuid: self._unaccounted(gpu) for gpu in found}
             before = {uuid: level for uuid, level in levels.items() if level is not None}
             self._holds[_key(job)] = _Hold(job, list(job.gpu_uuids), before)
+            self._keep()
             self._gpus.review()
 
     def take_again(self, job: Job) -> None:
         """Note what a job has had since before this daemon."""
         if job.gpu_uuids:
-            self._holds[_key(job)] = _Hold(job, list(job.gpu_uuids))
+            kept = self._kept.pop(_key(job), None)
+            before = kept.before if kept and kept.job_id == job.job_id else {}
+            self._holds[_key(job)] = _Hold(job, list(job.gpu_uuids), before)
+
+    def not_given_back(self) -> list[Kept]:
+        """Return what jobs had that nobody took again: they are over, their GPUs may not be free.
+
+        Each is to be taken again and given back.
+        """
+        return list(self._kept.values())
+
+    def _keep(self) -> None:
+        self._file.write(
+            Kept(hold.job.number, hold.job.job_id, hold.job.attempt, tuple(hold.uuids), hold.before)
+            for hold in self._holds.values()
+        )
 
     def give_back(self, job: Job) -> None:
         """Take back what a job had, as soon as nothing is left of it there."""
@@ -152,18 +181,40 @@ class Pool:
     async def _release(self, hold: _Hold) -> None:
         pause_s, looks = _LOOK_FIRST_S, 0
         while True:
-            await self._gpus.look(max_age_s=-1)
-            left = self._left_on(hold)
-            self._let_go(hold, left)
-            if not hold.uuids:
-                return
-            looks += 1
-            if looks == _SWEEP_AFTER:
-                await self._sweep(hold.job)
-            if looks >= _TELL_AFTER:
-                self._quarantine(hold, left)
+            is_seen = await self._look_now()
+            hidden = set(filter(self._is_hidden, hold.uuids))
+            if len(hidden) == len(hold.uuids):
+                await self._stirred.wait()
+                continue
+            if is_seen:
+                left = self._left_on(hold)
+                self._let_go(hold, {*left, *hidden})
+                if not hold.uuids:
+                    return
+                looks += 1
+                if looks == _SWEEP_AFTER or (looks > _SWEEP_AFTER and self._runs_on(hold)):
+                    await self._sweep(hold.job)
+                if looks >= _TELL_AFTER:
+                    self._quarantine(hold, left)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LOOK_MOST_S)
+
+    async def _look_now(self) -> bool:
+        """Look; False when the driver takes so long that what is known is from before."""
+        asked = time.monotonic()
+        await self._gpus.look(max_age_s=-1)
+        return self._gpus.age_s <= time.monotonic() - asked
+
+    def _is_hidden(self, uuid: str) -> bool:
+        """Tell whether the driver cannot say at present what is on a GPU."""
+        gpu = self.inventory.find(uuid)
+        return self.inventory.problem is not None if gpu is None else gpu.state is GpuState.LOST
+
+    def _runs_on(self, hold: _Hold) -> bool:
+        """Tell whether a process of a job that is over is there and alive."""
+        found = filter(None, map(self.inventory.find, hold.uuids))
+        processes = (one for gpu in found for one in gpu.processes)
+        return any(one.job_id == hold.job.job_id and not one.is_gone for one in processes)
 
     def _left_on(self, hold: _Hold) -> dict[str, str]:
         """Return by UUID what keeps a GPU from being free."""
@@ -195,13 +246,15 @@ class Pool:
         seen = {one.job_id for one in gpu.processes if not one.is_gone}
         return all(each.is_over or each.job.job_id in seen for each in self._holders(gpu.uuid))
 
-    def _let_go(self, hold: _Hold, left: dict[str, str]) -> None:
+    def _let_go(self, hold: _Hold, left: set[str]) -> None:
         gone = [uuid for uuid in hold.uuids if uuid not in left]
         if not gone:
             return
         hold.uuids = [uuid for uuid in hold.uuids if uuid in left]
-        if not hold.uuids:
+        # The same attempt has new ones where a killed daemon's start of it was not committed.
+        if not hold.uuids and self._holds.get(_key(hold.job)) is hold:
             del self._holds[_key(hold.job)]
+        self._keep()
         told = [uuid for uuid in gone if self._quarantined.pop(uuid, None)]
         for uuid in told:
             _log.warning("gpu=%s is free again", uuid)

@@ -21,7 +21,8 @@ DAEMON, LAUNCHER, JOBS = "aitbcd.service", "aitbcd-launcher.service", "aitbcd-jo
 #: What lies in a state directory, and the folders that are empty then. Somebody may have named one
 #: of his own for it: what else is there is not ours to remove.
 _STATE = (
-    *("queue.db*", "gpus.json*", "reserve", "lock", "daemon.log", "runtime/*.sock"),
+    *("queue.db*", "gpus.json*", "gpu-holds.json*", "reserve", "lock"),
+    *("daemon.log", "runtime/*.sock"),
     *("results/job_*", "results/.*job_*"),
     *("run/job_*", "run/.new.*", "run/launcher.*", "run/turn.*"),
 )

@@ -18,6 +18,7 @@ from aitbcd.devices import Gpu, GpuState
 from aitbcd.engine import queue
 from aitbcd.errors import NotSatisfiable, OverLimit
 from aitbcd.model import EventKind, Job, JobState, Owner, Reason
+from aitbcd.units import format_size
 from tests.driver import (
     GIB,
     GPU_IS_LOST,
@@ -34,7 +35,7 @@ from tests.driver import (
 )
 from tests.integration.engines import Rig, engine_in, until
 from tests.integration.test_gpus_api import daemon_with
-from tests.service import DEADLINE_S
+from tests.service import DEADLINE_S, wait_for
 
 CONFIG = '[gpus]\nretry = "0.1s"\nforeign_grace = "0.1s"\n[slots]\ncpus = 64\n'
 OTHER = Owner(65534, "nobody")
@@ -732,6 +733,56 @@ def test_the_dead_that_nobody_saw_alive_account_for_nothing(driver: Driver, tmp_
             assert f"10 GiB of its memory are still held, by process {dead.pid}, gone" in (
                 found.reason or ""
             )
+
+    go(scenario())
+
+
+@pytest.mark.parametrize(("policy", "left"), [("wait", 900 * MIB), ("ignore", 30 * GIB)])
+def test_a_new_daemon_knows_what_a_gpu_held_before_its_job_and_that_it_is_quarantined(
+    driver: Driver, tmp_path: Path, policy: str, left: int
+) -> None:
+    before, after = gpu(0, used=300 * MIB), gpu(0, used=300 * MIB + left)
+    driver.write(before)
+    config = f'[server]\ntcp = ""\n{CONFIG}'.replace("[slots]", f'foreign = "{policy}"\n[slots]')
+    with daemon_with(driver, tmp_path / "daemon", config) as box:
+
+        def is_quarantined() -> bool:
+            (shown,) = box.http.get("/v1/gpus").json()["gpus"]
+            said = f"{job} of root has ended, but {format_size(left)} of its memory"
+            return shown["state"] == "quarantined" and said in shown["reason"]
+
+        job = box.submit(*SLEEP, gpus=1)["job_id"]
+        box.reached(job, "running")
+        box.service.kill()
+        box.service.start()
+        driver.write(after)
+        box.http.post(f"/v1/jobs/{job}/cancel", json={"force": True})
+        wait_for("it is quarantined", is_quarantined, log=box.service.log)
+        box.service.kill()
+        box.service.start()
+        waiting = box.submit("true", gpus=1)["job_id"]
+        wait_for("it is quarantined again", is_quarantined, log=box.service.log)
+        assert box.status(waiting)["status"] == "pending"
+        driver.write(before)
+        box.reached(waiting, "completed")
+
+
+def test_nothing_is_taken_back_while_the_driver_cannot_tell(driver: Driver, tmp_path: Path) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            job = await rig.submit(*SLEEP, gpus=1, gpu=("0",))
+            await rig.reached(job, JobState.RUNNING)
+            driver.write(gpu(0, fault=GPU_IS_LOST), gpu(1))
+            await becomes(rig, 0, GpuState.LOST)
+            await rig.engine.cancel(await rig.job(job), force=True)
+            await rig.ended(job)
+            # Whoever takes GPUs back has looked by then.
+            await rig.run("true", gpus=1)
+            driver.write(gpu(0, used=9 * GIB), gpu(1))
+            found = await becomes(rig, 0, GpuState.QUARANTINED)
+            assert job.job_id in (found.reason or "")
 
     go(scenario())
 
