@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -839,6 +840,83 @@ def test_what_escaped_from_a_job_is_ended_before_its_gpu_is_free(
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.01)
             await rig.run("true", gpus=1)
+
+    go(scenario())
+
+
+#: A program with a worker on the GPU, neither of which listens to SIGTERM; the worker says its pid.
+TREE = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+mark, shape = sys.argv[1:]
+def work():
+    with open(mark + ".new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(mark + ".new", mark)
+    time.sleep(1000)
+if os.fork() == 0:
+    if shape != "dataloader":
+        os.setsid()
+    if shape in ("vllm", "ray") and os.fork():
+        os._exit(0)
+    if shape == "ray":
+        code = "import os, sys, time" + chr(10) + "os.chdir('/')" + chr(10)
+        code += "open(sys.argv[1] + '.new', 'w').write(str(os.getpid()))" + chr(10)
+        code += "os.rename(sys.argv[1] + '.new', sys.argv[1]); time.sleep(1000)"
+        os.closerange(0, 256)
+        os.execve(sys.executable, [sys.executable, "-c", code, mark], {})
+    work()
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "dataloader",  # a child
+        "ddp",  # one that leads a session of its own
+        "vllm",  # one whose parent is gone
+        "ray",  # such a one with another program, without an environment and open files
+    ],
+)
+def test_the_gpu_of_a_canceled_tree_is_free_when_all_of_it_is_gone_and_its_memory_back(
+    driver: Driver, tmp_path: Path, shape: str
+) -> None:
+    driver.write(gpu(0))
+    mark = tmp_path / "pid"
+
+    async def scenario() -> None:
+        config = f'{CONFIG}[jobs]\ncancel_grace = "0.2s"\n'
+        async with engine_in(tmp_path, config) as rig:
+            job = await rig.submit(sys.executable, "-c", TREE, str(mark), shape, gpus=1)
+            await rig.reached(job, JobState.RUNNING)
+
+            async def its_pid() -> int | None:
+                return int(mark.read_text()) if mark.exists() else None
+
+            pid = await until("the worker is there", its_pid)
+            driver.write(gpu(0, process=process(pid, 10 * GIB), used=10 * GIB))
+
+            async def is_seen() -> bool:
+                return [one.job_id for one in (await seen(rig, 0)).processes] == [job.job_id]
+
+            await until("it is seen as the job's", is_seen)
+            waiting = await rig.submit("true", gpus=1)
+            await rig.engine.cancel(await rig.job(job), force=False)
+            assert (await rig.ended(job)).status is JobState.CANCELED
+            assert not os.path.exists(f"/proc/{pid}")
+            found = await becomes(rig, 0, GpuState.QUARANTINED)
+            assert f"{job.job_id} of me has ended, but process {pid} (" in (found.reason or "")
+            assert "gone) still holds 10 GiB" in (found.reason or "")
+            driver.write(gpu(0, used=10 * GIB))
+
+            async def is_told() -> bool:
+                return "by no process" in ((await seen(rig, 0)).reason or "")
+
+            await until("the memory is told of", is_told)
+            assert (await rig.job(waiting)).status is JobState.PENDING
+            driver.write(gpu(0))
+            await rig.ended(waiting)
 
     go(scenario())
 
