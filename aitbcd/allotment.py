@@ -7,9 +7,11 @@ GPUs are known by UUID: an index is only where one is at present.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import combinations
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -18,19 +20,21 @@ from aitbcd.units import format_size
 
 _DISTANCE = {link: place for place, link in enumerate(LINKS)}
 _FARTHEST = len(LINKS)
-#: A GPU that is sold with 24 GiB reports a little less: the driver keeps some.
-_AS_SOLD = 0.98
+#: Of what it is sold with a GPU reports this at least, the driver keeps some; and this at least of
+#: a size in steps where ECC takes a sixteenth: a L40S of 48 GiB has 45, a T4 of 16 has 15.
+_KEPT, _KEPT_WITH_ECC, _STEP = 0.98, 0.93, 8 << 30
+_SEPARATORS = re.compile(r"[\s_-]+")
 
 
 class Wish(NamedTuple):
     """What a job asks of GPUs; a tuple, because it is looked up many times in a decision."""
 
     count: int = 0  # type: ignore[assignment] # tuple.count, which nobody needs here
-    #: Any part of a model's name.
+    #: A model's whole name; as a user asks, any part of it that means no other.
     model: str | None = None
     #: Bytes that each has to have.
     min_memory: int | None = None
-    #: These and no others, by UUID or index; then ``count`` is their number.
+    #: These and no others, by UUID; as a user asks, also by index or the beginning of a UUID.
     named: tuple[str, ...] = ()
     #: Bytes of one GPU's memory, which others may share; None asks for whole GPUs.
     share: int | None = None
@@ -155,42 +159,167 @@ def _hold(places: dict[str, Place], held: Held, shares_max: int) -> None:
 
 
 def fits(gpu: Gpu, wish: Wish) -> bool:
-    """Tell whether a GPU is of the kind that is asked for, whatever it does at present."""
-    if wish.named and gpu.uuid not in wish.named and str(gpu.index) not in wish.named:
+    """Tell whether a GPU is of the kind of a settled wish, whatever it does at present."""
+    if wish.named and not _is_named(gpu, wish):
         return False
     if wish.model is not None and not is_model(gpu.name, wish.model):
         return False
-    least = round((wish.min_memory or 0) * _AS_SOLD)
-    return gpu.memory_total >= max(least, wish.share or 0)
+    # CUDA shows a process one MIG device, however many are visible.
+    if wish.count > 1 and gpu.mig is not None:
+        return False
+    return _is_large_enough(gpu, wish)
+
+
+def _is_named(gpu: Gpu, wish: Wish) -> bool:
+    # By index where nobody knew the UUID when the job came.
+    return gpu.uuid in wish.named or str(gpu.index) in wish.named
 
 
 @lru_cache(maxsize=256)
-def is_model(name: str, part: str) -> bool:
-    """Tell whether ``part`` names this model: all of its words, in any case."""
-    lowered = name.casefold()
-    return all(word in lowered for word in part.casefold().split())
+def is_model(name: str, model: str) -> bool:
+    """Tell whether a GPU is of a model, by its whole name.
+
+    A part will do where nobody knew the name when the job came, but not its beginning: that may
+    be the whole name of another model, as ``NVIDIA L40`` beside ``NVIDIA L40S``.
+    """
+    if name == model:
+        return True
+    return not _joined(name).startswith(_joined(model)) and _likeness(name, model) > 0
 
 
-def impossible(gpus: Sequence[Gpu], wish: Wish) -> str | None:
-    """Return why this machine can never grant a wish, as a sentence; None where it can.
+def unsettled(model: str) -> str:
+    """Return what of a name is to be kept until somebody knows which model it means."""
+    words = model.split()
+    return " ".join(words[1:] if len(words) > 1 and words[0].casefold() == "nvidia" else words)
+
+
+def _is_large_enough(gpu: Gpu, wish: Wish) -> bool:
+    if wish.min_memory is not None and _sold_with(gpu.memory_total) < wish.min_memory:
+        return False
+    return gpu.memory_total >= (wish.share or 0)
+
+
+def _sold_with(total: int) -> float:
+    """Return the most bytes that a GPU can be sold with that reports so many."""
+    step = -(-total // _STEP) * _STEP
+    return step if total >= step * _KEPT_WITH_ECC else total / _KEPT
+
+
+def settle(gpus: Sequence[Gpu], wish: Wish) -> Wish | str:
+    """Return what a user asks for by UUID and whole name; or why this machine can never grant it.
 
     GPUs that are lost, drained or used by others count: they come back.
     """
-    if not wish.count and wish.share is None:
-        return None
-    wanted = describe(wish)
+    if not wish.count:
+        return wish
     if not gpus:
-        return f"the job asks for {wanted} and this machine has no GPUs"
+        return f"the job asks for {describe(wish)} and this machine has no GPUs"
+    named: list[Gpu] = []
     for name in wish.named:
-        if not any(name in (gpu.uuid, str(gpu.index)) for gpu in gpus):
-            known = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
-            return f"there is no GPU {name} here: known are {known}"
-    if wish.model is not None and not any(is_model(gpu.name, wish.model) for gpu in gpus):
-        return f"no GPU here is a '{wish.model}': there are {inventory(gpus)}"
+        found = _named(gpus, name)
+        if isinstance(found, str):
+            return found
+        named += [gpu for gpu in found if gpu not in named]
+    model = wish.model
+    if model is not None:
+        meant = _models(gpus, named, wish, model)
+        if len(meant) > 1:
+            return f"'{model}' can mean {' or '.join(meant)} here: give more of the name"
+        if not meant:
+            return f"no GPU here is a '{model}': there are {inventory(gpus)}"
+        model = meant[0]
+    settled = wish._replace(model=model, named=tuple(gpu.uuid for gpu in named))
+    return impossible(gpus, settled, wish.model) or settled
+
+
+def impossible(gpus: Sequence[Gpu], wish: Wish, model: str | None = None) -> str | None:
+    """Return why this machine can never grant a settled wish, as a sentence; None where it can.
+
+    Args:
+        model: as the user named it.
+    """
+    asked = wish._replace(model=model or wish.model)
+    named = [gpu for gpu in gpus if _is_named(gpu, wish)]
+    if wish.named and not named:
+        return _unknown(gpus, wish.named[0])
     fitting = sum(fits(gpu, wish) for gpu in gpus)
-    if fitting >= max(wish.count, 1):
+    if fitting >= wish.count:
         return None
-    return f"the job asks for {wanted} and this machine has {inventory(gpus)}"
+    for gpu in named:
+        if wrong := _contradiction(gpu, asked, wish):
+            return wrong
+    if wish.count > 1 and any(gpu.mig for gpu in gpus if fits(gpu, wish._replace(count=1))):
+        return (
+            f"the job asks for {describe(asked)}, a program can use no more than one MIG device,"
+            f" and this machine has {inventory(gpus)}"
+        )
+    return f"the job asks for {describe(asked)} and this machine has {inventory(gpus)}"
+
+
+def _contradiction(gpu: Gpu, asked: Wish, wish: Wish) -> str | None:
+    """Return what of a wish the GPU is not that it names."""
+    if wish.model is not None and not is_model(gpu.name, wish.model):
+        return f"GPU {gpu.index} is a {gpu.name}, and the job asks for one of type {asked.model}"
+    if not _is_large_enough(gpu, wish):
+        least = format_size(wish.share or wish.min_memory or 0)
+        has = format_size(gpu.memory_total)
+        return f"GPU {gpu.index} ({gpu.name}) has {has}, and the job asks for {least}"
+    return None
+
+
+def _named(gpus: Sequence[Gpu], name: str) -> list[Gpu] | str:
+    """Return the GPU of this name, of an index with MIG devices all; or why there is none."""
+    found = [gpu for gpu in gpus if gpu.uuid == name]
+    found = found or [gpu for gpu in gpus if str(gpu.index) == name]
+    if not found and len(name) > len("GPU-"):
+        found = [gpu for gpu in gpus if gpu.uuid.startswith(name)]
+        if len(found) > 1:
+            return f"{name} is the beginning of {' and '.join(gpu.uuid for gpu in found)}"
+    return found or _unknown(gpus, name)
+
+
+def _unknown(gpus: Sequence[Gpu], name: str) -> str:
+    known = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
+    return f"there is no GPU {name} here: known are {known}"
+
+
+def _models(gpus: Sequence[Gpu], named: Sequence[Gpu], wish: Wish, part: str) -> list[str]:
+    """Return the models that a part of a name means best, of those that the rest of a wish allows.
+
+    MIG devices have their GPU's name and more: they are meant where no GPU is.
+    """
+    likeness = {gpu.name: _likeness(gpu.name, part) for gpu in gpus}
+    best = max(likeness.values(), default=0)
+    meant = [gpu for gpu in gpus if best and likeness[gpu.name] == best]
+    meant = [gpu for gpu in meant if gpu in named] or meant
+    meant = [gpu for gpu in meant if gpu.mig is None] or meant
+    meant = [gpu for gpu in meant if _is_large_enough(gpu, wish)] or meant
+    return list(dict.fromkeys(gpu.name for gpu in meant))
+
+
+def _likeness(name: str, part: str) -> int:
+    """Tell how well a part names a model: 3 wholly, 2 by words, 1 by parts of words, 0 not at all.
+
+    Case, spaces and dashes do not count: ``rtx4090`` is the end of ``NVIDIA GeForce RTX 4090``.
+    """
+    words, asked = _words(name), _words(part)
+    whole, wanted = _joined(name), _joined(part)
+    if not wanted:
+        return 0
+    if wanted in (whole, whole.removeprefix("nvidia")):
+        return 3
+    runs = ("".join(words[begin:end]) for begin, end in combinations(range(len(words) + 1), 2))
+    if all(word in words for word in asked) or wanted in runs:
+        return 2
+    return int(wanted in whole or all(word in whole for word in asked))
+
+
+def _joined(text: str) -> str:
+    return "".join(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in _SEPARATORS.split(text.casefold()) if word]
 
 
 def lacking(stock: Stock, wish: Wish) -> str:
@@ -205,14 +334,14 @@ def describe(wish: Wish) -> str:
     """Return a wish in words: ``2 GPUs of type h100 with 40 GiB``."""
     if wish.share is not None:
         words = f"{format_size(wish.share)} of a GPU's memory"
+    elif wish.named:
+        words = f"{'one of ' if wish.count < len(wish.named) else ''}GPU {', '.join(wish.named)}"
     else:
         words = f"{wish.count} GPU{'' if wish.count == 1 else 's'}"
     if wish.model is not None:
         words += f" of type {wish.model}"
     if wish.min_memory is not None:
         words += f" with {format_size(wish.min_memory)}"
-    if wish.named:
-        words = f"GPU {', '.join(wish.named)}"
     return words
 
 

@@ -23,7 +23,7 @@ def check(
     *,
     runs_as: int,
 ) -> JobSpec:
-    """Return the job with the GPUs that it names by UUID.
+    """Return the job with the GPUs that it names by UUID, and their model by its whole name.
 
     Args:
         whole: what jobs share.
@@ -61,20 +61,16 @@ def _with_gpus(spec: JobSpec, inventory: Inventory, limits: Limits) -> JobSpec:
             hint="ask for fewer; the limit is [limits] gpus in the configuration",
             field="gpus",
         )
-    found = inventory.gpus
-    never = allotment.impossible(found, wish_of(spec))
-    # Of GPUs that the driver does not show yet nobody knows: the job waits, and says for what.
-    if never and not inventory.is_partial:
+    settled = allotment.settle(inventory.gpus, wish_of(spec))
+    if isinstance(settled, str) and inventory.is_partial:
+        # Of GPUs that the driver does not show yet nobody knows: the job waits, and says for what.
+        return replace(spec, gpu_type=spec.gpu_type and allotment.unsettled(spec.gpu_type))
+    if isinstance(settled, str):
         why = f": {inventory.problem}" if inventory.problem else ""
         raise NotSatisfiable(
-            f"{never}{why}", hint="see aitbcctl gpus, or ask for --gpus 0", field=_field(spec)
+            f"{settled}{why}", hint="see aitbcctl gpus, or ask for --gpus 0", field=_field(spec)
         )
-    if not spec.gpu:
-        return spec
-    uuids = {str(gpu.index): gpu.uuid for gpu in reversed(found)} | {
-        gpu.uuid: gpu.uuid for gpu in found
-    }
-    return replace(spec, gpu=tuple(dict.fromkeys(uuids.get(name, name) for name in spec.gpu)))
+    return replace(spec, gpu=settled.named, gpu_type=settled.model)
 
 
 def _field(spec: JobSpec) -> str:

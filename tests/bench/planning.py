@@ -39,7 +39,8 @@ def gpus() -> list[Gpu]:
 def jobs(count: int) -> list[tuple[int, Waiting]]:
     """Return jobs, each with its user."""
     chance = random.Random(7)
-    wishes = [Wish(1), Wish(1), Wish(2), Wish(4), Wish(1, "h100"), Wish(1, share=20 * _GIB)]
+    kinds = [Wish(1, "NVIDIA H100"), Wish(1, share=20 * _GIB)]
+    wishes = [Wish(1), Wish(1), Wish(2), Wish(4), *kinds]
     return [
         (chance.randrange(_USERS), Waiting(number, Claim(1), chance.choice(wishes)))
         for number in range(1, count + 1)

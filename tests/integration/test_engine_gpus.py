@@ -212,7 +212,7 @@ def test_a_kind_of_gpu_is_kept_to(driver: Driver, tmp_path: Path) -> None:
             first = await rig.submit(*SLEEP, gpus=1, gpu_type="a100")
             await rig.reached(first, JobState.RUNNING)
             second = await rig.submit("true", gpus=1, gpu_type="A100")
-            await waits(rig, second, "1 GPU of type A100", first.job_id)
+            await waits(rig, second, "1 GPU of type NVIDIA A100", first.job_id)
             # Of another kind, it need not wait behind that.
             await rig.run("true", gpus=1, gpu_type="h100")
 
@@ -226,6 +226,9 @@ def test_a_kind_of_gpu_is_kept_to(driver: Driver, tmp_path: Path) -> None:
         ({"gpus": 1, "gpu_type": "h200"}, "no GPU here is a 'h200': there are 1 x NVIDIA H100"),
         ({"gpus": 1, "min_vram": 100 * GIB}, "1 GPU with 100 GiB"),
         ({"gpus": 2, "gpu_type": "4090"}, "2 GPUs of type 4090"),
+        ({"gpus": 1, "gpu_type": "nvidia"}, "'nvidia' can mean NVIDIA H100 80GB HBM3 or NVIDIA Ge"),
+        ({"gpus": 1, "gpu": ("0",), "gpu_type": "4090"}, "GPU 0 is a NVIDIA H100"),
+        ({"gpus": 1, "gpu": ("0",), "min_vram": 100 * GIB}, "GPU 0 (NVIDIA H100 80GB HBM3) has"),
         ({"gpus": 1, "gpu": ("7",)}, "there is no GPU 7 here: known are 0 (GPU-"),
         ({"gpus": 1, "gpu": ("GPU-gone",)}, "there is no GPU GPU-gone here"),
         ({"gpus": 1, "vram": 100 * GIB}, "100 GiB of a GPU's memory"),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aitbcd.allotment import Held, Stock, Wish, describe, impossible, lacking
-from aitbcd.devices import LINKS, Gpu, GpuState
+from aitbcd.allotment import Held, Stock, Wish, describe, lacking, settle, unsettled
+from aitbcd.devices import LINKS, Gpu, GpuState, MigInstance
 
 GIB = 1 << 30
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-PCIE-40GB"
@@ -53,10 +53,126 @@ def test_the_smallest_that_will_do_is_given() -> None:
     assert stock.allot(Wish(1, min_memory=41 * GIB)) == ("GPU-0",)
 
 
-@pytest.mark.parametrize("part", ["h100", "H100 80gb", "nvidia hbm3"])
-def test_any_part_of_a_name_is_a_type(part: str) -> None:
-    stock = Stock.of([gpu(0, name=A100), gpu(1)])
-    assert stock.allot(Wish(1, model=part)) == ("GPU-1",)
+L40, L40S, ADA = "NVIDIA L40", "NVIDIA L40S", "NVIDIA GeForce RTX 4090"
+CHINA, SLICE = f"{ADA} D", f"{H100} MIG 1g.10gb"
+
+
+def part(index: int, number: int, *, memory: int = 10 * GIB) -> Gpu:
+    about = MigInstance(f"GPU-{index}", number, 0)
+    return replace(gpu(index, name=SLICE, memory=memory), uuid=f"MIG-{number}", mig=about)
+
+
+def meant(gpus: list[Gpu], wish: Wish) -> str:
+    """Return the model that is meant, or the refusal."""
+    settled = settle(gpus, wish)
+    return settled if isinstance(settled, str) else settled.model or ""
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "model"),
+    [
+        ([A100, H100], "h100", H100),
+        ([A100, H100], "H100 80gb", H100),
+        ([A100, H100], "nvidia hbm3", H100),
+        ([H100, ADA], "RTX4090", ADA),
+        ([H100, ADA], "rtx-4090", ADA),
+        ([H100, ADA], "40", ADA),
+        ([L40, L40S], "l40", L40),
+        ([L40, L40S], "L40S", L40S),
+        ([ADA, CHINA], "geforce rtx 4090", ADA),
+        ([ADA, CHINA], "4090d", CHINA),
+        ([H100, H100], "nvidia", H100),
+    ],
+)
+def test_an_unambiguous_part_of_a_name_is_a_type(names: list[str], said: str, model: str) -> None:
+    gpus = [gpu(index, name=name) for index, name in enumerate(names)]
+    assert meant(gpus, Wish(1, said)) == model
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [([H100, ADA], "nvidia"), ([H100, A100], "100"), ([ADA, CHINA], "4090"), ([L40, L40S], "40")],
+)
+def test_a_part_of_several_names_is_refused_with_them(names: list[str], said: str) -> None:
+    gpus = [gpu(index, name=name) for index, name in enumerate(names)]
+    assert f"'{said}' can mean {names[0]} or {names[1]} here" in meant(gpus, Wish(1, said))
+
+
+@pytest.mark.parametrize("said", ["-", "a100", "hbm3 90gb"])
+def test_what_is_in_no_name_is_refused_with_what_there_is(said: str) -> None:
+    assert f"no GPU here is a '{said}': there are 1 x {H100}" in meant([gpu(0)], Wish(1, said))
+
+
+def test_what_else_is_asked_for_tells_which_model_is_meant() -> None:
+    gpus = [gpu(0, name="NVIDIA A100-SXM4-40GB", memory=40 * GIB), gpu(1, name=H100)]
+    assert meant(gpus, Wish(1, "nvidia", min_memory=60 * GIB)) == H100
+    assert meant(gpus, Wish(1, "nvidia", named=("1",))) == H100
+
+
+def test_the_name_of_a_gpu_with_mig_devices_means_the_whole_one_where_there_is_one() -> None:
+    gpus = [gpu(0), part(1, 1), part(1, 2)]
+    assert meant(gpus, Wish(1, "h100")) == H100
+    assert meant(gpus, Wish(1, "1g.10gb")) == SLICE
+    assert meant(gpus[1:], Wish(1, "h100")) == SLICE
+
+
+def test_only_the_model_that_is_meant_is_given() -> None:
+    stock = Stock.of([gpu(0, name=L40S), gpu(1, name=L40)])
+    assert stock.allot(Wish(1, L40)) == ("GPU-1",)
+    assert stock.allot(Wish(2, L40)) is None
+
+
+def test_what_nobody_could_settle_is_granted_by_index_and_a_part_of_a_name() -> None:
+    stock = Stock.of([gpu(0), gpu(1, name="NVIDIA A100-SXM4-40GB")])
+    assert stock.allot(Wish(1, unsettled("NVIDIA A100"))) == ("GPU-1",)
+    assert stock.allot(Wish(1, unsettled("h100"))) == ("GPU-0",)
+    assert stock.allot(Wish(1, named=("1",))) == ("GPU-1",)
+
+
+def test_a_job_gets_one_mig_device_and_no_more() -> None:
+    gpus = [gpu(0), part(1, 1), part(1, 2)]
+    stock = Stock.of(gpus)
+    assert stock.allot(Wish(1)) == ("MIG-1",)
+    assert stock.allot(Wish(2)) is None
+    said = settle(gpus, Wish(2))
+    assert "no more than one MIG device" in str(said)
+    assert "MIG" not in str(settle([gpu(0)], Wish(2)))
+
+
+def test_the_index_of_a_gpu_with_mig_devices_means_any_of_them() -> None:
+    gpus = [part(0, 1), part(0, 2), gpu(1)]
+    settled = settle(gpus, Wish(1, named=("0",)))
+    assert isinstance(settled, Wish)
+    assert settled.named == ("MIG-1", "MIG-2")
+    assert Stock.of(gpus, [Held(["MIG-1"])]).allot(settled) == ("MIG-2",)
+    assert "no more than one MIG device" in str(settle(gpus, Wish(2, named=("0", "1"))))
+
+
+def test_a_gpu_is_named_by_an_unambiguous_beginning_of_its_uuid_too() -> None:
+    gpus = [replace(gpu(0), uuid="GPU-aa1"), replace(gpu(1), uuid="GPU-ab2")]
+    assert settle(gpus, Wish(1, named=("GPU-aa",))) == Wish(1, named=("GPU-aa1",))
+    assert "GPU-a is the beginning of GPU-aa1 and GPU-ab2" in str(
+        settle(gpus, Wish(1, named=("GPU-a",)))
+    )
+    assert "there is no GPU GPU- here" in str(settle(gpus, Wish(1, named=("GPU-",))))
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (
+            Wish(1, "4090", named=("0",)),
+            f"GPU 0 is a {H100}, and the job asks for one of type 4090",
+        ),
+        (
+            Wish(1, min_memory=100 * GIB, named=("0",)),
+            f"GPU 0 ({H100}) has 80 GiB, and the job asks for 100 GiB",
+        ),
+        (Wish(1, named=("0",), share=90 * GIB), f"GPU 0 ({H100}) has 80 GiB"),
+    ],
+)
+def test_what_contradicts_a_named_gpu_is_said(wish: Wish, words: str) -> None:
+    assert words in str(settle([gpu(0), gpu(1, name=ADA)], wish))
 
 
 def test_gpus_of_a_set_are_close_together() -> None:
@@ -69,9 +185,9 @@ def test_gpus_of_a_set_are_close_together() -> None:
 
 def test_named_gpus_are_those_and_no_others() -> None:
     stock = Stock.of(machine(3))
-    assert stock.allot(Wish(1, named=("2",))) == ("GPU-2",)
     assert stock.allot(Wish(1, named=("GPU-1",))) == ("GPU-1",)
-    assert stock.with_held(Held(["GPU-2"])).allot(Wish(1, named=("2",))) is None
+    assert stock.with_held(Held(["GPU-1"])).allot(Wish(1, named=("GPU-1",))) is None
+    assert settle(machine(3), Wish(1, named=("2",))) == Wish(1, named=("GPU-2",))
 
 
 def test_shares_are_packed_where_they_just_fit() -> None:
@@ -116,7 +232,7 @@ def test_no_share_comes_onto_what_is_collected_for_a_whole_gpu() -> None:
     # The one that has to become free is the one with fewer shares; the other takes more of them.
     both = shared.with_held(Held(["GPU-1"], GIB)).with_held(Held(["GPU-1"], GIB))
     assert both.collecting(Wish(1)).allot(Wish(share=GIB)) == ("GPU-1",)
-    assert both.collecting(Wish(1, named=("1",))).allot(Wish(share=GIB)) == ("GPU-0",)
+    assert both.collecting(Wish(1, named=("GPU-1",))).allot(Wish(share=GIB)) == ("GPU-0",)
 
 
 def test_a_gpu_whose_memory_the_driver_does_not_tell_is_given_as_a_whole() -> None:
@@ -128,7 +244,7 @@ def test_a_gpu_whose_memory_the_driver_does_not_tell_is_given_as_a_whole() -> No
 
 def test_what_is_collected_is_no_more_than_asked_for() -> None:
     stock = Stock.of([gpu(0), *machine(6, name=A100)[1:]])
-    collecting = stock.collecting(Wish(2, model="h100"))
+    collecting = stock.collecting(Wish(2, H100))
     assert len(stock.places) - len(collecting.places) == 1
     assert collecting.allot(Wish(5)) is not None
 
@@ -140,19 +256,19 @@ def test_what_is_collected_is_no_more_than_asked_for() -> None:
         (Wish(1, model="h200"), "no GPU here is a 'h200'"),
         (Wish(1, min_memory=90 * GIB), "1 GPU with 90 GiB"),
         (Wish(1, named=("7",)), "there is no GPU 7"),
-        (Wish(share=100 * GIB), "100 GiB of a GPU's memory"),
+        (Wish(1, share=100 * GIB), "100 GiB of a GPU's memory"),
     ],
 )
 def test_what_can_never_be_granted_is_refused_with_what_there_is(wish: Wish, words: str) -> None:
-    assert words in (impossible(machine(2), wish) or "")
+    assert words in str(settle(machine(2), wish))
 
 
 def test_what_is_not_here_at_present_is_not_impossible() -> None:
-    assert impossible(machine(2, state=GpuState.LOST), Wish(2)) is None
+    assert settle(machine(2, state=GpuState.LOST), Wish(2)) == Wish(2)
 
 
 def test_a_machine_without_gpus_says_so() -> None:
-    assert "no GPUs" in (impossible([], Wish(1)) or "")
+    assert "no GPUs" in str(settle([], Wish(1)))
 
 
 def test_what_is_lacking_is_said() -> None:
@@ -215,10 +331,15 @@ def test_a_set_is_about_as_close_as_any(data: st.DataObject, count: int) -> None
         assert spread(got) == best
 
 
-def test_a_gpu_has_the_memory_that_it_is_sold_with() -> None:
-    gpus = [gpu(0, memory=24 * GIB - (12 << 20))]
-    assert impossible(gpus, Wish(1, min_memory=24 * GIB)) is None
-    assert impossible(gpus, Wish(share=24 * GIB)) is not None
+@pytest.mark.parametrize(
+    ("sold", "mib"),
+    [(24, 24564), (48, 46068), (24, 23028), (16, 15360), (80, 81559), (20, 20096)],
+)
+def test_a_gpu_has_the_memory_that_it_is_sold_with(sold: int, mib: int) -> None:
+    gpus = [gpu(0, memory=mib << 20)]
+    assert settle(gpus, Wish(1, min_memory=sold * GIB)) == Wish(1, min_memory=sold * GIB)
+    assert "1 GPU with" in str(settle(gpus, Wish(1, min_memory=sold * GIB * 9 // 8)))
+    assert isinstance(settle(gpus, Wish(1, share=sold * GIB)), str)
 
 
 def test_what_others_use_is_given_last() -> None:

@@ -190,14 +190,17 @@ def test_whole_gpus_come_whatever_shares_keep_coming(
 def test_what_is_kept_for_one_kind_does_not_keep_another_kind_waiting() -> None:
     gpus = Stock.of([gpu(0), gpu(1), replace(gpu(2), name="RTX 4090")])
     held = gpus.with_held(Held(["GPU-1"]))
-    wanted = [Waiting(1, Claim(1), Wish(2, "h100")), Waiting(2, Claim(1), Wish(1, "4090"))]
+    wanted = [
+        Waiting(1, Claim(1), Wish(2, "NVIDIA H100")),
+        Waiting(2, Claim(1), Wish(1, "RTX 4090")),
+    ]
     [placed] = plan([line(ANN, *wanted)], Claim(8), held)
     assert (placed.number, placed.gpu_uuids) == (2, ("GPU-2",))
 
 
 def test_however_many_wait_for_one_gpu_the_next_may_have_another() -> None:
     lost = Stock.of([replace(gpu(0), state=GpuState.LOST), gpu(1)])
-    named = [Waiting(number, Claim(1), Wish(1, named=("0",))) for number in range(1, 61)]
+    named = [Waiting(number, Claim(1), Wish(1, named=("GPU-0",))) for number in range(1, 61)]
     [placed] = plan([line(ANN, *named, one(99, 1))], Claim(8), lost)
     assert (placed.number, placed.gpu_uuids) == (99, ("GPU-1",))
 
