@@ -48,7 +48,9 @@ def create(results_fd: int, job_id: str, who: Identity | None) -> Package:
     try:
         os.mkdir(name, 0o700, dir_fd=results_fd)
     except FileExistsError:
-        remove(results_fd, name, who)
+        # Given away last: what is still ours was never used, and nobody else can enter it.
+        is_unfinished = owner(results_fd, name) == os.getuid()
+        remove(results_fd, name, None if is_unfinished else who)
         _put_away(results_fd, job_id)
         os.mkdir(name, 0o700, dir_fd=results_fd)
     top = os.open(name, DIRECTORY, dir_fd=results_fd)

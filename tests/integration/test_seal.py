@@ -740,14 +740,23 @@ def _ptrace(request: int, pid: int, data: int = 0) -> None:
 
 def seal_in_part(case: Case, order: Json, calls: int) -> bool:
     """Seal in a child that is killed after so many system calls; False: it was done before."""
+
+    def action() -> None:
+        seal.seal(case.fd, order, case.run_fd, samples=case.samples)
+
+    return do_in_part(case.owner, action, calls)
+
+
+def do_in_part(who: Identity | None, action: Callable[[], None], calls: int) -> bool:
+    """Do something in a child that is killed after so many system calls; False: it was done."""
     pid = os.fork()
     if pid == 0:
         try:
-            if case.owner:
-                case.owner.become()
+            if who:
+                who.become()
             _ptrace(_TRACEME, 0)
             os.kill(os.getpid(), signal.SIGSTOP)
-            seal.seal(case.fd, order, case.run_fd, samples=case.samples)
+            action()
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
@@ -760,6 +769,21 @@ def seal_in_part(case: Case, order: Json, calls: int) -> bool:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return True
+
+
+@needs_root
+def test_a_package_whose_making_was_killed_makes_way_for_the_next_attempt(
+    folder: Path, other: Identity
+) -> None:
+    case = Case(folder, other, is_for_him=True)
+    shutil.rmtree(case.building)
+    calls = 0
+    while do_in_part(None, lambda: package.create(case.fd, JOB, other).close(), calls):
+        case.create()
+        assert {path.lstat().st_uid for path in case.building.rglob("*")} == {other.uid}
+        shutil.rmtree(case.building)
+        calls += 1
+    assert calls > 10
 
 
 def _a_bit_of_all(case: Case) -> Json:
