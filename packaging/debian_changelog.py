@@ -1,7 +1,8 @@
 """Print debian/changelog, made of CHANGELOG.md: ``debian_changelog.py SECONDS VERSION-SUFFIX``.
 
 The version is ours with the release that the package is built on (0.1.0+deb12), so that a newer
-release's is an upgrade. SECONDS is the time of the newest entry, which has no date of its own.
+release's is an upgrade. One that is not released yet has the time of its commit, SECONDS, before
+that (0.1.0~20261127.134715+deb12): a newer commit is an upgrade, and so is the release.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ _MAINTAINER = "the aitbcd authors <aitbcd@example.org>"
 def changelog(text: str, seconds: int, release: str, suffix: str) -> Iterator[str]:
     """Yield an entry for each version; the first one is that of the package."""
     for version, said, body in _ENTRY.findall(text):
-        day = _day(said) or seconds
+        day = _day(said)
+        if day is None:
+            day = seconds
+            version += time.strftime("~%Y%m%d.%H%M%S", time.gmtime(seconds))
         yield f"aitbcd ({version}{release}{suffix}) stable; urgency=medium\n\n"
         for item in re.findall(r"^- (.*?)(?=^- |\Z)", body, re.M | re.S):
             words = " ".join(item.split())

@@ -51,7 +51,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.splitlines()[-1])
     assert path.parent == folder
-    assert re.fullmatch(r"aitbcd_[\d.]+\+deb12\+test1_\w+\.deb", path.name)
+    assert re.fullmatch(r"aitbcd_[\d.~]+\+deb12\+test1_\w+\.deb", path.name)
     return path
 
 

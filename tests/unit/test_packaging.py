@@ -160,3 +160,17 @@ def test_library_upgrades_restart_everything_but_the_unit_of_the_jobs() -> None:
         ["perl", "-e", program, *units], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
     )
     assert done.stdout == "aitbcd-jobs.service\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [("not yet released", r"0\.1\.0~20260213\.100000\+"), ("2026-02-13", r"0\.1\.0\+")],
+)
+def test_a_newer_commit_and_the_release_are_upgrades(
+    said: str, version: str, tmp_path: Path
+) -> None:
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changes\n\n## 0.1.0 ({said})\n\n- Begins.\n")
+    script = str(ROOT / "packaging/debian_changelog.py")
+    command = [sys.executable, script, "1770976800", "+lab1"]
+    done = subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True)
+    assert re.match(rf"aitbcd \({version}[a-z]\S*\+lab1\) stable;", done.stdout)
