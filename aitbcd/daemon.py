@@ -172,12 +172,17 @@ async def _serve(
         guard = asyncio.create_task(server.guard(watches))
         # Whatever ends this: it must not go on with watches that are closed.
         stack.callback(guard.cancel)
+
+        def apply() -> None:
+            engine.on_settings()
+            telling.keep_looking()
+
         reloading = Reloading(
             where.config,
             chosen,
             watches,
             notifier=notifier,
-            apply=engine.on_settings,
+            apply=apply,
             renew=lambda: _renew(api, chosen),
             describe=lambda: _status(engine.active_count),
             say=_say,

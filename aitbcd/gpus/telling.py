@@ -1,6 +1,7 @@
 """Tells who uses a GPU past the queue: calls what is configured (``gpus.foreign_command``).
 
 Once for each process and GPU, when it has been there for a while, also over restarts of the daemon.
+While there is such a command, the GPUs are looked at by a slow clock: nobody else may ask for them.
 The command has a deadline, and nothing waits for it. It gets what is known of the process as JSON
 on its standard input, and the most of it as variables. What the process is called is its user's
 word: it is never a part of the command line.
@@ -22,7 +23,7 @@ import msgspec
 
 from aitbcd import wire
 from aitbcd.clock import now_us
-from aitbcd.devices import Gpu, Inventory, Process
+from aitbcd.devices import Gpu, GpuState, Inventory, Process
 from aitbcd.errors import AitbcError
 from aitbcd.gpus.drains import Drains
 from aitbcd.gpus.gpus import Gpus
@@ -33,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that the command may take.
 DEADLINE_S = 30.0
+#: Seconds between two looks at the least, where nobody asks.
+LOOK_LEAST_S = 30.0
 #: Commands that run at the same time.
 _AT_ONCE = 4
 #: Processes that are kept in mind.
@@ -62,17 +65,40 @@ class Telling:
         self._seen: dict[_Key, tuple[float, int]] = {}
         self._told: set[_Key] = set()
         self._timer: asyncio.TimerHandle | None = None
+        #: When it is looked though nobody asks.
+        self._clock: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._is_closed = False
         gpus.listen(self._on_change)
         gpus.on_seen(self._on_gpu)
+        self.keep_looking()
+
+    def keep_looking(self) -> None:
+        """Look by the clock from now on, if there is a command: the configuration may be new."""
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+        if self._settings.foreign_command and not self._is_closed:
+            pause_s = max(LOOK_LEAST_S, self._settings.foreign_command_after_s)
+            self._clock = asyncio.get_running_loop().call_later(pause_s, self._on_clock)
+
+    def _on_clock(self) -> None:
+        # A driver that fails is asked again with pauses of its own.
+        if any(gpu.state is not GpuState.LOST for gpu in self._gpus.inventory.gpus):
+            self._spawn(self._look)
+        self.keep_looking()
+
+    async def _look(self) -> None:
+        for gpu in (await self._gpus.look()).gpus:
+            self._on_gpu(gpu)
 
     async def close(self) -> None:
         """End what runs of it."""
         self._is_closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._clock):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -152,10 +178,18 @@ class Telling:
 
 async def _run(command: tuple[str, ...], facts: dict[str, Any]) -> str | None:
     """Run it; return what went wrong."""
-    running = await asyncio.create_subprocess_exec(
-        *command, stdin=PIPE, stdout=DEVNULL, stderr=PIPE, env=_environment(facts), cwd="/",
-        start_new_session=True,
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=DEVNULL, stderr=PIPE, env=_environment(facts), cwd="/",
+            start_new_session=True,
+        )
     )  # fmt: skip
+    try:
+        running = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # Cancelled before its pipes are connected, asyncio would wait for them for ever.
+        _kill(await starting)
+        raise
     words = bytearray()
     try:
         async with asyncio.timeout(DEADLINE_S):

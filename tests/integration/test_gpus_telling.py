@@ -118,6 +118,26 @@ def test_each_process_is_told_of_once_on_each_gpu_also_over_a_restart(
         asyncio.run(second())
 
 
+def test_who_comes_while_nobody_asks_is_told(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling, "LOOK_LEAST_S", 0.1)
+    notes = tmp_path / "notes"
+    tell = script(tmp_path, NOTE)
+
+    async def scenario(pid: int) -> None:
+        async with telling_in(tmp_path, tell, notes, after_s=0.1) as gpus:
+            await gpus.look(max_age_s=-1)
+            driver.write(gpu(0, process=process(pid, GIB)))
+            async with asyncio.timeout(DEADLINE_S):
+                while not notes.exists() or len(notes.read_text().splitlines()) < 2:
+                    await asyncio.sleep(0.02)
+
+    with program("sleep", "1000") as running:
+        driver.write(gpu(0))
+        asyncio.run(scenario(running.pid))
+
+
 def test_who_leaves_in_time_and_whose_job_it_is_is_not_told(driver: Driver, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     tell = script(tmp_path, NOTE)
