@@ -12,11 +12,15 @@ _HEADER = ("GPU", "NAME", "STATE", "MEMORY", "UTIL", "POWER", "TEMP", "USED BY")
 GIB = 1 << 30
 
 
-def gpu_table(gpus: Sequence[Json], width: int | None) -> str:
-    """Return a line a GPU that fits ``width``, and below what there is to say of some."""
+def gpu_table(gpus: Sequence[Json], width: int | None, problem: str | None = None) -> str:
+    """Return a line a GPU that fits ``width``, and below what there is to say of some.
+
+    Args:
+        problem: what is said once for all of them, beside.
+    """
     lines = [table(_HEADER, map(_row, gpus), width, giving=("NAME", "USED BY"))]
     for gpu in gpus:
-        lines += _notes(gpu)
+        lines += _notes(gpu, problem)
     return "\n".join(lines)
 
 
@@ -107,8 +111,8 @@ def _used_by(gpu: Json) -> str:
     return ", ".join(map(plain, dict.fromkeys([*gpu["jobs"], *users])))
 
 
-def _notes(gpu: Json) -> Iterator[str]:
-    if gpu.get("reason"):
+def _notes(gpu: Json, problem: str | None) -> Iterator[str]:
+    if gpu.get("reason") and gpu["reason"] != problem:
         yield f"GPU {label(gpu)} is {gpu['state']}: {plain(gpu['reason'])}"
     for one in gpu["processes"]:
         memory = "?" if one["memory"] is None else size(one["memory"])

@@ -52,7 +52,7 @@ def command(context: click.Context, as_json: bool, is_live: bool, interval: floa
         put_json(inventory)
         return 0
     if inventory["gpus"]:
-        put(devices.gpu_table(inventory["gpus"], terminal.columns(1)))
+        put(devices.gpu_table(inventory["gpus"], terminal.columns(1), inventory["problem"]))
     if versions := devices.driver_line(inventory):
         say(versions)
     if inventory["problem"]:

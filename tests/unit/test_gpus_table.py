@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aitbcctl.devices import gpu_table, named_gpu
+from aitbcctl.devices import gpu_table, named_gpu, named_uuid
 from aitbcd.errors import AmbiguousJob, NoSuchFile
 
 GIB = 1 << 30
@@ -55,6 +55,13 @@ def test_what_stands_in_the_way_is_said_below() -> None:
     assert "\x1b" not in said
 
 
+def test_what_is_said_of_the_driver_is_not_said_of_each_gpu() -> None:
+    lost = [gpu(n, state="lost", jobs=[], reason="reboot needed") for n in range(2)]
+    assert "reboot needed" in gpu_table(lost, None)
+    assert "reboot needed" not in gpu_table(lost, None, "reboot needed")
+    assert "GPU 1 is lost: fell" in gpu_table([lost[0], lost[1] | {"reason": "fell"}], None, "r")
+
+
 def test_what_the_driver_does_not_say_is_a_dash() -> None:
     line = gpu_table([gpu(0, utilization=None, power=None, temperature=None)], None).split("\n")[1]
     assert line.count("  -  ") == 3
@@ -73,6 +80,9 @@ def test_a_gpu_is_named_by_uuid_beginning_or_number() -> None:
     for word in ("GPU-1aaa", "GPU-1", "1"):
         assert named_gpu(gpus, word)["index"] == 1
     assert named_gpu(gpus, "2:4")["uuid"] == "MIG-2"
+    assert [named_uuid(gpus, word) for word in ("2", "GPU-x", "2:4", "1")] == [
+        *("GPU-x", "GPU-x", "MIG-2", "GPU-1aaa")
+    ]
 
 
 @pytest.mark.parametrize(
