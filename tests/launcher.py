@@ -83,7 +83,8 @@ class Stage:
             made.chmod(mode)
         self.log = self.run / "launcher.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self._numbers = itertools.count(1)
+        # Of a job of the same name in another run of tests processes would be ended, too.
+        self._numbers = itertools.count(1 + os.getpid() % 9000 * 10_000)
         self._daemons: list[Daemon] = []
         become_subreaper()
         self._others = frozenset(descendants(os.getpid()))
