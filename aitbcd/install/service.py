@@ -22,11 +22,11 @@ DAEMON, LAUNCHER, JOBS = "aitbcd.service", "aitbcd-launcher.service", "aitbcd-jo
 #: of his own for it: what else is there is not ours to remove.
 _STATE = (
     *("queue.db*", "gpus.json*", "gpu-holds.json*", "reserve", "lock"),
-    *("daemon.log", "runtime/*.sock"),
+    *("daemon.log", "runtime/*.sock", "samples/job_*"),
     *("results/job_*", "results/.*job_*"),
     *("run/job_*", "run/.new.*", "run/launcher.*", "run/turn.*"),
 )
-_FOLDERS = ("results", "run", "runtime", "")
+_FOLDERS = ("results", "run", "runtime", "samples", "")
 
 
 class Service(ABC):

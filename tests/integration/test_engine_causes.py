@@ -190,12 +190,12 @@ def test_who_keeps_a_job_waiting_stands_in_its_events(driver: Driver, tmp_path: 
             assert told.status is JobState.PENDING
             assert "waits because" in (told.message or "")
             assert str(stranger) in (told.message or "")
+            # It waits behind the first, and for the same.
+            await noted(rig, second, EventKind.FOREIGN)
             driver.write(gpu(0))
-            await rig.ended(first)
-            await rig.ended(second)
-            assert len(await notes(rig, first, EventKind.FOREIGN)) == 1
-            # It waited for the first.
-            assert await notes(rig, second, EventKind.FOREIGN) == []
+            for each in (first, second):
+                await rig.ended(each)
+                assert len(await notes(rig, each, EventKind.FOREIGN)) == 1
 
     with program("sleep", "1000") as running:
         driver.write(gpu(0, process=process(running.pid, 5 * GIB), used=5 * GIB))
