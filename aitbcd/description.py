@@ -20,8 +20,9 @@ from aitbcd.model import JobSpec, Priority
 from aitbcd.units import (
     DURATION_MAX_S,
     DURATION_PATTERN,
+    MEMORY_LEAST,
+    MEMORY_PATTERN,
     SIZE_MAX,
-    SIZE_PATTERN,
     parse_duration,
     parse_size,
 )
@@ -45,6 +46,7 @@ _NAME_PATTERN = rf"^[^{_UNSEEN}]+$"
 #: A UUID of NVML, of a MIG device too, or an index.
 _GPU_PATTERN = r"^[A-Za-z0-9/-]{1,80}$"
 _is_gpu = re.compile(r"[A-Za-z0-9/-]{1,80}").fullmatch
+_is_memory = re.compile(MEMORY_PATTERN).match
 _is_name = re.compile(rf"[^{_UNSEEN}]+").fullmatch
 
 
@@ -204,10 +206,7 @@ def _read_timeout(key: str, value: Json, fields: Given) -> None:
 
 
 def _read_memory(key: str, value: Json, fields: Given) -> None:
-    try:
-        fields["memory"] = parse_size(whole(value))
-    except ValueError as problem:
-        raise InvalidJob(f"{key}: {problem}", field=key) from None
+    fields["memory"] = _memory(key, value)
 
 
 def _read_priority(key: str, value: Json, fields: Given) -> None:
@@ -254,7 +253,7 @@ def _read_gpu_type(key: str, value: Json, fields: Given) -> None:
 
 
 def _read_min_vram(key: str, value: Json, fields: Given) -> None:
-    _wish_for(key, "min_vram", _size(key, value), fields)
+    _wish_for(key, "min_vram", _memory(key, value), fields)
 
 
 def _read_min_vram_gb(key: str, value: Json, fields: Given) -> None:
@@ -277,17 +276,22 @@ def _read_gpu(key: str, value: Json, fields: Given) -> None:
 
 
 def _read_vram(key: str, value: Json, fields: Given) -> None:
-    size = _size(key, value)
+    size = _memory(key, value)
     if not size:
         raise _wrong(key, value, "more than 0; leave it out for a whole GPU")
     _wish_for(key, "vram", size, fields)
 
 
-def _size(key: str, value: Json) -> int:
+def _memory(key: str, value: Json) -> int:
+    """Return bytes; what is so little that a unit was surely forgotten is refused."""
+    value = whole(value)
     try:
-        return parse_size(whole(value))
+        size = parse_size(value)
     except ValueError as problem:
         raise InvalidJob(f"{key}: {problem}", field=key) from None
+    if not (_is_memory(value) if isinstance(value, str) else size >= MEMORY_LEAST or size == 0):
+        raise _wrong(key, value, "a size with its unit, such as 500M or 16G, or a million bytes")
+    return size
 
 
 #: Which key said something of the kind of GPU.
@@ -378,12 +382,13 @@ _VARIABLES_SCHEMA: Schema = {
 }
 _SECONDS_SCHEMA: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": DURATION_MAX_S}
 DURATION_SCHEMA: Schema = {"type": "string", "pattern": DURATION_PATTERN}
-_SIZE_SCHEMA: Schema = {
+_SHARE_SCHEMA: Schema = {
     "anyOf": [
-        {"type": "integer", "minimum": 0, "maximum": SIZE_MAX},
-        {"type": "string", "pattern": SIZE_PATTERN},
+        {"type": "integer", "minimum": MEMORY_LEAST, "maximum": SIZE_MAX},
+        {"type": "string", "pattern": MEMORY_PATTERN},
     ]
 }
+_SIZE_SCHEMA: Schema = {"anyOf": [{"enum": [0]}, *_SHARE_SCHEMA["anyOf"]]}
 _MODEL_SCHEMA: Schema = {"type": "string", "pattern": r"\S"}
 _ONE_GPU_SCHEMA: Schema = {"type": "string", "pattern": _GPU_PATTERN}
 _GPU_SCHEMA: Schema = {
@@ -396,12 +401,6 @@ _GPU_SCHEMA: Schema = {
             "maxItems": GPUS_MAX,
             "uniqueItems": True,
         },
-    ]
-}
-_SHARE_SCHEMA: Schema = {
-    "anyOf": [
-        {"type": "integer", "minimum": 1, "maximum": SIZE_MAX},
-        {"type": "string", "pattern": SIZE_PATTERN, "not": {"pattern": r"^ *0(?:[iI]?[bB])? *$"}},
     ]
 }
 

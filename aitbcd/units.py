@@ -35,8 +35,10 @@ DURATION_PATTERN = (
     rf"^ *{_positive(9)} *$|^(?: *(?:{_positive(9)} *[mM]?[sS]"
     rf"|{_positive(6)} *[mM]|{_positive(4)} *[hHdD]|{_positive(3)} *[wW])){{1,3}} *$"
 )
-SIZE_PATTERN = (
-    rf"^ *(?:0|{_positive(18)} *|{_positive(15)} *[kK]|{_positive(12)} *[mM]|{_positive(9)} *[gG]"
+#: What is surely meant as an amount of memory: 16G, or a million bytes and more; not 16.
+MEMORY_LEAST = 10**6
+MEMORY_PATTERN = (
+    rf"^ *(?:[1-9][0-9]{{6,17}}|{_positive(12)} *[mM]|{_positive(9)} *[gG]"
     rf"|{_positive(6)} *[tT]|{_positive(3)} *[pP])(?:[iI]?[bB])? *$"
 )
 

@@ -151,6 +151,9 @@ def test_bytes_that_are_no_utf8_arrive_unchanged() -> None:
         ("gpu", ["0", "0"], "once"),
         ("vram", 0, "more than 0"),
         ("vram", "10 X", "16G"),
+        ("vram", "10", "with its unit"),
+        ("min_vram", 40, "with its unit"),
+        ("memory", "16", "with its unit"),
         ("min_vram", "big", "40GiB"),
     ],
 )

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from aitbcd.units import (
     DURATION_MAX_S,
     DURATION_PATTERN,
+    MEMORY_PATTERN,
     SIZE_MAX,
-    SIZE_PATTERN,
     format_size,
     parse_duration,
     parse_size,
@@ -106,9 +106,9 @@ def test_what_the_pattern_calls_a_duration_is_one(written: str) -> None:
     assert 0 < parse_duration(written) <= DURATION_MAX_S
 
 
-@given(st.from_regex(SIZE_PATTERN, fullmatch=True))
-def test_what_the_pattern_calls_a_size_is_one(written: str) -> None:
-    assert 0 <= parse_size(written) <= SIZE_MAX
+@given(st.from_regex(MEMORY_PATTERN, fullmatch=True))
+def test_what_the_pattern_calls_an_amount_of_memory_is_one(written: str) -> None:
+    assert 0 < parse_size(written) <= SIZE_MAX
 
 
 @pytest.mark.parametrize("written", ["90", "2h", "1h 30m", "7d", "250ms", ".5h", "1d2h3m"])
@@ -116,6 +116,11 @@ def test_the_pattern_knows_durations_as_people_write_them(written: str) -> None:
     assert re.search(DURATION_PATTERN, written)
 
 
-@pytest.mark.parametrize("written", ["0", "500M", "16G", "40GiB", "1.5t", " 2 kb "])
-def test_the_pattern_knows_sizes_as_people_write_them(written: str) -> None:
-    assert re.search(SIZE_PATTERN, written)
+@pytest.mark.parametrize("written", ["500M", "16G", "40GiB", "1.5t", " 2 mb ", "17179869184"])
+def test_the_pattern_knows_amounts_of_memory_as_people_write_them(written: str) -> None:
+    assert re.search(MEMORY_PATTERN, written)
+
+
+@pytest.mark.parametrize("written", ["0", "16", "16.5", "40 kB", "999999"])
+def test_the_pattern_knows_where_a_unit_was_forgotten(written: str) -> None:
+    assert not re.search(MEMORY_PATTERN, written)
