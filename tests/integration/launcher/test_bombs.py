@@ -17,6 +17,9 @@ import pytest
 from tests.launcher import Daemon, Stage, Supervised, Who, is_alive, myself
 from tests.service import descendants, wait_for
 
+#: Of those that fork and exit, more may be dead and not yet reaped than the machine has pids.
+pytestmark = pytest.mark.alone
+
 #: hare N EVERY: so many run, each generation forks and exits, each EVERYth makes a session.
 #: bomb MOST EVERY: all fork for ever, as many as this user may have.
 SOURCE = r"""
