@@ -238,11 +238,14 @@ def test_tests_are_run_in_an_environment_of_their_own(tmp_path: Path) -> None:
     done = run_shell(line, checkout, environ)
     assert done.returncode == 0, done.stdout
     calls = [call for call in noted.read_text().splitlines() if not call.startswith("apt-get ")]
-    locked, own, tests = calls
+    locked, own, beside, alone = calls
     assert locked.startswith("pip install ")
     assert locked.endswith(" --require-hashes -r requirements/dev.txt")
     assert own.endswith(" --no-deps --no-build-isolation .")
-    assert tests.startswith("python -m pytest ")
+    assert beside.startswith("python -m pytest ")
+    assert beside.endswith(" -m not alone")
+    assert alone.startswith("python -m pytest ")
+    assert alone.endswith(" -m alone")
 
 
 def test_http_examples_work(project: Path, tmp_path: Path) -> None:
