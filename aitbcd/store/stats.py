@@ -59,11 +59,6 @@ class Totals:
         return self.run_us / self.completed if self.completed else None
 
     @property
-    def mean_wait_us(self) -> float | None:
-        waited = lanes.count(self.waits)
-        return self.wait_us / waited if waited else None
-
-    @property
     def median_wait_us(self) -> int | None:
         return lanes.quantile_us(self.waits, 0.5)
 
