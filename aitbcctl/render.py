@@ -35,6 +35,19 @@ def plain(text: object) -> str:
     )
 
 
+def escaped(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield a text as ``plain`` shows it, but for the ends of its lines."""
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield b"".join(_escaped_line(line.removesuffix(b"\r")) + b"\n" for line in lines)
+    yield _escaped_line(rest)
+
+
+def _escaped_line(line: bytes) -> bytes:
+    return plain(line.decode(errors="replace")).encode()
+
+
 class LogCleaner:
     """Takes a log in pieces and returns what is safe on a terminal: text, colours, line redraws.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 
 from aitbcd.errors import AitbcError
 
@@ -101,6 +102,16 @@ def put_bytes(data: bytes, fd: int) -> None:
             view = view[os.write(fd, view) :]
     except BrokenPipeError:
         raise BrokenOutput from None
+
+
+def put_document(pieces: Iterable[bytes]) -> None:
+    """Write what is meant for a file to stdout; a terminal is not commanded by what is in it."""
+    if os.isatty(1):
+        from aitbcctl.render import escaped
+
+        pieces = escaped(pieces)
+    for piece in pieces:
+        put_bytes(piece, 1)
 
 
 def is_shown(fd: int) -> bool:

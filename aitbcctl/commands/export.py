@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from aitbcctl import options, terminal
+from aitbcctl import options
 from aitbcctl.files import output_file
 from aitbcctl.meter import Meter
 from aitbcctl.render import plain, size
-from aitbcctl.terminal import put, say
+from aitbcctl.terminal import put, put_document, say
 
 
 @click.command("export")
@@ -43,8 +43,7 @@ def command(shape: str | None, output: str, **asked: Any) -> int:
     client = options.client()
     with client.stream("/v1/export", format=kind, **query) as answer:
         if output == "-":
-            for piece in answer.pieces():
-                terminal.put_bytes(piece, 1)
+            put_document(answer.pieces())
             return 0
         with Meter(None) as meter, output_file(output) as write:
             for piece in answer.pieces():

@@ -12,7 +12,7 @@ from aitbcctl import options, tables, terminal
 from aitbcctl.client import Client, Json
 from aitbcctl.refusals import Usage
 from aitbcctl.render import plain
-from aitbcctl.terminal import put, put_bytes, put_json, say
+from aitbcctl.terminal import put, put_document, put_json, say
 
 #: What the daemon gives in one page at most.
 PAGE_MAX = 200
@@ -81,8 +81,8 @@ def _pages(
 def _put_csv(jobs: list[Json]) -> None:
     from aitbcd.spreadsheet import row
 
-    for cells in (_COLUMNS, *([job.get(column) for column in _COLUMNS] for job in jobs)):
-        put_bytes(row(cells), 1)
+    lines = (_COLUMNS, *([job.get(column) for column in _COLUMNS] for job in jobs))
+    put_document(map(row, lines))
 
 
 def _respelled(asked: Json) -> list[str]:

@@ -7,12 +7,13 @@ import io
 import json
 import os
 import socket
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
 
 from tests.service import DEADLINE_S
-from tests.system.conftest import Cli, Gate
+from tests.system.conftest import Cli, Gate, Screen
 
 pytestmark = pytest.mark.system
 
@@ -65,6 +66,19 @@ class TestExport:
         assert rows[0][0] == "job_id"
         assert rows[1][0] == job
         assert rows[1][rows[0].index("name")].startswith("'=")
+
+    @pytest.mark.parametrize("line", ["export", "export --format csv", "list --format csv"])
+    def test_a_terminal_is_not_commanded_by_a_history(
+        self, cli: Cli, screen: Callable[..., Screen], line: str
+    ) -> None:
+        evil = "\u202e\x1b]0;evil\x07\x9b2J"
+        cli.ended(cli.submit("--name", "odd", "true", evil))
+        verb = [*line.split(), "--name", "odd"]
+        shown = screen(cli, *verb)
+        assert shown.end() == 0
+        assert "evil" in shown.text
+        assert "".join(shown.text.split("\r\n")).isprintable()
+        assert "\u202e" in cli(*verb).stdout.decode()
 
     def test_an_old_file_is_replaced_whole_or_not_at_all(self, cli: Cli) -> None:
         ended(cli, "true")
