@@ -3,9 +3,9 @@
 A line is made of pieces, text with a style, that keep their places and widths (each character of a
 bar is one): so that whoever paints needs to send only those that are others than before.
 
-What does not fit gives way in this order: empty lines, what there is to say beyond the first two
-things of a GPU, all lines below GPUs (their users move into the GPU's own line), at last GPUs
-themselves, which are summed up.
+What does not fit gives way in this order: empty lines, what there is to say beyond the first
+things of a GPU, at last beyond the very first, all lines below GPUs (their users move into the
+GPU's own line), and GPUs themselves, which are summed up.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _SPARK_STYLES = {" ": "", glyphs.LEVELS[0]: _DIM}
 _NOTE_LINES = 3
 #: And for why a GPU is in its state.
 _REASON_LINES = 2
-#: Where there is no room for so many lines below a GPU, there are none.
-_BELOW_LEAST = 2
+#: Of a user, in the line of his GPU.
+_USER_MOST = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class _Body:
             return []
         blocks = self._blocks()
         most = max(len(block.below) for block in blocks)
-        for below in range(most, min(most, _BELOW_LEAST) - 1, -1):
+        for below in range(most, min(most, 1) - 1, -1):
             height = sum(block.height(below) for block in blocks)
             if height <= room:
                 has_gaps = height + 1 + len(blocks) <= room
@@ -214,9 +214,16 @@ class _Body:
                 yield self._row(gpu, layout, _bracket(place, len(block.gpus)))
             if len(block.below) <= most:
                 yield from block.below
+            elif most == 1:
+                yield self._with_rest(block.below[0], len(block.below) - 1)
             else:
                 yield from block.below[: most - 1]
                 yield ((f"{self._indent}… {len(block.below) - most + 1} more", _DIM),)
+
+    def _with_rest(self, line: Line, count: int) -> Line:
+        """Return a line that says how many more there would be, whatever of it that costs."""
+        rest = f"  +{count}"
+        return (*_fitted(line, max(0, self._width - len(rest))), (rest, _DIM))
 
     def _alone(self, room: int) -> list[Line]:
         """Return a line a GPU, with its users in it, and one for those that do not fit."""
@@ -317,25 +324,30 @@ class _Body:
             text = "-" if heat is None else f"{heat}°C"
             pieces.append(("  " + text.rjust(layout.temperature), _DIM))
         if layout.users:
-            pieces.append(("  " + cell(self._users(gpu), layout.users), ""))
+            pieces.append(("  " + cell(self._users(gpu, layout.users), layout.users), ""))
         return tuple(pieces)
 
     def _memory(self, gpu: Json) -> str:
         total = f"{gpu['memory_total'] / GIB:.0f}"
         return f"{gpu['memory_used'] / GIB:.1f}".rjust(len(total) + 2) + f"/{total} GiB"
 
-    def _users(self, gpu: Json) -> str:
-        """Return who has a GPU, in the GPU's own line."""
+    def _users(self, gpu: Json, width: int) -> str:
+        """Return who has a GPU, in the GPU's own line, with how many there are more."""
         jobs = [self._jobs.get(job_id, {"job_id": job_id}) for job_id in gpu["jobs"]]
         words = [
-            f"{plain(job.get('user', ''))} {plain(job.get('name') or job['job_id'])}"
-            f"{_percent(job)}".strip()
+            (
+                f"{_cut(plain(job.get('user', '')), _USER_MOST)}"
+                f" {plain(job.get('name') or job['job_id'])}".strip(),
+                _percent(job),
+            )
             for job in jobs
         ]
-        words += [f"{plain(one['user'] or '?')} (pid {one['pid']})" for one in _foreign(gpu)]
+        words += [(plain(one["user"] or "?"), f" (pid {one['pid']})") for one in _foreign(gpu)]
         if not words:
             return plain(gpu.get("reason") or "")
-        return words[0] + (f" +{len(words) - 1}" if len(words) > 1 else "")
+        who, rest = words[0]
+        rest += f" +{len(words) - 1}" if len(words) > 1 else ""
+        return _cut(who, max(_USER_MOST, width - len(rest))) + rest
 
     # -- below a GPU --
 
@@ -363,6 +375,8 @@ class _Body:
         names = min(40, max((columns(plain(job.get("name") or "-")) for job in shown), default=0))
         times = min(32, max((len(self._times(job)) for job in shown), default=0))
         left = self._width - len(self._indent) - len("job_7k3m9q2x") - users - times - 4 - 8
+        if any(len(gpu["jobs"]) > 1 for gpu in self._gpus):
+            left -= len("  +99")  # see _with_rest
         # A name that is cut tells less than a bar beside its percentage.
         bar = 10 if left >= names + 11 else 0
         return users, max(0, min(names, left)), bar
@@ -443,6 +457,10 @@ def _bracket(at: int, count: int) -> str:
 def _bar(share: float, width: int, style: str) -> list[Piece]:
     filled, rest = glyphs.bar(share, width)
     return [(" ", ""), *((char, style) for char in filled), *((char, _DIM) for char in rest)]
+
+
+def _cut(text: str, most: int) -> str:
+    return cell(text, min(columns(text), most))
 
 
 def _roughly(seconds: float) -> str:

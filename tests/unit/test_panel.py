@@ -132,8 +132,21 @@ def test_shares_of_a_gpu_are_counted_where_they_do_not_fit() -> None:
     jobs = [job(n, "GPU-0aaa") for n in range(9)]
     said = shown(seen(busy(0, *jobs), jobs=jobs), height=8)
     assert "… 5 more" in said
-    said = shown(seen(busy(0, *jobs), busy(1, jobs[0]), jobs=jobs), 120, height=5)
+    said = shown(seen(busy(0, *jobs), busy(1, jobs[0]), jobs=jobs), 120, height=4)
     assert "ada train-0 40% +8" in said
+
+
+def test_on_a_small_screen_a_shared_gpu_shows_a_job_whole_and_how_many_more() -> None:
+    name, user = "llama-70b-with-a-long-name", "maximiliane-von-und-zu-hohenfels"
+    jobs = [job(n, f"GPU-{n % 8}aaa", name=name, user=user) for n in range(40)]
+    what = seen(*(busy(n, *jobs[n::8]) for n in range(8)), jobs=jobs)
+    lines = [line for line in shown(what).splitlines() if "job_000000" in line]
+    assert len(lines) == 8
+    assert all("40%" in line and line.endswith("20 min left  +4") for line in lines)
+    # Where there are no lines for them, neither progress nor count is what a long name costs.
+    lines = [line for line in shown(what, height=14).splitlines() if "GiB" in line]
+    assert len(lines) == 8
+    assert all(line.endswith("  maximilia… 40% +4") for line in lines)
 
 
 def test_gpus_that_do_not_fit_are_summed_up() -> None:
