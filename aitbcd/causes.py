@@ -31,12 +31,13 @@ _XID_LOST = 79
 
 # Every repetition is bounded: a job writes what it likes, and all others wait meanwhile.
 #: No memory left on a GPU, in the words of PyTorch, CUDA's driver and runtime, cuBLAS and cuDNN,
-#: CuPy, RMM, TensorRT, llama.cpp, PaddlePaddle and vLLM.
+#: CuPy, RMM, TensorRT, llama.cpp, PaddlePaddle, vLLM and SGLang. "... from device:" is what
+#: TensorFlow and JAX try first: they go on with less.
 _CUDA_OOM = re.compile(
     rb"(?:CUDA|HIP) out of memory"
     rb"|CUDA error:? out of memory|[Cc]uda failure (?:2 )?'out of memory'"
     rb"|cuda runtime error \(2\)"
-    rb"|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
+    rb"|(?<!from device: )CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
     rb"|cudaMalloc\w{0,20}(?: retry)? failed: out of memory|Cuda Runtime \(out of memory\)"
     rb"|CU(?:BLAS|DNN|SOLVER|SPARSE|FFT)_STATUS_ALLOC_FAILED"
     rb"|cupy\.cuda\.memory\.OutOfMemoryError"
@@ -44,21 +45,37 @@ _CUDA_OOM = re.compile(
     rb"|Out of memory error on GPU \d"
     rb"|Free memory on device \S{0,20} ?\([^)\n]{0,80}\) on startup is less than desired GPU memory"
     rb"|No available memory for the cache blocks"
+    rb"|Not enough memory(?: to allocate KV cache)?\.\s{1,2}(?:Please try to|Possible fixes:)"
+    rb" increase --mem-fraction-static"
 )
 #: The same in the words of JAX and TensorFlow, which say it of a processor's memory too.
 _DEVICE_OOM = re.compile(
-    rb"(?:RESOURCE_EXHAUSTED|Resource exhausted): (?:Out of memory|Failed to allocate)"
+    rb"(?:RESOURCE_EXHAUSTED|Resource exhausted): (?:Out of memory while|Failed to allocate)"
     rb"|RESOURCE_EXHAUSTED: \S{1,80} ran out of memory"
-    rb"|OOM when allocating tensor with shape"
+    rb"|OOM when allocating tensor with shape(?![^\n]{0,300}/device:CPU:)"
 )
+#: Where PyTorch's words are those of an exception that nobody caught, its class is on their line.
+_PYTORCHS = (b"CUDA out of memory", b"HIP out of memory")
+_RAISED = re.compile(rb"\wError\b|\bException\b|what\(\):")
+_TRACEBACK = b"Traceback (most recent call last):"
 #: Somebody else has the GPU for himself.
 _DEVICE_TAKEN = re.compile(rb"CUDA-capable device(?:s|\(s\)) (?:is/)?are busy or unavailable")
-_DISK_FULL = re.compile(rb"No space left on device|Disk quota exceeded|\[Errno (?:28|122)\]")
+#: PyTorch does not say why a file could not be written; inotify says so of its own limit.
+_DISK_FULL = re.compile(
+    rb"No space left on device|Disk quota exceeded|\[Errno (?:28|122)\](?! inotify)"
+    rb"|PytorchStreamWriter failed writing file [^\n:]{1,200}: file write failed"
+)
 #: A process of the job was ended by SIGKILL, and not the first one.
 _CHILD_KILLED = re.compile(
     rb"is killed by signal: Killed|exited unexpectedly|terminated abruptly"
     rb"|died with <Signals.SIGKILL|exitcode\s{0,20}: -9\b"
     rb"|^(?:\S{1,200}: line \d{1,9}: {1,20}\d{1,9} )?Killed\b",
+    re.M,
+)
+#: The kernel gave a process no memory, in the words of PyTorch, NumPy and Python.
+_REFUSED = re.compile(
+    rb"DefaultCPUAllocator: (?:can't allocate|not enough) memory"
+    rb"|ArrayMemoryError: Unable to allocate|^MemoryError\b|\[Errno 12\]",
     re.M,
 )
 #: PyTorch: how much was asked for, and how much was free.
@@ -109,6 +126,7 @@ def find(clues: Clues) -> tuple[Finding, Snapshot] | None:
         or _xid(clues, XIDS_THAT_NEED_A_RESET)
         or _out_of_gpu_memory(clues)
         or _killed_in_part(clues)
+        or _refused(clues)
         or _xid(clues, {one.xid for one in clues.xids} - _XIDS_WITHOUT_HARM)
         or _disk_full(clues)
     )
@@ -166,6 +184,14 @@ def _host_oom(clues: Clues, evidence: str | None = None) -> Finding:
     )
 
 
+def _refused(clues: Clues) -> Finding | None:
+    found = _last(_REFUSED, clues.stderr)
+    if found is None:
+        return None
+    message = "it asked for more memory than the machine had for it"
+    return Finding(Cause.HOST_OOM, message, _line_of(clues.stderr, found))
+
+
 def _gpu_lost(clues: Clues) -> Finding | None:
     indices = [gpu.index for gpu in clues.gpus if _has_fallen_off(clues, gpu)]
     indices = sorted({*indices, *clues.lost})
@@ -191,9 +217,9 @@ def _xid(clues: Clues, wanted: Container[int]) -> Finding | None:
 
 
 def _out_of_gpu_memory(clues: Clues) -> Finding | None:
-    found = _last(_CUDA_OOM, clues.stderr)
+    found = _fatal(_CUDA_OOM, clues.stderr)
     if found is None and clues.gpus:
-        found = _last(_DEVICE_OOM, clues.stderr)
+        found = _fatal(_DEVICE_OOM, clues.stderr)
     if found is None:
         return _gpu_taken(clues)
     evidence = _line_of(clues.stderr, found)
@@ -269,6 +295,24 @@ def _last(pattern: re.Pattern[bytes], text: bytes) -> re.Match[bytes] | None:
     found = None
     for match in pattern.finditer(text):
         found = match
+    return found
+
+
+def _fatal(pattern: re.Pattern[bytes], text: bytes) -> re.Match[bytes] | None:
+    """Return the last match, but for those that were caught and after which it went on.
+
+    Then another error's traceback follows, and theirs is not there.
+    """
+    ends_with, found = text.rfind(_TRACEBACK), None
+    for match in pattern.finditer(text):
+        nearest = max(0, match.start() - _LINE_LENGTH)
+        begin = max(nearest, text.rfind(b"\n", nearest, match.start()) + 1)
+        is_raised = (
+            match.start() > ends_with
+            or match[0] not in _PYTORCHS
+            or _RAISED.search(text, begin, match.start())
+        )
+        found = match if is_raised else found
     return found
 
 

@@ -62,7 +62,27 @@ WORDS = {
     b" than desired GPU memory utilization (0.08, 9.73 GiB)",
     "vllm's cache": b"ValueError: No available memory for the cache blocks. Try increasing"
     b" `gpu_memory_utilization` when initializing the engine.",
+    "sglang": b"RuntimeError: Not enough memory. Please try to increase --mem-fraction-static."
+    b" Current value: self.server_args.mem_fraction_static=0.2",
+    "sglang's cuda graph": b"Exception: Capture cuda graph failed: CUDA out of memory. Tried to"
+    b" allocate 350.00 MiB.",
+    "xgboost": b"xgboost.core.XGBoostError: [13:55:26] device_helpers.cuh:414: Memory allocation"
+    b" error on worker 0: std::bad_alloc: cudaErrorMemoryAllocation: out of memory",
+    "jax, which asks the driver": b"gpu_async_1 cuMemAllocAsync failed to allocate 1225195446464"
+    b" bytes: RESOURCE_EXHAUSTED: : CUDA_ERROR_OUT_OF_MEMORY: out of memory",
 }  # fmt: skip
+#: How what starts workers ends when one of them has failed.
+LAUNCHER = (
+    b"E1127 torch/distributed/elastic/multiprocessing/api.py:869] failed (exitcode: 1)\n"
+    b"Traceback (most recent call last):\n"
+    b'  File "/usr/bin/torchrun", line 8, in <module>\n'
+    b"torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n"
+)
+KEY_ERROR = (
+    b"Traceback (most recent call last):\n"
+    b'  File "train.py", line 7, in <module>\n'
+    b"KeyError: 'epoch'\n"
+)
 
 
 def found(**clues: Any) -> tuple[Cause | None, str]:
@@ -86,12 +106,51 @@ def test_a_gpu_without_memory_is_recognized_in_the_words_of(who: str) -> None:
         b"KeyError: 'x'",
         b"W bfc_allocator.cc:310] Allocator (GPU_0_bfc) ran out of memory trying to allocate"
         b" 3.37GiB with freed_by_count=0. The caller indicates that this is not a failure",
+        # TensorFlow and JAX ask for less then.
+        b"I cuda_driver.cc:801] failed to allocate 7.81G (8387559424 bytes) from device:"
+        b" CUDA_ERROR_OUT_OF_MEMORY: out of memory\nValueError: no such file: data.tfrecord",
+        b"ResourceExhaustedError: OOM when allocating tensor with shape[1,640,494,3] and type float"
+        b" on /job:localhost/replica:0/task:0/device:CPU:0 by allocator cpu",
+        b"XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.",
+        b"OSError: [Errno 28] inotify watch limit reached",
         b"google.api_core.exceptions.ResourceExhausted: 429 RESOURCE_EXHAUSTED: Quota exceeded",
         b"\xff\x00\xfe",
     ],
 )
 def test_other_words_are_no_cause(words: bytes) -> None:
     assert found(stderr=words) == (None, "")
+
+
+@pytest.mark.parametrize(
+    "caught",
+    [
+        b"WARNING: CUDA out of memory. Tried to allocate 3.00 GiB. Skipping this batch.\n",
+        b"CUDA out of memory. Tried to allocate 3.00 GiB.\n",
+        b"Error: CUDA out of memory, trying a smaller batch\n",
+    ],
+)
+def test_an_error_that_was_caught_is_no_cause_of_another_one(caught: bytes) -> None:
+    assert found(stderr=caught + b"epoch 3\n" + KEY_ERROR) == (None, "")
+    # It gave up because of it.
+    assert found(stderr=caught)[0] is Cause.CUDA_OOM
+    assert found(stderr=KEY_ERROR + caught)[0] is Cause.CUDA_OOM
+    both = caught + b"Traceback (most recent call last):\n" + TORCH
+    assert found(stderr=both + b"\n" + LAUNCHER)[0] is Cause.CUDA_OOM
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"[rank0]: " + TORCH,
+        b"(EngineCore_DP0 pid=1) ERROR 04-09 05:39:54 [core.py:390] " + TORCH,
+        b"terminate called after throwing an instance of 'c10::OutOfMemoryError'\n"
+        b"  what():  CUDA out of memory. Tried to allocate 3.00 GiB.",
+        b"enqueue.cc:1085 NCCL WARN Cuda failure 'out of memory'",
+        b"cudaMalloc failed: out of memory",
+    ],
+)
+def test_what_ended_a_worker_is_behind_the_end_of_its_launcher(words: bytes) -> None:
+    assert found(stderr=words + b"\n" + LAUNCHER)[0] is Cause.CUDA_OOM
 
 
 def test_what_is_said_of_a_processors_memory_too_counts_only_with_a_gpu() -> None:
@@ -156,6 +215,21 @@ def test_a_gpu_that_a_stranger_has_for_himself_is_interference() -> None:
             Cause.HOST_OOM,
         ),
         ({"machine_oom_kills": 1, "stderr": b"x.sh: line 3:  612 Killed  ./a\n"}, Cause.HOST_OOM),
+        # It was refused memory, and nobody had to be killed.
+        *(
+            ({"stderr": words}, Cause.HOST_OOM)
+            for words in (
+                b"RuntimeError: [enforce fail at alloc_cpu.cpp:75] err == 0. DefaultCPUAllocator:"
+                b" can't allocate memory: you tried to allocate 132426121216 bytes. Error code 12"
+                b" (Cannot allocate memory)",
+                b"numpy._core._exceptions._ArrayMemoryError: Unable to allocate 184. GiB for an"
+                b" array with shape (64, 26, 26, 3, 371) and data type float32",
+                b'  File "x.py", line 1, in <module>\nMemoryError\n',
+                b"OSError: [Errno 12] Cannot allocate memory",
+            )
+        ),
+        ({"stderr": b"MemoryError: std::bad_alloc: out_of_memory: CUDA error at: x.cu"},
+         Cause.CUDA_OOM),
         # Killed first, whatever it had said.
         ({"was_killed": True, "oom_kills": 1, "stderr": TORCH}, Cause.HOST_OOM),
         ({"oom_kills": 1, "stderr": TORCH}, Cause.CUDA_OOM),
@@ -169,6 +243,13 @@ def test_a_gpu_that_a_stranger_has_for_himself_is_interference() -> None:
         ({"lost": (3,), "stderr": TORCH}, Cause.GPU_LOST),
         ({"stderr": b"OSError: [Errno 28] No space left on device: 'a.pt'"}, Cause.DISK_FULL),
         ({"stderr": b"zip: Disk quota exceeded\n"}, Cause.DISK_FULL),
+        (
+            {
+                "stderr": b"RuntimeError: [enforce fail at inline_container.cc:778] ."
+                b" PytorchStreamWriter failed writing file data.pkl: file write failed"
+            },
+            Cause.DISK_FULL,
+        ),
     ],
 )  # fmt: skip
 def test_each_cause(clues: dict[str, Any], cause: Cause | None) -> None:
