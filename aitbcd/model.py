@@ -70,7 +70,7 @@ class Cause(str, Enum):
     CUDA_OOM = "cuda_oom"
     #: ... because of a process that is none of the queue's.
     INTERFERENCE = "interference"
-    #: The kernel's OOM killer struck: the machine, or the job's cgroup, had no memory left.
+    #: The machine, or the job's cgroup, had no memory left: a process was killed, or got none.
     HOST_OOM = "host_oom"
     #: The driver reported an error of the GPU or of the program on it.
     XID = "xid"
