@@ -34,13 +34,17 @@ def command() -> None:
 def check(file: str | None, as_json: bool) -> int:
     """Say what is wrong with the configuration, with line and key; exit code 2 if anything is.
 
-    Without FILE, that of your own daemon is meant where there is one, else the system's.
+    Without FILE, that of your own daemon is meant where there is one, else the system's. None is
+    needed.
 
     \b
     Example:
       aitbcctl config check /etc/aitbcd/aitbcd.toml
     """
     path = Path(file) if file is not None else _in_use()
+    if path is None:
+        _say_there_is_none(as_json)
+        return 0
     read = settings.load(path, is_named=True)
     if refusal := custody.refusal(path):
         raise refusal
@@ -54,10 +58,21 @@ def check(file: str | None, as_json: bool) -> int:
     return 0
 
 
-def _in_use() -> Path:
-    """Return the file that a daemon of this user reads, or the system's."""
+def _in_use() -> Path | None:
+    """Return the file that a daemon of this user reads, or the system's, where there is one."""
     own = paths.resolve(environ=os.environ, uid=os.getuid())
-    return own.config if own.config_is_named or own.config.exists() else Path(paths.SYSTEM_CONFIG)
+    if own.config_is_named or os.path.lexists(own.config):
+        return own.config
+    system = Path(paths.SYSTEM_CONFIG)
+    return system if os.path.lexists(system) else None
+
+
+def _say_there_is_none(as_json: bool) -> None:
+    if as_json:
+        put_json({"file": None, "warnings": []})
+        return
+    own = paths.resolve(environ=os.environ, uid=os.getuid()).config
+    put(f"there is no configuration, so all is as it comes; {plain(str(own))} would be read")
 
 
 def _odd(read: Settings, path: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aitbcd import paths
 from tests.system.conftest import Cli
 
 
@@ -38,6 +39,16 @@ def test_what_is_wrong_is_said_with_its_line_and_what_is_allowed(
 def test_a_missing_file_is_no_right_one(cli: Cli, tmp_path: Path) -> None:
     done = cli("config", "check", str(tmp_path / "none.toml"), code=2)
     assert "there is no such file" in done.stderr.decode()
+
+
+def test_where_there_is_no_file_at_all_nothing_is_wrong(cli: Cli, tmp_path: Path) -> None:
+    if os.path.lexists(paths.SYSTEM_CONFIG):
+        pytest.skip("this machine has a configuration of its own")
+    environ = {"AITBCD_CONFIG": "", "XDG_CONFIG_HOME": str(tmp_path)}
+    said = cli("config", "check", environ=environ).stdout.decode()
+    assert said.startswith("there is no configuration, so all is as it comes")
+    answer = json.loads(cli("config", "check", "--json", environ=environ).stdout)
+    assert answer == {"file": None, "warnings": []}
 
 
 def test_what_is_probably_a_mistake_is_said_and_is_no_error(cli: Cli, tmp_path: Path) -> None:
