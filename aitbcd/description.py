@@ -226,6 +226,9 @@ def _read_artifacts(key: str, value: Json, fields: Given) -> None:
     fields["artifacts"] = globs = _array(key, value)
     if not all(globs):
         raise _wrong(key, value, "patterns that are not empty")
+    if any(glob.startswith(b"/") or b".." in glob.split(b"/") for glob in globs):
+        # The seal would leave them out, which is said when the training is over.
+        raise _wrong(key, value, 'patterns below the working directory, for example "ckpt/*.pt"')
 
 
 def _read_gpus(key: str, value: Json, fields: Given) -> None:
