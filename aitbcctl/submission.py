@@ -72,7 +72,7 @@ OPTIONS = (
         None,
         "Before or after other waiting jobs; default: normal.",
     ),
-    ("--retries", "retries", WHOLE, "N", "Repeat it so often when it fails."),
+    ("--retries", "retries", WHOLE, "N", "Try it again, up to N times, when it fails."),
     (
         "--batch",
         "batch",

@@ -32,10 +32,10 @@ def command() -> None:
 @click.argument("file", required=False, metavar="[FILE]")
 @options.json_option("Print what was read and what is odd.")
 def check(file: str | None, as_json: bool) -> int:
-    """Say what is wrong with the configuration, with line and key; exit code 2 if anything is.
+    """Say what is wrong with the configuration, with line and key.
 
-    Without FILE, that of your own daemon is meant where there is one, else the system's. None is
-    needed.
+    The exit code is 2 if anything is. Without FILE, that of your own daemon is meant where there is
+    one, else the system's. None is needed.
 
     \b
     Example:

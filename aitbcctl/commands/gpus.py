@@ -89,12 +89,13 @@ def _watch(verb: str | None, as_json: bool, is_live: bool, interval_s: float) ->
 def test(
     gpus: tuple[str, ...], python: str | None, no_drain: bool, no_wait: bool, as_json: bool
 ) -> int:
-    """Test each GPU with torch, in a job of its own that waits for its turn.
+    """Test each GPU with torch, in a job of its own.
 
-    GPU is as for drain; default: all. Where there are none the processor is tested. Matrix products
-    are compared with true ones, patterns are written through the memory and read back, and it is
-    measured how fast it computes and copies: of known models that is judged too. Between several
-    free GPUs copies are tried as well. What a job found is its result.
+    GPU is as for drain; default: all. Where there are none the processor is tested. The jobs wait
+    for their turn. Matrix products are compared with true ones, patterns are written through the
+    memory and read back, and it is measured how fast it computes and copies: of known models that
+    is judged too. Between several free GPUs copies are tried as well. What a job found is its
+    result.
 
     A GPU that fails is drained, if you are an administrator. A drained one is tested after resume.
 
@@ -127,7 +128,6 @@ def drain(gpu: str, reason: str, as_json: bool) -> int:
 
     \b
     Example:
-      aitbcctl gpus test
       aitbcctl gpus drain 3 --reason 'new fan'
     """
     return _change(gpu, "drain", json.dumps({"reason": reason}).encode(), as_json)
@@ -137,9 +137,10 @@ def drain(gpu: str, reason: str, as_json: bool) -> int:
 @click.argument("gpu", metavar="GPU", shell_complete=options.gpus)
 @options.json_option("Print the GPU as it is then.")
 def resume(gpu: str, as_json: bool) -> int:
-    """Let GPU take jobs again, after drain or in spite of the faults that it has now.
+    """Let GPU take jobs again.
 
-    GPU is as for drain. A new fault drains it again. An administrator's.
+    It counts after drain, and in spite of the faults that the GPU has now; a new one drains it
+    again. GPU is as for drain. An administrator's.
 
     \b
     Example:

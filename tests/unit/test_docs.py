@@ -117,6 +117,8 @@ def test_the_help_of_every_verb_has_an_example_and_fits_a_terminal(verb: str) ->
         text = command.get_help(click.Context(command, info_name=name, terminal_width=80))
         assert re.search(r"\n    .*\baitbcctl ", text), name
         assert max(map(len, text.splitlines())) <= 80, name
+        # A sentence that is cut off is of no use: its beginning is made to fit.
+        assert not re.search(r"\w\.\.\.$", text, re.M), name
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
