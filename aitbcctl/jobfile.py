@@ -46,7 +46,7 @@ def read(file: str) -> Json:
 
 def has_command(job: Json) -> bool:
     """Tell whether a description says what to run."""
-    return any(job.get(field) is not None for field in ("argv", "command", "model"))
+    return any(job.get(field) is not None for field in ("argv", "command"))
 
 
 def entries(job: Json) -> list[Any]:

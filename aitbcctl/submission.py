@@ -197,9 +197,7 @@ def _given(file: str, argv: Sequence[str], line: str | None) -> Json:
         raise Usage(f"{file} says what to run already: leave out the command here, or there")
     if not (jobfile.has_command(job) or is_said_here):
         has = ", ".join(job) or "nothing"
-        raise Usage(
-            f"{file} does not say what to run: it needs argv, command or model, and has {has}"
-        )
+        raise Usage(f"{file} does not say what to run: it needs argv or command, and has {has}")
     return job
 
 

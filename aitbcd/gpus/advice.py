@@ -16,7 +16,7 @@ _RESET = "reset it when nothing runs on it (sudo nvidia-smi --gpu-reset -i {gpu}
 def absent(hardware: Sequence[str]) -> str:
     """Return what to say where NVML is not installed."""
     if not hardware:
-        return "this machine has no NVIDIA GPU: jobs run on processor cores only"
+        return "no NVIDIA GPU was found, so jobs run on processor cores only"
     count = f"{len(hardware)} NVIDIA GPU{'' if len(hardware) == 1 else 's'}"
     return (
         f"{count} ({', '.join(hardware[:4])}{', ...' if len(hardware) > 4 else ''}) without a"

@@ -152,9 +152,9 @@ class TestJobFile:
             ("{", [], "is no JSON"),
             ("\0\xff", [], "is no TOML"),
             (
-                "comand = 'x'",
+                "comand = 'x'\nmodel = 'x'",
                 [],
-                "does not say what to run: it needs argv, command or model, and has comand",
+                "does not say what to run: it needs argv or command, and has comand, model",
             ),
             ("command = 'true'", ["--", "true"], "says what to run already"),
             ("command = 'true'\nwhen = 2026-01-01", [], "when is a date"),

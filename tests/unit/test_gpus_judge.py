@@ -181,7 +181,7 @@ def test_the_list_of_drained_gpus_does_not_grow_without_end(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (advice.absent([]), "has no NVIDIA GPU"),
+        (advice.absent([]), "no NVIDIA GPU was found"),
         (advice.absent(["0000:17:00.0"]), "1 NVIDIA GPU (0000:17:00.0) without a driver"),
         (advice.absent([str(n) for n in range(8)]), "8 NVIDIA GPUs (0, 1, 2, 3, ...)"),
         (
