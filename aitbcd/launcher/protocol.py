@@ -64,6 +64,9 @@ LAUNCHER_SOCKET, LAUNCHER_LOCK = "launcher.sock", "launcher.lock"
 
 #: A larger message goes as a memfd. Linux takes packets up to the send buffer, 208 KiB by default.
 PACKET_BYTES = 64 * 1024
+#: Of a memfd. The largest job, which came in 16 MiB of JSON, has less; one without a bound would
+#: take the memory of whoever reads it.
+_MEMFD_BYTES = 256 << 20
 MAX_FDS = 4
 
 # As plain integers: the enum's operators cost more than the system call.
@@ -242,7 +245,7 @@ def receive(
             message = decode(_read_sealed(fds.pop()))
         if not isinstance(message, dict):
             raise ValueError("a packet that is no object")
-    except (ValueError, TypeError, IndexError, RecursionError, OSError) as error:
+    except (ValueError, TypeError, IndexError, RecursionError, MemoryError, OSError) as error:
         close_all(fds)
         raise ValueError(f"not a message: {error}") from None
     return message, fds
@@ -307,6 +310,9 @@ def _read_sealed(memory: int) -> bytes:
     try:
         if not is_sealed(memory):
             raise ValueError("a memfd that is not sealed")
-        return os.pread(memory, os.fstat(memory).st_size, 0)
+        size = os.fstat(memory).st_size
+        if size > _MEMFD_BYTES:
+            raise ValueError("a memfd larger than any message")
+        return os.pread(memory, size, 0)
     finally:
         os.close(memory)

@@ -203,15 +203,22 @@ class Supervisor:
         except (ValueError, OSError):
             received = None
         if received is None:
-            self._drop_daemon()
-            if self._attempt:
-                self._listen()
+            self._hang_up()
             return
         message, fds = received
         try:
             self._obey(message, fds[0] if fds else None)
+        except Exception:
+            # No request, or a bug of ours: that is no reason to leave a job alone.
+            traceback.print_exc()
+            self._hang_up()
         finally:
             protocol.close_all(fds)
+
+    def _hang_up(self) -> None:
+        self._drop_daemon()
+        if self._attempt:
+            self._listen()
 
     def _obey(self, message: Message, samples: int | None) -> None:
         attempt = self._attempt

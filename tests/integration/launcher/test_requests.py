@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import shutil
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from aitbcd.launcher import protocol
-from tests.launcher import Daemon, Stage, wait_gone
+from tests.integration.conftest import proc_numbers
+from tests.launcher import MIB, Daemon, Stage, is_alive, wait_gone
 from tests.service import children, wait_for
 
 
@@ -190,6 +192,48 @@ def test_garbage_ends_the_connection_and_not_the_launcher(
     daemon.hang_up()
     following = stage.connect()
     assert following.hello()["pid"] == stage.pid
+
+
+@pytest.mark.parametrize("packet", GARBAGE.values(), ids=GARBAGE.keys())
+def test_garbage_ends_the_connection_and_not_the_attempt(
+    stage: Stage, daemon: Daemon, packet: bytes
+) -> None:
+    spec = stage.spec("sleep", "1000")
+    attempt = daemon.start(spec)
+    attempt.running()
+    attempt.channel.sock.send(packet)
+    assert attempt.channel.next() is None
+    attempt = daemon.adopt(spec)
+    attempt.running()
+    # One of this attempt that cannot be carried out.
+    attempt.tell("cancel", grace_s="soon")
+    assert attempt.channel.next() is None
+    attempt = daemon.adopt(spec)
+    attempt.running()
+    attempt.cancel(0)
+    assert attempt.exited()["signal"] == signal.SIGKILL
+
+
+@pytest.mark.parametrize("size", [1 << 30, 1 << 40, 1 << 62])
+@pytest.mark.parametrize("to", ["launcher", "supervisor"])
+def test_a_message_without_end_takes_nobodys_memory(
+    stage: Stage, daemon: Daemon, size: int, to: str
+) -> None:
+    attempt = daemon.start(stage.spec("sleep", "1000"))
+    attempt.running()
+    # It takes no memory of who sends it.
+    memory = os.memfd_create("endless", os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, size)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK)
+    pid, sock = stage.pid, daemon.sock
+    if to == "supervisor":
+        (pid,), sock = stage.supervisors(), attempt.channel.sock
+    before = proc_numbers(pid, "status")["VmHWM"]
+    socket.send_fds(sock, [b'{"memfd":1}'], [memory])
+    os.close(memory)
+    assert protocol.receive(sock) is None
+    assert proc_numbers(pid, "status")["VmHWM"] < before + 64 * MIB
+    assert is_alive(pid)
 
 
 def test_a_start_larger_than_a_packet(stage: Stage, daemon: Daemon) -> None:
