@@ -159,10 +159,11 @@ def _queued(job: Json, now: datetime) -> list[str]:
 
 def totals(total: Json) -> str:
     """Return what all jobs of a period come to, a line each."""
+    causes = _causes(total)
     return aligned([
         ("Total jobs submitted", str(total["submitted"])),
         ("Completed", str(total["completed"])),
-        ("Failed", f"{total['failed']}{_by_cause(total)}"),
+        ("Failed", f"{total['failed']}" + f" ({causes})" * bool(causes)),
         ("Canceled", str(total["canceled"])),
         ("Success rate", _rate(total)),
         ("Average completion time", _span(total["average_completion_s"])),
@@ -174,11 +175,10 @@ def totals(total: Json) -> str:
     ])  # fmt: skip
 
 
-def _by_cause(total: Json) -> str:
+def _causes(total: Json) -> str:
     causes = (total.get("causes") or {}).items()
     found = sorted(causes, key=lambda one: (-one[1], one[0]))
-    said = ", ".join(f"{jobs} {plain(cause)}" for cause, jobs in found)
-    return f" ({said})" if said else ""
+    return ", ".join(f"{jobs} {plain(cause)}" for cause, jobs in found)
 
 
 def _rate(total: Json) -> str:
@@ -206,7 +206,7 @@ def _key(group: Json) -> str:
 def group_table(by: str, groups: Sequence[Json], width: int | None) -> str:
     """Return a line for each user, name or day."""
     header = (by.upper(), "JOBS", "DONE", "FAILED", "CANCELED", "SUCCESS", "AVERAGE", "CPU-H",
-              "GPU-H", "ENERGY", "SPENT")  # fmt: skip
+              "GPU-H", "ENERGY", "SPENT", "FAILED BY")  # fmt: skip
     rows = [
         [
             _key(group),
@@ -220,10 +220,11 @@ def group_table(by: str, groups: Sequence[Json], width: int | None) -> str:
             f"{group['gpu_hours']:.2f}" if group["gpu_hours"] else "",
             energy(group["gpu_energy_j"]) if group.get("gpu_energy_j") else "",
             money(group["spent"], "") if group["spent"] else "",
+            _causes(group),
         ]
         for group in groups
     ]
-    return table(header, rows, width, right=header[1:], giving=(by.upper(),))
+    return table(header, rows, width, right=header[1:-1], giving=(by.upper(), "FAILED BY"))
 
 
 # --- shares, keys, retention ----------------------------------------------------------------

@@ -332,7 +332,8 @@ class Changes:
         )  # fmt: skip
         totals.note(transaction, held.uid, held.name, ending.finished_at, figures)
         if target is JobState.FAILED and ending.cause is not None:
-            totals.count_failure(transaction, held.uid, ending.finished_at, ending.cause)
+            at, cause = ending.finished_at, ending.cause
+            totals.count_failure(transaction, held.uid, held.name, at, cause)
 
     def _learn(self, transaction: Transaction, move: Move, uid: int, took: int) -> None:
         """Remember how long this work took."""

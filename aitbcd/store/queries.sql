@@ -575,6 +575,16 @@ FROM json_each(:pieces) p CROSS JOIN failures f ON f.subject = json_extract(p.va
     AND f.at < json_extract(p.value, '$[4]')
 GROUP BY 1, 2
 
+-- sum_named_failures --
+-- How many jobs failed by name and cause; a piece is [uid, block, level, begin, end].
+SELECT n.name, f.cause, sum(f.jobs)
+FROM json_each(:pieces) p
+CROSS JOIN names n ON n.uid = json_extract(p.value, '$[0]') AND n.block = json_extract(p.value, '$[1]')
+CROSS JOIN failures f ON f.subject = -1 - n.id
+    AND f.level = json_extract(p.value, '$[2]') AND f.at >= json_extract(p.value, '$[3]')
+    AND f.at < json_extract(p.value, '$[4]')
+GROUP BY n.name, f.cause
+
 -- close_quarters --
 -- Everybody's quarters of days that are over.
 INSERT INTO totals

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime, time, timedelta, tzinfo
@@ -80,7 +81,7 @@ class Group:
     #: A user, a name or a date; None for jobs without a name.
     key: str | None
     totals: Totals
-    #: How many failed by a cause; not counted by name.
+    #: How many failed by a cause.
     causes: Mapping[str, int] = field(default_factory=dict)
     #: Names that are not counted one by one, and those of deleted jobs.
     is_rest: bool = False
@@ -114,14 +115,14 @@ def read(connection: sqlite3.Connection, wanted: Wanted) -> Stats:
     until: int = connection.execute(QUERIES["totals_until"]).fetchone()[0]
     begin, end = _span(connection, wanted)
     total = _total(connection, wanted.uid, begin, end, until)
+    causes = _causes(connection, [("", _subject(wanted.uid), begin, end)]).get("", {})
     groups: list[Group] = []
     if wanted.by is By.USER:
         groups = _by_user(connection, wanted, begin, end, until)
     elif wanted.by is By.NAME:
-        groups = _by_name(connection, wanted, begin, end, until, total)
+        groups = _by_name(connection, wanted, begin, end, until, total, causes)
     elif wanted.by is By.DAY:
         groups = _by_day(connection, wanted, begin, end, until)
-    causes = _causes(connection, [("", _subject(wanted.uid), begin, end)]).get("", {})
     return Stats(total, groups, causes)
 
 
@@ -147,6 +148,33 @@ def _causes(
     for key, cause, jobs in connection.execute(QUERIES["sum_failures"], {"pieces": text}):
         found.setdefault(key, {})[cause] = jobs
     return found
+
+
+def _causes_by_name(
+    connection: sqlite3.Connection, owners: Iterable[int], begin: int, end: int
+) -> tuple[dict[str, dict[str, int]], Counter[str]]:
+    """Return how many failed by name and cause, and of all names that are or were there."""
+    asked = [
+        (uid, block, *piece)
+        for block, low, high in _blocks(begin, end)
+        for uid in owners
+        for piece in pieces(low, high, high)
+    ]
+    found: dict[str, dict[str, int]] = {}
+    total: Counter[str] = Counter()
+    rows = connection.execute(QUERIES["sum_named_failures"], {"pieces": json.dumps(asked)})
+    for name, cause, jobs in rows:
+        total[cause] += jobs
+        if name is not None:
+            found.setdefault(name, {})[cause] = jobs
+    return found, total
+
+
+def _blocks(begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (block, quarter of its begin, quarter behind its end) within a time."""
+    size = DAY * BLOCK
+    for block in range(begin // size, -(-end // size)):
+        yield block, max(begin, block * size), min(end, (block + 1) * size)
 
 
 def _span(connection: sqlite3.Connection, wanted: Wanted) -> tuple[int, int]:
@@ -215,13 +243,17 @@ def _by_user(
 
 
 def _by_name(
-    connection: sqlite3.Connection, wanted: Wanted, begin: int, end: int, until: int, total: Totals
+    connection: sqlite3.Connection,
+    wanted: Wanted,
+    begin: int,
+    end: int,
+    until: int,
+    total: Totals,
+    causes: Mapping[str, int],
 ) -> list[Group]:
     owners = uids(connection) if wanted.uid is None else [wanted.uid]
-    size = DAY * BLOCK
     asked = []
-    for block in range(begin // size, -(-end // size)):
-        low, high = max(begin, block * size), min(end, (block + 1) * size)
+    for block, low, high in _blocks(begin, end):
         for uid in owners:
             asked += [(uid, block, *piece) for piece in pieces(low, high, until)]
     # There may be a hundred thousand names: only those that are shown become objects.
@@ -235,13 +267,16 @@ def _by_name(
         found.append((_UNNAMED, *figures, lanes.pack(unnamed.waits)))
     found = [row for row in found if row[0] is not None]
     found.sort(key=lambda row: (-max(row[1], row[2] + row[3] + row[4]), row[0]))
+    failed, of_names = _causes_by_name(connection, owners, begin, end)
+    failed[_UNNAMED] = Counter(causes) - of_names
     shown = [
-        Group(None if row[0] == _UNNAMED else row[0], _totals(row)) for row in found[: wanted.limit]
+        Group(row[0] or None, _totals(row), failed.get(row[0], {})) for row in found[: wanted.limit]
     ]
-    rest = total
+    rest, left = total, Counter(causes)
     for group in shown:
         rest = rest.plus(group.totals, -1)
-    return shown if rest == Totals() else [*shown, Group(None, rest, is_rest=True)]
+        left -= Counter(group.causes)
+    return shown if rest == Totals() else [*shown, Group(None, rest, left, is_rest=True)]
 
 
 def _size(group: Group) -> tuple[int, str]:

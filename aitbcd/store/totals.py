@@ -107,11 +107,16 @@ def flush(transaction: Transaction) -> None:
         _close(transaction, until, today)
 
 
-def count_failure(transaction: Transaction, uid: int, at: int, cause: Cause) -> None:
-    """Count a job that failed by a cause, with its owner and with everybody, at all levels."""
+def count_failure(
+    transaction: Transaction, uid: int, name: str | None, at: int, cause: Cause
+) -> None:
+    """Count a job that failed by a cause, with its owner, its name and everybody, at all levels."""
     quarter = at // QUARTER_US
     times = (quarter, quarter // DAY, quarter // (DAY * BLOCK))
-    for subject in (uid, EVERYBODY):
+    subjects = [uid, EVERYBODY]
+    if name is not None:
+        subjects.append(subject_of(_name_id(transaction, uid, times[2], name)))
+    for subject in subjects:
         for level, begin in enumerate(times):
             values = (subject, level, begin, cause.value)
             transaction.execute(QUERIES["count_failure"], values)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -19,7 +22,7 @@ from hypothesis import strategies as st
 
 from aitbcd.errors import AitbcError
 from aitbcd.lifecycle import Trigger
-from aitbcd.model import Owner, Reason
+from aitbcd.model import Cause, GpuUse, Owner, Reason
 from aitbcd.store import By, Group, Move, Store, Totals, Wanted, lanes, totals
 from aitbcd.store.totals import QUARTER_US, pieces
 from tests.integration.stores import (
@@ -52,13 +55,24 @@ ZONES: list[tzinfo] = [
 # Counting again
 
 
-def counted(path: Path, uid: int | None) -> list[tuple[int, str, str | None, Totals]]:
-    """Return (time, user, name, figures) of all that happened, from the jobs themselves."""
+class Moment(NamedTuple):
+    """What happened to a job."""
+
+    at: int
+    user: str
+    name: str | None
+    figures: Totals
+    #: By what it failed.
+    cause: str | None = None
+
+
+def counted(path: Path, uid: int | None) -> list[Moment]:
+    """Return all that happened, from the jobs themselves."""
     moments = []
     with closing(sqlite3.connect(path)) as connection:
         jobs = connection.execute(
             "SELECT number, uid, user, name, status, cpus, gpus, created_at, finished_at, run_us,"
-            " attempt FROM jobs"
+            " attempt, cause FROM jobs"
         ).fetchall()
         for (
             number,
@@ -72,22 +86,30 @@ def counted(path: Path, uid: int | None) -> list[tuple[int, str, str | None, Tot
             finished_at,
             run_us,
             last,
+            cause,
         ) in jobs:
             if uid not in (None, owner):
                 continue
-            moments.append((created_at, user, name, Totals(submitted=1)))
+            moments.append(Moment(created_at, user, name, Totals(submitted=1)))
             attempts = connection.execute(
-                "SELECT started_at, finished_at, charge_micro FROM attempts WHERE number = ?",
+                "SELECT started_at, finished_at, charge_micro, gpu_use FROM attempts"
+                " WHERE number = ?",
                 (number,),
             ).fetchall()
-            for started, ended, charge in attempts:
+            for started, ended, charge, gpu_use in attempts:
                 if ended is not None:
                     used = 0 if started is None else max(0, ended - started)
-                    part = Totals(cpu_us=used * cpus, gpu_us=used * gpus, charge_micro=charge)
-                    moments.append((ended, user, name, part))
+                    energy_j = json.loads(gpu_use)["energy_j"] if gpu_use else 0
+                    part = Totals(
+                        cpu_us=used * cpus,
+                        gpu_us=used * gpus,
+                        charge_micro=charge,
+                        energy_mj=round(energy_j * 1000),
+                    )
+                    moments.append(Moment(ended, user, name, part))
             if finished_at is None:
                 continue
-            starts = [started for started, _, _ in attempts if started is not None]
+            starts = [started for started, *_ in attempts if started is not None]
             wait = max(0, min(starts) - created_at) if starts and last else None
             final = Totals(
                 completed=status == "completed",
@@ -97,7 +119,8 @@ def counted(path: Path, uid: int | None) -> list[tuple[int, str, str | None, Tot
                 wait_us=wait or 0,
                 waits=0 if wait is None else lanes.one(wait),
             )
-            moments.append((finished_at, user, name, final))
+            failed_by = cause if status == "failed" else None
+            moments.append(Moment(finished_at, user, name, final, failed_by))
     return moments
 
 
@@ -108,11 +131,19 @@ def added(parts: Iterable[Totals]) -> Totals:
     return total
 
 
-def groups_of(moments: Iterable[tuple[str | None, Totals]]) -> list[Group]:
-    keys: dict[str | None, Totals] = {}
-    for key, part in moments:
-        keys[key] = keys.get(key, Totals()).plus(part)
-    return [Group(key, figures) for key, figures in keys.items() if figures != Totals()]
+def causes_of(moments: Iterable[Moment]) -> Counter[str]:
+    return Counter(moment.cause for moment in moments if moment.cause)
+
+
+def groups_of(moments: Iterable[tuple[str | None, Moment]]) -> list[Group]:
+    keys: dict[str | None, list[Moment]] = {}
+    for key, moment in moments:
+        keys.setdefault(key, []).append(moment)
+    groups = [
+        Group(key, added(each.figures for each in parts), causes_of(parts))
+        for key, parts in keys.items()
+    ]
+    return [group for group in groups if group.totals != Totals()]
 
 
 async def assert_counted(
@@ -121,28 +152,33 @@ async def assert_counted(
     """Compare totals of any time with a recount."""
     for uid in (None, ANN.uid, BEN.uid, 4):
         every = counted(path, uid)
-        times = [NOW, *(at for at, *_ in every)]
+        times = [NOW, *(moment.at for moment in every)]
         for _ in range(4):
             begin, end = (chance.choice([None, chance.choice(times)]) for _ in range(2))
             low = -(1 << 62) if begin is None else begin // QUARTER_US * QUARTER_US
             high = 1 << 62 if end is None else -(-end // QUARTER_US) * QUARTER_US
-            inside = [moment for moment in every if low <= moment[0] < high]
+            inside = [moment for moment in every if low <= moment.at < high]
             wanted = Wanted(uid, begin, end)
             stats = await store.stats(wanted)
-            assert stats.total == added(part for *_, part in inside)
+            assert stats.total == added(moment.figures for moment in inside)
+            assert stats.causes == causes_of(inside)
             assert stats.groups == []
             zone = chance.choice(ZONES)
 
             expected = {
-                By.DAY: groups_of((day_of(at, zone), part) for at, _, _, part in inside),
-                By.USER: groups_of((user, part) for _, user, _, part in inside),
-                By.NAME: groups_of((name, part) for _, _, name, part in inside),
+                By.DAY: groups_of((day_of(each.at, zone), each) for each in inside),
+                By.USER: groups_of((each.user, each) for each in inside),
+                By.NAME: groups_of((each.name, each) for each in inside),
             }
             for by in By if has_names else (By.DAY, By.USER):
                 found = await store.stats(replace(wanted, by=by, zone=zone))
                 assert found.total == stats.total
                 there = [group for group in found.groups if group.totals != Totals()]
-                assert sorted(there, key=str) == sorted(expected[by], key=str)
+                assert sorted(there, key=_place) == sorted(expected[by], key=_place)
+
+
+def _place(group: Group) -> str:
+    return str(group.key)
 
 
 def day_of(at: int, zone: tzinfo) -> str:
@@ -173,10 +209,10 @@ class Life:
         owner: Owner = chance.choice([ANN, BEN])
         name = chance.choice([None, "train", "eval", "train-2"])
         spec = replace(TRUE, name=name, cpus=chance.choice([1, 3]), gpus=chance.choice([0, 2]))
-        if not self.last or chance.random() < 0.3:
+        if not self.last or chance.random() < 0.1:
             job, _ = await self.store.submit(owner, spec, at=self.tick())
             self.last = job.number
-        elif chance.random() < 0.1:
+        elif chance.random() < 0.02:
             batch = await self.store.submit_many(owner, in_pieces([spec] * 5, 2), at=self.tick())
             self.last = batch.ids[-1][0]
         else:
@@ -198,7 +234,9 @@ class Life:
             await self.store.move(run(number, attempt, at=self.tick()))
         elif job.status is S.RUNNING:
             at = self.tick()
-            end = ending(Reason.EXIT, at=at, charge_micro=charge)
+            cause = chance.choice([None, Cause.CUDA_OOM, Cause.XID])
+            use = GpuUse(1.0, 1, 1.0, energy_j=chance.randrange(900)) if job.gpus else None
+            end = ending(Reason.EXIT, at=at, charge_micro=charge, cause=cause, gpu_use=use)
             await self.store.move(
                 chance.choice(
                     [
@@ -220,11 +258,15 @@ def test_totals_are_what_counting_again_gives(seed: int, tmp_path: Path) -> None
         async with opened(path) as store:
             life = Life(store, seed)
             for _ in range(6):
-                # Together, so that they share commits and refusals.
-                await asyncio.gather(*(life.step() for _ in range(25)))
+                for _ in range(10):
+                    # Together, so that they share commits and refusals.
+                    await asyncio.gather(*(life.step() for _ in range(8)))
                 await assert_counted(store, path, life.chance)
         async with opened(path) as store:
             await assert_counted(store, path, random.Random(seed))
+            stats = await store.stats(Wanted())
+            assert stats.total.completed
+            assert stats.causes
 
     asyncio.run(scenario())
 
@@ -287,6 +329,26 @@ async def test_names_stay_few_when_every_job_has_its_own(store: Store) -> None:
     few = (await store.stats(Wanted(by=By.NAME, limit=3))).groups
     assert [group.key for group in few] == ["job 0", "job 1", "job 10", None]
     assert added(group.totals for group in few) == added(group.totals for group in groups)
+
+
+@on_store
+async def test_what_names_failed_by_is_told_and_of_the_others_together(store: Store) -> None:
+    specs = [replace(TRUE, name=name) for name in ("big", "big", "small", None)]
+    await store.submit_many(ANN, in_pieces(specs), at=NOW)
+    for number, cause in enumerate((Cause.CUDA_OOM, Cause.CUDA_OOM, Cause.XID, Cause.XID), 1):
+        end = ending(Reason.EXIT, cause=cause)
+        fail = Move(number, 1, S.RUNNING, Trigger.FAIL, NOW, ending=end)
+        await store.move(assign(number), run(number), fail)
+
+    async def shown(limit: int) -> list[tuple[str | None, bool, dict[str, int]]]:
+        groups = (await store.stats(Wanted(by=By.NAME, limit=limit))).groups
+        return [(group.key, group.is_rest, dict(group.causes)) for group in groups]
+
+    big = "big", False, {"cuda_oom": 2}
+    assert await shown(9) == [big, (None, False, {"xid": 1}), ("small", False, {"xid": 1})]
+    assert await shown(1) == [big, (None, True, {"xid": 2})]
+    await store.delete(3, NOW, None)
+    assert await shown(9) == [big, (None, False, {"xid": 1}), (None, True, {"xid": 1})]
 
 
 # The parts of a time

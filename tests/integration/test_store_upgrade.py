@@ -6,13 +6,28 @@ import asyncio
 import random
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from aitbcd.model import JobState, ResultsState
-from aitbcd.store import By, JobFilter, Wanted, migrate
-from tests.integration.stores import ANN, BEN, NOW, SECOND, S, dump, opened, whole_way
+from aitbcd.lifecycle import Trigger
+from aitbcd.model import Cause, JobState, Reason, ResultsState
+from aitbcd.store import By, JobFilter, Move, Wanted, migrate
+from tests.integration.stores import (
+    ANN,
+    BEN,
+    NOW,
+    SECOND,
+    TRUE,
+    S,
+    assign,
+    dump,
+    ending,
+    opened,
+    run,
+    whole_way,
+)
 from tests.integration.test_store_totals import assert_counted
 
 DUMP = Path(__file__).with_name("data") / "schema_1.sql"
@@ -94,6 +109,31 @@ def test_a_new_file_and_an_old_one_have_one_schema(path: Path, tmp_path: Path) -
                 connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
             )
     assert schemas[0] == schemas[1]
+
+
+def test_causes_that_were_not_counted_by_name_are_counted_so(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+
+    async def fail(name: str | None) -> None:
+        async with opened(path) as store:
+            job, _ = await store.submit(ANN, replace(TRUE, name=name), at=NOW)
+            end = ending(Reason.EXIT, cause=Cause.CUDA_OOM)
+            number = job.number
+            move = Move(number, 1, S.RUNNING, Trigger.FAIL, NOW, ending=end)
+            await store.move(assign(number), run(number), move)
+
+    async def groups() -> dict[str | None, dict[str, int]]:
+        async with opened(path) as store:
+            stats = await store.stats(Wanted(by=By.NAME))
+            assert stats.causes == {"cuda_oom": 3}
+            return {group.key: dict(group.causes) for group in stats.groups}
+
+    for name in ("train", "train", None):
+        asyncio.run(fail(name))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM failures WHERE subject < -1")
+        connection.execute("PRAGMA user_version = 6")
+    assert asyncio.run(groups()) == {"train": {"cuda_oom": 2}, None: {"cuda_oom": 1}}
 
 
 def test_an_old_name_that_no_later_job_has_is_forgotten_when_it_is_deleted(path: Path) -> None:

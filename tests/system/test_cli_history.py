@@ -149,7 +149,21 @@ class TestStats:
             assert sum(group["submitted"] for group in groups) == 3
             if keys:
                 assert {group["key"]: group["submitted"] for group in groups} == keys
+        assert "FAILED BY" not in own_cli("stats", "--by", "name").stdout.decode()
         today = datetime.now().astimezone().date()
         assert f"\n{today}" in own_cli("stats", "--by", "day", "--days", "2").stdout.decode()
         tomorrow = str(today + timedelta(days=2))
         assert own_cli.json("stats", "--from", tomorrow)["total"]["submitted"] == 0
+
+    def test_what_jobs_failed_by_is_counted_in_every_group(self, own_cli: Cli) -> None:
+        out_of_memory = "echo CUDA out of memory >&2; exit 1"
+        for name, line in (("a", out_of_memory), ("a", out_of_memory), ("b", "exit 1")):
+            ended(own_cli, line, "--name", name)
+        shown = own_cli("stats", "--by", "name").stdout.decode().splitlines()
+        assert "Failed                   3 (2 cuda_oom)" in shown
+        rows = {line.split()[0]: line for line in shown if line[:1] in ("a", "b")}
+        assert rows["a"].endswith("  2 cuda_oom")
+        assert "cuda_oom" not in rows["b"]
+        for by in ("user", "day"):
+            lines = own_cli("stats", "--by", by).stdout.decode().splitlines()
+            assert lines[-1].endswith("  2 cuda_oom")
