@@ -18,8 +18,8 @@ _HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 #: Groups below are the system's: their members are administrators, by Debian's policy for staff.
 _FIRST_USER_GID = 1000
 _ELSEWHERE = (
-    "install it where all can read it and root alone can write: python3 -m venv /opt/aitbcd &&"
-    " /opt/aitbcd/bin/pip install aitbcd && /opt/aitbcd/bin/aitbcd install"
+    "install it where all can read it and root alone can write, in a checkout: python3 -m venv"
+    " /opt/aitbcd && /opt/aitbcd/bin/pip install . && /opt/aitbcd/bin/aitbcd install"
 )
 
 

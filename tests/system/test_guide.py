@@ -89,7 +89,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     project = tmp_path / "project"
     (project / ".venv" / "bin").mkdir(parents=True)
     (project / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    for name in ("train.py", "infer.py"):
+    for name in ("prepare.py", "train.py", "infer.py"):
         (project / name).write_text(TRAIN)
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -103,7 +103,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
 
 def test_every_section_has_been_thought_of() -> None:
     assert set(headings(GUIDE)) == {
-        "What goes along with a job", "GPUs", "Several GPUs: torch DDP on one machine",
+        "What goes along with a job", "Job files", "GPUs", "Several GPUs: torch DDP on one machine",
         "Environments: venv, uv, conda", "Notebooks beside the queue", "Containers", "Sweeps",
         "Long jobs", "Results", "From a program", "When a job failed",
     }  # fmt: skip
@@ -128,6 +128,20 @@ def test_what_goes_along(desk: Desk) -> None:
     desk.type(line)
     (job, *_) = desk.done()
     assert desk.artifact(job, "log.txt") == ""
+
+
+def test_job_files(desk: Desk) -> None:
+    (example,) = blocks(GUIDE, "Job files", "toml")
+    (desk.project / "night.toml").write_text(example)
+    desk.type(blocks(GUIDE, "Job files")[0])
+    short, night = desk.done()
+    assert (short["name"], night["name"]) == ("short", "night")
+    for job, timeout_s in ((short, 1800), (night, 36_000)):
+        asked = json.loads(desk.service.run("aitbcctl", "get", "--json", job["job_id"]).stdout)
+        assert asked["requested"]["timeout_s"] == timeout_s
+        assert asked["requested"]["min_vram"] == 40 << 30
+        assert desk.seen(job)["WANDB_MODE"] == "offline"
+        assert desk.artifact(job, "ckpt/last.pt") == "weights"
 
 
 def test_gpus(desk: Desk) -> None:
@@ -211,6 +225,13 @@ def test_long_jobs_and_their_results(desk: Desk) -> None:
     (block,) = blocks(GUIDE, "Results")
     assert "whoever has this link can read" in desk.type(block)
     assert (desk.project / "results" / job["job_id"] / "artifacts" / "seen.json").exists()
+
+
+def test_one_after_another(desk: Desk) -> None:
+    said = desk.type(blocks(GUIDE, "Long jobs")[1])
+    train, prepare = desk.done()
+    assert prepare["finished_at"] <= train["created_at"]
+    assert said.endswith("it is done\n")
 
 
 def test_from_a_program(desk: Desk) -> None:

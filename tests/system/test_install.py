@@ -185,7 +185,7 @@ def test_install_and_uninstall_go_on_after_a_kill_at_any_step(at_home: Machine) 
 
 def test_what_the_administrator_s_guide_says(at_home: Machine) -> None:
     lines = "\n".join(blocks(GUIDE, "Without the package")).splitlines()
-    assert lines.pop(0).startswith("pipx install aitbcd ")
+    assert lines.pop(0).startswith("pipx install . ")
     for line in lines:
         at_home(f"{OWN} {line}", user="ada")
     at_home(f"rm -r '{STATE}'")
@@ -281,7 +281,7 @@ def test_a_daemon_that_was_started_by_hand_is_not_fought(at_home: Machine) -> No
 def test_what_the_guide_says_for_all_users(machine: Machine) -> None:
     made, removed, _ = map(typed, blocks(GUIDE, "Without the package", "console"))
     # What these two need of the network the tests have here.
-    assert made[:2] == ["python3 -m venv /opt/aitbcd", "/opt/aitbcd/bin/pip install aitbcd"]
+    assert made[:2] == ["python3 -m venv /opt/aitbcd", "/opt/aitbcd/bin/pip install ."]
     (wheel,) = machine.root.glob("opt/*.whl")
     pip(machine, "/opt/aitbcd", wheel.name)
     for line in made[2:]:

@@ -90,6 +90,8 @@ TESTS: dict[Place, list[str]] = {
     (CONTAINERS, "podman", "sh"): [_CONTAINERS],
     (CONTAINERS, "docker", "sh"): [_CONTAINERS],
     (GUIDE, "What goes along with a job", "sh"): [f"{_GUIDE}::test_what_goes_along"] * 3,
+    (GUIDE, "Job files", "toml"): [f"{_GUIDE}::test_job_files"],
+    (GUIDE, "Job files", "sh"): [f"{_GUIDE}::test_job_files"],
     (GUIDE, "GPUs", "sh"): [f"{_GUIDE}::test_gpus"],
     (GUIDE, "GPUs", "console"): [
         f"{UNIT}/test_render.py::test_the_guide_shows_what_a_jobs_gpus_did_as_it_is_shown"
@@ -99,7 +101,9 @@ TESTS: dict[Place, list[str]] = {
     (GUIDE, "Notebooks beside the queue", "sh"): [f"{_GUIDE}::test_notebooks"],
     (GUIDE, "Containers", "sh"): [f"{_GUIDE}::test_containers_are_told_what_they_have"],
     (GUIDE, "Sweeps", "sh"): [f"{_GUIDE}::test_sweeps"],
-    (GUIDE, "Long jobs", "sh"): [f"{_GUIDE}::test_long_jobs_and_their_results"],
+    (GUIDE, "Long jobs", "sh"): [
+        f"{_GUIDE}::test_long_jobs_and_their_results", f"{_GUIDE}::test_one_after_another",
+    ],
     (GUIDE, "Results", "sh"): [f"{_GUIDE}::test_long_jobs_and_their_results"],
     (GUIDE, "From a program", "python"): [f"{_GUIDE}::test_from_a_program"],
     (HTTP, "Its status", "json"): [f"{_HTTP}::test_the_status_shown_is_one"],
