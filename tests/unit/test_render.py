@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aitbcctl import render, tables
+from aitbcd import causes
+from aitbcd.model import SeenProcess
 from tests.documents import blocks
 
 NOW = datetime(2026, 2, 13, 12, 0, 0, tzinfo=UTC)
@@ -252,6 +254,25 @@ def test_the_guide_shows_what_a_jobs_gpus_did_as_it_is_shown(
     }  # fmt: skip
     lines = render.detail_block(job(attempts=[attempt], cwd="/"), NOW).splitlines()
     assert set(shown.splitlines()[2:]) <= set(lines)
+
+
+def test_the_document_about_failures_shows_a_cause_as_it_is_shown() -> None:
+    (shown,) = blocks("docs/failures.md", "", "console")
+    stranger = SeenProcess(4711, "bob", "python -m notebook", 19 << 30, 0)
+    clues = causes.Clues(stderr=b"torch.OutOfMemoryError: CUDA out of memory.", foreign=(stranger,))
+    found = causes.find(clues)
+    assert found is not None
+    failed = FAILED | {
+        "started_at": "2026-02-13T11:56:55Z",
+        "message": f"exited with status 1: {found[0].message}",
+        "cause": found[0].cause.value,
+        "advice": causes.ADVICE[found[0].cause],
+    }
+    lines = render.status_block(job(**failed), NOW).splitlines()
+    command, *rest = shown.splitlines()
+    assert command == "$ aitbcctl status @"
+    for line in rest:
+        assert any(each.startswith(line.removesuffix("...")) for each in lines), line
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from tests.documents import ROOT, samples
 Place = tuple[str, str, str]
 
 ADMINISTRATION, CONFIGURATION = "docs/administration.md", "docs/configuration.md"
-CONTAINERS, GUIDE, HTTP, README = (
-    "docs/containers.md", "docs/guide.md", "docs/http.md", "README.md",
+CONTAINERS, FAILURES, GUIDE, HTTP, README = (
+    "docs/containers.md", "docs/failures.md", "docs/guide.md", "docs/http.md", "README.md",
 )  # fmt: skip
 SYSTEM, INTEGRATION, UNIT = "tests/system", "tests/integration", "tests/unit"
 
@@ -89,6 +89,9 @@ TESTS: dict[Place, list[str]] = {
     (CONFIGURATION, "Serving a network", "sh"): [_NETWORK] * 2,
     (CONTAINERS, "podman", "sh"): [_CONTAINERS],
     (CONTAINERS, "docker", "sh"): [_CONTAINERS],
+    (FAILURES, "Why a job failed", "console"): [
+        f"{UNIT}/test_render.py::test_the_document_about_failures_shows_a_cause_as_it_is_shown"
+    ],
     (GUIDE, "What goes along with a job", "sh"): [f"{_GUIDE}::test_what_goes_along"] * 3,
     (GUIDE, "Job files", "toml"): [f"{_GUIDE}::test_job_files"],
     (GUIDE, "Job files", "sh"): [f"{_GUIDE}::test_job_files"],
@@ -131,8 +134,10 @@ def test_every_block_has_its_test_and_every_test_its_block() -> None:
 
 @pytest.mark.parametrize("path", [README, *sorted(ROOT.glob("docs/*.md"))], ids=str)
 def test_no_block_is_overlooked(path: str | Path) -> None:
-    fences = [line for line in (ROOT / path).read_text().splitlines() if "```" in line]
-    assert len(fences) == 2 * len(samples(str(path)))
+    lines = (ROOT / path).read_text().splitlines()
+    assert len([line for line in lines if "```" in line]) == 2 * len(samples(str(path)))
+    # What is typed stands in a fence: an indented block is a picture.
+    assert [line for line in lines if line.startswith(("    $ ", "    # "))] == []
 
 
 @pytest.mark.parametrize("place", TESTS, ids=" ".join)
