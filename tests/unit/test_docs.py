@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tests.unit.test_imports import LEVELS
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = sorted(path.stem for path in (ROOT / "aitbcctl" / "commands").glob("[!_]*.py"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: A command in a sentence or a table, perhaps over the end of a line.
+COMMAND = re.compile(r"`(?:aitbcctl|aitbc client)\s([^`]+)`")
 #: A link to a file, with or without a place in it.
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
@@ -119,6 +122,17 @@ def test_the_help_of_every_verb_has_an_example_and_fits_a_terminal(verb: str) ->
         assert max(map(len, text.splitlines())) <= 80, name
         # A sentence that is cut off is of no use: its beginning is made to fit.
         assert not re.search(r"\w\.\.\.$", text, re.M), name
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_commands_in_sentences_are_such(path: Path) -> None:
+    for words in map(shlex.split, COMMAND.findall(path.read_text())):
+        command: click.Command | None = Verbs()
+        while isinstance(command, click.Group) and words and re.fullmatch("[a-z]+", words[0]):
+            command = command.get_command(click.Context(command), words.pop(0))
+        assert command is not None
+        # Raises where it has no such option.
+        command.make_parser(click.Context(command)).parse_args(words)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
