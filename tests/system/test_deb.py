@@ -40,8 +40,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if f"VERSION_CODENAME={RELEASE}\n" not in Path("/etc/os-release").read_text():
         pytest.skip(f"the machine is {RELEASE}, and a package is for the release it is built on")
     folder = tmp_path_factory.mktemp("package")
+    # What a power cut left of an earlier build.
+    (folder / ".aitbcd.deb.new").touch()
     done = subprocess.run(
-        [ROOT / documented()[0], folder],
+        [ROOT / documented()[0], folder.name],
+        cwd=folder.parent,
         env=os.environ | {"AITBCD_VERSION_SUFFIX": "+test1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -50,7 +53,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.splitlines()[-1])
-    assert path.parent == folder
+    assert list(folder.iterdir()) == [path]
     assert re.fullmatch(r"aitbcd_[\d.~]+\+deb12\+test1_\w+\.deb", path.name)
     return path
 
