@@ -276,6 +276,15 @@ def test_a_broken_configuration_stops_an_upgrade_from_stopping_what_runs(
     serves(machine)
 
 
+def test_an_upgrade_to_what_does_not_run_says_what_to_do(machine: Machine) -> None:
+    machine("systemctl stop aitbcd && echo no >/var/lib/aitbcd/gpus.json")
+    said = apt(machine, "install --reinstall /root/aitbcd_*+test2_*.deb")
+    assert "aitbcd: it does not run. Why, and what to do: aitbcctl doctor" in said
+    assert "gpus.json" in machine("aitbcctl doctor || :")
+    machine("rm /var/lib/aitbcd/gpus.json && systemctl restart aitbcd")
+    serves(machine)
+
+
 def test_removing_it_ends_jobs_and_keeps_what_a_new_installation_finds(machine: Machine) -> None:
     done = submit(machine, "echo kept")
     assert until(machine, done, "completed", "failed")["status"] == "completed"
