@@ -345,6 +345,7 @@ def test_an_installation_by_pip_is_not_shadowed(machine: Machine) -> None:
 
 def test_nothing_is_left_of_a_purge_while_it_runs(machine: Machine, untouched: set[str]) -> None:
     gated(machine)
+    machine("install -m 640 -g aitbcd /dev/null /etc/aitbcd/tls-key.pem")
     # What somebody mounted there is his.
     disk = "/var/lib/aitbcd/disk"
     machine(f"mkdir {disk} && mount -t tmpfs disk {disk} && touch {disk}/mine")
