@@ -179,6 +179,20 @@ def test_the_queue_goes_on_after(machine: Machine, how: str) -> None:
     assert machine("cat ~/done; rm ~/done", user="ada") == "once\n"
 
 
+def test_at_a_shutdown_jobs_end_before_what_they_write_to(machine: Machine) -> None:
+    machine("mkdir -m 777 /srv/there /srv/remote")
+    machine("echo '/srv/there /srv/remote none bind,_netdev' >>/etc/fstab; systemctl daemon-reload")
+    machine("systemctl start srv-remote.mount")
+    ends = 'trap "sleep 0.5; echo yes >/srv/remote/ended; exit" TERM'
+    job = submit(machine, f"{ends}; echo 1; until test -e /tmp/gate; do sleep 0.1; done")
+    wait_for("it has begun", lambda: machine(f"aitbcctl logs {job}", user="ada"))
+    machine.power_off()
+    machine.boot()
+    assert machine("cat /srv/there/ended") == "yes\n"
+    machine("systemctl stop srv-remote.mount && rm -r /srv/there /srv/remote /etc/fstab")
+    machine("systemctl daemon-reload")
+
+
 def test_a_broken_configuration_changes_nothing_until_it_is_mended(machine: Machine) -> None:
     file = machine.root / "etc/aitbcd/aitbcd.toml"
     right = file.read_text()
