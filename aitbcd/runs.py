@@ -470,18 +470,21 @@ class Runs:
 
     async def _reopen(self) -> None:
         """Replace the launcher; running jobs do not notice."""
-        why = ""
+        why = told = ""
         try:
             while self._is_open:
                 if time.monotonic() - self._launched_at < _CRASH_LOOP_S:
                     await asyncio.sleep(_CRASH_LOOP_S)
                 try:
                     await self._connect()
+                    _log.warning("the launcher is there again, pid %s", self.launcher_pid)
                     return
                 except (StartupError, OSError, LauncherGone) as error:
-                    said, why = why, str(error) or "it ended before it answered"
-                    if why != said:
+                    before, why = why, str(error) or "it ended before it answered"
+                    # One that is restarted is back at the next try.
+                    if why == before != told:
                         _log.error("no launcher: %s", why)
+                        told = why
                     await asyncio.sleep(_CRASH_LOOP_S)
         finally:
             self._reopening = None

@@ -94,6 +94,14 @@ def test_who_is_in_no_group_of_it_is_told_so(machine: Machine, how: str) -> None
     assert machine.code("env AITBC_URL=http://[::1]:8000 aitbcctl list", user="ada") == 0
 
 
+def test_a_restart_of_the_launcher_is_told_as_no_error(machine: Machine) -> None:
+    begin = machine("journalctl --show-cursor -n 0").split()[-1]
+    machine("systemctl restart aitbcd-launcher")
+    journal = f"journalctl -o cat --no-pager -u aitbcd --after-cursor '{begin}'"
+    wait_for("it is told", lambda: "the launcher is there again, pid" in machine(journal))
+    assert "ERROR" not in machine(journal)
+
+
 def test_an_administrator_sees_and_ends_everybody_s_jobs_and_nobody_else_does(
     machine: Machine,
 ) -> None:
