@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -241,6 +242,12 @@ class Engine:
         NotSatisfiable: more than this machine has, or than this user may have.
         Forbidden: this daemon cannot run jobs of this user.
         """
+        if owner.uid == 0 != os.getuid() and not self._settings.launcher.root:
+            raise Forbidden(
+                "jobs do not run as root here",
+                hint="submit it as whose it is; root = true in [launcher] of the configuration"
+                " allows them",
+            )
         if not self._pool.inventory.gpus:
             await self._pool.look(max_age_s=_KNOWN_S)
         limits = await self._terms.learn(owner)

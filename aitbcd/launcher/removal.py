@@ -53,6 +53,9 @@ def remove_package(results_fd: int, job_id: str, who: Identity | None) -> Messag
 def _remove_left(results_fd: int, name: str, who: Identity | None) -> bool:
     """Remove what was set apart, as far as that can be; return whether all is gone."""
     try:
+        owner = os.stat(name, dir_fd=results_fd, follow_symlinks=False).st_uid
+        if os.getuid() == 0 and owner != (who.uid if who else 0):
+            return False
         do_as(who, lambda: package.empty(results_fd, name), _DEADLINE_S)
     except FileNotFoundError:
         return True

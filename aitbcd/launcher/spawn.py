@@ -55,7 +55,8 @@ def start(
     Raises:
         CannotStart: with what was wrong; nothing runs.
     """
-    if who is None and group is None and not spec.get("no_new_privs"):
+    is_plain = who is None and not _has_other_group(spec)
+    if is_plain and group is None and not spec.get("no_new_privs"):
         return _spawn(spec, stdout, stderr)
     return _fork(spec, (stdout, stderr), who, group)
 
@@ -178,6 +179,9 @@ def _become_program(
             leave_session_keyring()
             log_in(who.uid)
             who.become()
+        elif _has_other_group(spec):
+            os.initgroups(spec["user"], spec["gid"])
+            os.setresgid(spec["gid"], spec["gid"], spec["gid"])
         if spec.get("no_new_privs"):
             forbid_new_privileges()
         _enter(spec)
@@ -194,6 +198,11 @@ def _become_program(
         words = f"cannot start: {type(error).__name__}: {error}"
     os.write(writing, json.dumps(words).encode()[:65536])
     os._exit(127)
+
+
+def _has_other_group(spec: dict[str, Any]) -> bool:
+    """Tell whether this is a job of root's, and we have the group of a daemon that is not root."""
+    return os.getuid() == 0 and spec["uid"] == 0 and os.getgid() != spec["gid"]
 
 
 def _enter(spec: dict[str, Any]) -> None:

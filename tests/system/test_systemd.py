@@ -120,8 +120,10 @@ def test_an_administrator_sees_and_ends_everybody_s_jobs_and_nobody_else_does(
 
 
 def test_root_has_no_jobs_unless_that_is_said(machine: Machine) -> None:
-    said = machine("aitbcctl submit --wait -- touch /root/ran", check=False)
+    said = machine("aitbcctl submit -- touch /root/ran; echo $?")
     assert "jobs do not run as root here" in said
+    assert said.endswith("\n4\n")
+    assert machine("aitbcctl list 2>&1") == "no jobs\n"
     assert machine.code("test -e /root/ran") == 1
 
 

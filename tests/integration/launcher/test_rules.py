@@ -209,6 +209,36 @@ def test_a_package_is_removed_as_its_owner_or_not_at_all(
     assert (stage.sealed(spec) / "result.txt").exists()
 
 
+def test_a_job_of_root_s_has_his_groups_and_its_results_go_when_he_may_have_no_more(
+    stage: Stage, service: Who, other: Who, config: Path
+) -> None:
+    right = config.read_text()
+    config.write_text(right + "root = true\n")
+    assert launch(stage, service, config), stage.said()
+    daemon = stage.connect()
+    daemon.hello()
+    spec = stage.shell("id -g; id -G", who=myself())
+    gid, groups = daemon.run(spec).stdout.decode().splitlines()
+    assert gid == "0"
+    assert str(service.gid) not in groups.split()
+    assert ordered(stage, daemon, "sweep", spec["job"], *stranger(0))["left"] == []
+    config.write_text(right)
+    theirs = stage.spec("/bin/true", who=other)
+    daemon.run(theirs)
+    left = stage.results / f".left_{theirs['job']}"
+    left.mkdir()
+    (left / "his").touch()
+    os.chown(left, other.uid, other.gid)
+    answer = ordered(stage, daemon, "remove_package", theirs["job"], *stranger(0))
+    assert (answer["op"], answer["why"]) == ("refused", "forbidden")
+    stage.sealed(theirs).rename(stage.results / "away")
+    ordered(stage, daemon, "remove_package", theirs["job"], *stranger(0))
+    assert (left / "his").exists()
+    answer = ordered(stage, daemon, "remove_package", spec["job"], *stranger(0))
+    assert answer["op"] == "removed"
+    assert not stage.sealed(spec).exists()
+
+
 def test_what_a_job_asked_for_is_collected_by_its_own_run_folder_only(
     stage: Stage, separate: Daemon, other: Who
 ) -> None:
@@ -342,7 +372,10 @@ def test_a_table_that_others_can_write_is_not_believed(
 ) -> None:
     os.chown(config, service.uid, 0)
     assert not launch(stage, service, config)
-    assert "others than root can write it" in stage.said()
+    assert stage.wait() == 2
+    said = stage.said()
+    assert f"{config}: others than root can write it" in said
+    assert f"chown root {config} && chmod go-w {config}" in said
 
 
 @pytest.mark.parametrize(
