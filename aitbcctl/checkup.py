@@ -28,6 +28,7 @@ _UNITS = ("aitbcd.socket", "aitbcd.service", "aitbcd-launcher.service", "aitbcd-
 _EXTRA_UNITS = ("aitbcd-tcp.socket",)
 #: What "aitbcd install --user" has one's own systemd start.
 _OWN_UNITS = ("aitbcd.service", "aitbcd-launcher.service", "aitbcd-jobs.service")
+_PROPERTIES = "LoadState,ActiveState,SubState,Result"
 _LINGERING = "/var/lib/systemd/linger"
 #: Below this much free a machine is about to stop starting jobs.
 _LITTLE_BYTES = 2 << 30
@@ -93,7 +94,7 @@ def _units() -> Iterator[Finding]:
 def _unit(systemctl: str, unit: str) -> Iterator[Finding]:
     """Yield how a unit does, if there is one."""
     done = subprocess.run(
-        [*systemctl.split(), "show", "--property=LoadState,ActiveState,SubState", unit],
+        [*systemctl.split(), "show", f"--property={_PROPERTIES}", unit],
         # su(1) and cron(8) leave it out.
         env={"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}"} | os.environ,
         capture_output=True,
@@ -101,18 +102,27 @@ def _unit(systemctl: str, unit: str) -> Iterator[Finding]:
         check=False,
     )
     said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    if said.get("LoadState") != "loaded":
-        return
     about = f"your {unit}" if "--user" in systemctl else unit
-    now = f"{said.get('ActiveState')} ({said.get('SubState')})"
-    if said.get("ActiveState") == "active":
-        yield Finding(about, OK, now)
+    state = WARN if unit in _EXTRA_UNITS else FAIL
+    # A socket is not started beside the service that it is for; the service starts it.
+    start = f"{systemctl} {'restart aitbcd' if unit.endswith('.socket') else f'start {unit}'}"
+    loaded, now = said.get("LoadState"), said.get("ActiveState")
+    if loaded in (None, "not-found"):
+        return
+    if loaded == "masked":
+        # Whoever wants no TCP does so.
+        if unit not in _EXTRA_UNITS:
+            words = "it is masked, so that it does not start"
+            yield Finding(about, state, words, f"{systemctl} unmask {unit} && {start}")
+    elif loaded != "loaded":
+        hint = f"what is wrong in it: systemd-analyze verify {unit}"
+        yield Finding(about, state, f"systemd cannot read it ({loaded})", hint)
+    elif now == "active":
+        yield Finding(about, OK, f"{now} ({said.get('SubState')})")
     else:
-        state = WARN if unit in _EXTRA_UNITS else FAIL
-        # A socket is not started beside the service that it is for; the service starts it.
-        what = "restart aitbcd" if unit.endswith(".socket") else f"start {unit}"
-        hint = f"{systemctl} {what}; why it does not run: {systemctl} status {unit}"
-        yield Finding(about, state, now, hint)
+        why = said.get("Result" if now == "failed" else "SubState")
+        hint = f"{start}; why it does not run: {systemctl} status {unit}"
+        yield Finding(about, state, f"{now} ({why})", hint)
 
 
 def _lingering() -> Iterator[Finding]:

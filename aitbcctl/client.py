@@ -39,6 +39,7 @@ _PIECE = 256 * 1024
 _PROBLEM_BYTES_MAX = 1 << 20
 _JOB_ID_LENGTH_MAX = 40
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_SYSTEM_UNITS = ("/etc/systemd/system", "/usr/lib/systemd/system")
 _START_HINT = "start one in another terminal or in the background: aitbcd"
 
 
@@ -408,9 +409,29 @@ def _unreachable(refusals: list[tuple[str, OSError]]) -> Unreachable:
     tried = [path for path, _ in refusals]
     return Unreachable(
         "no daemon is running here: there is no socket at " + " or ".join(tried),
-        hint=_START_HINT,
+        hint=_how_to_start(tried),
         sockets=tried,
     )
+
+
+def _how_to_start(tried: list[str]) -> str:
+    """Return what to do where no daemon has any of these sockets.
+
+    One that is a service is not to be started by hand beside that.
+    """
+    own = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    system = f"{paths.SYSTEM_RUNTIME}/{paths.SOCKET_NAME}"
+    if not os.environ.get("AITBC_SOCKET") and _is_service(f"{own}/systemd/user"):
+        start = "systemctl --user start aitbcd"
+    elif system in tried and any(map(_is_service, _SYSTEM_UNITS)):
+        start = "sudo systemctl start aitbcd"
+    else:
+        return _START_HINT
+    return f"it is a service here: {start}; what is wrong with it: aitbcctl doctor"
+
+
+def _is_service(folder: str) -> bool:
+    return os.path.exists(f"{folder}/aitbcd.service")
 
 
 def _no_permission(path: str) -> Unreachable:

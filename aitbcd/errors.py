@@ -26,6 +26,7 @@
     |- CannotInstall            cannot-install     -    exit 4   its units, here and like this
     |- StartupError             startup-error      -    exit 1   the daemon cannot start
        |- SettingsError         settings-error     -    exit 2   its configuration is wrong
+       |- StateError            state-error        -    exit 2   what it keeps is not for it to use
     |- IllegalTransition        illegal-transition 500  exit 1   a bug of ours
 
 A message says what happened, with which value, and what to do next; ``fields`` carry the same
@@ -151,6 +152,10 @@ class StartupError(AitbcError):
 
 class SettingsError(StartupError):
     code, title, exit_code = "settings-error", "Wrong configuration", 2
+
+
+class StateError(StartupError):
+    code, title, exit_code = "state-error", "Unusable state", 2
 
 
 class IllegalTransition(AitbcError):

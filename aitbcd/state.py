@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from aitbcd.errors import StartupError
+from aitbcd.errors import StartupError, StateError
 from aitbcd.launcher.protocol import try_lock
 from aitbcd.paths import Paths
 
@@ -82,7 +82,7 @@ class StateFolder:
         state = self._where.state
         kind = file_system(state, Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
         if kind in NETWORK_FILE_SYSTEMS:
-            raise StartupError(
+            raise StateError(
                 f"the state directory {state} is on a network file system ({kind}), where SQLite"
                 " and file locks cannot be relied on",
                 hint="choose a folder on a local disk with --state-dir (or AITBCD_STATE_DIR)",

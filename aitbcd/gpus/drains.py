@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from aitbcd.errors import StartupError, StorageFull
+from aitbcd.errors import StateError, StorageFull
 
 FORMAT = 1
 #: Of one GPU; the latest are kept.
@@ -55,7 +55,7 @@ class Drains:
         """Read the file.
 
         Raises:
-            StartupError: it cannot be read, or is of a newer release.
+            StateError: it cannot be read, or is of a newer release.
         """
         self._path = path
         record = _read(path)
@@ -142,8 +142,8 @@ def _read(path: Path) -> Record:
     return record
 
 
-def _unusable(path: Path, detail: str) -> StartupError:
-    return StartupError(
+def _unusable(path: Path, detail: str) -> StateError:
+    return StateError(
         f"the list of drained GPUs, {path}, {detail}",
         hint="repair it, or remove it: then no GPU is drained",
     )

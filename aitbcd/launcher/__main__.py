@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aitbcd.launcher.launcher import Launcher
+    from aitbcd.launcher.rules import Rules
 
 
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR)
@@ -72,7 +73,6 @@ def _serve(state: str, ready_fd: int, config: str, *, is_lasting: bool) -> int:
 def _open(state: str, config: str, *, is_lasting: bool) -> Launcher:
     """Become the launcher of a state directory."""
     from aitbcd.launcher.launcher import Launcher
-    from aitbcd.launcher.rules import Rules
 
     if is_lasting and os.getuid() != 0:
         for folder in (state, f"{state}/run", f"{state}/results"):
@@ -87,12 +87,26 @@ def _open(state: str, config: str, *, is_lasting: bool) -> Launcher:
     status = os.stat(state_fd)
     rules = None
     if is_lasting and os.getuid() == 0 and status.st_uid != 0:
-        rules = Rules(status.st_uid, config)
+        rules = _rules(status.st_uid, config)
         # What we make is the daemon's to read, by its group.
         os.setresgid(status.st_gid, status.st_gid, status.st_gid)
     launcher = Launcher(state_fd, is_lasting=is_lasting, daemon_uid=status.st_uid, rules=rules)
     launcher.open()
     return launcher
+
+
+def _rules(daemon_uid: int, config: str) -> Rules:
+    """Read the table.
+
+    Raises:
+        ValueError: somebody has to mend the file, or what it says.
+    """
+    from aitbcd.launcher.rules import Rules
+
+    try:
+        return Rules(daemon_uid, config)
+    except OSError as error:
+        raise ValueError(f"{config}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import quote
 
-from aitbcd.errors import StartupError
+from aitbcd.errors import StartupError, StateError
 from aitbcd.store import lanes
 
 FOLDER = Path(__file__).with_name("migrations")
@@ -100,7 +100,7 @@ def _inspect(path: Path, *, is_in_use: bool = False) -> int:
     if not size:
         if log_size:
             # SQLite would take the file for new and remove the log.
-            raise StartupError(
+            raise StateError(
                 f"{path} is missing or empty, but {log} holds changes of it; nothing was touched",
                 hint=f"put {path.name} back beside it, or move {log.name} away to start anew",
             )
@@ -128,13 +128,13 @@ def _check_header(connection: sqlite3.Connection, path: Path) -> int:
         # Created, and the daemon ended before its first transaction.
         return 0
     if owner != APPLICATION_ID:
-        raise StartupError(
+        raise StateError(
             f"{path} is an SQLite file of another program (application id {owner})",
             hint="give aitbcd a state directory of its own: --state-dir",
         )
     newest = migrations()[-1][0]
     if version > newest:
-        raise StartupError(
+        raise StateError(
             f"{path} has schema {version}, made by a newer aitbcd; this one knows up to {newest}",
             hint="install that version again; the queue was not touched",
             schema=version,
@@ -149,11 +149,11 @@ def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
         raise _damaged(path, found)
 
 
-def _damaged(path: Path, words: str) -> StartupError:
+def _damaged(path: Path, words: str) -> StateError:
     kept = f"{path.name}.damaged"
     copies = sorted(file.name for file in path.parent.glob(f"{path.name}.schema-*"))
     known = f"; older copies: {', '.join(copies)}" if copies else ""
-    return StartupError(
+    return StateError(
         f"{path} is damaged ({' '.join(words.split())}); nothing was changed{known}",
         hint=(
             f"in {path.parent}: keep it with 'mv {path.name} {kept}' (its -wal and -shm files too),"
@@ -211,7 +211,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         connection.close()
-        raise StartupError(
+        raise StateError(
             f"{path}: its file system does not do SQLite's WAL (journal mode {mode})",
             hint="put the state directory on a local file system: --state-dir",
         )

@@ -269,6 +269,41 @@ def test_the_doctor_finds_what_is_stopped(machine: Machine) -> None:
     wait_for("it is found again", lambda: machine.code("aitbcctl doctor") == 0)
 
 
+def test_what_is_masked_or_closed_is_said_with_what_mends_it(machine: Machine) -> None:
+    machine("systemctl mask --now aitbcd-launcher")
+    found = json.loads(machine("aitbcctl doctor --json || :"))["findings"]
+    (fault,) = (each for each in found if each["about"] == "aitbcd-launcher.service")
+    assert "masked" in fault["detail"]
+    machine(fault["hint"])
+    wait_for("it is found again", lambda: machine.code("aitbcctl doctor") == 0)
+    machine("systemctl stop aitbcd.socket")
+    said = machine("aitbcctl list; echo $?", user="ada")
+    assert "it is a service here: sudo systemctl start aitbcd;" in said
+    assert said.endswith("\n5\n")
+    machine("systemctl start aitbcd")
+    # Who wants no TCP is not told of it again and again.
+    machine("systemctl mask --now aitbcd-tcp.socket")
+    assert "aitbcd-tcp" not in machine("aitbcctl doctor")
+    machine("systemctl unmask aitbcd-tcp.socket && systemctl restart aitbcd")
+
+
+def test_what_somebody_has_to_mend_is_not_tried_again_and_again(machine: Machine) -> None:
+    config, store = "/etc/aitbcd/aitbcd.toml", "/var/lib/aitbcd/queue.db"
+    for unit, spoil, mend, reason in (
+        ("aitbcd-launcher", f"chmod 666 {config}", f"chmod 644 {config}", "others than root can"),
+        ("aitbcd", f"mv {store} /root/; echo no >{store}", f"mv /root/queue.db {store}", "damaged"),
+    ):
+        machine(f"systemctl stop {unit} && {spoil}")
+        assert machine.code(f"systemctl start {unit}") == 1
+        said = machine(f"systemctl status --no-pager {unit}; aitbcctl doctor", check=False)
+        assert "Active: failed" in said
+        assert f"FAIL  {unit}.service: failed (exit-code)" in said
+        assert said.count(reason) > 1
+        assert machine(f"systemctl show -P NRestarts {unit}") == "0\n"
+        machine(f"{mend} && systemctl start {unit}")
+    wait_for("all is well", lambda: machine.code("aitbcctl doctor") == 0)
+
+
 def test_the_doctor_says_what_others_could_change_and_how_to_mend_it(machine: Machine) -> None:
     assert machine("aitbcctl doctor | grep -E 'store:|permissions:' | cut -c-2") == "OK\nOK\n"
     state = "/var/lib/aitbcd"
