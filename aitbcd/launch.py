@@ -91,6 +91,7 @@ def start_message(
         "grace_s": grace_s,
         "log_limit": log_limit,
         "no_new_privs": no_new_privs,
+        "artifacts": [_text(glob) for glob in spec.artifacts],
         "limits": {
             "cpus": spec.cpus,
             "memory": spec.memory,

@@ -195,6 +195,7 @@ class Stage:
             "timeout_s": None,
             "grace_s": 10.0,
             "log_limit": 64 * MIB,
+            "artifacts": [],
             **more,
         }
 
@@ -204,9 +205,9 @@ class Stage:
     @staticmethod
     def order(spec: Message, **more: object) -> Message:
         """Return the order to seal what this spec has left."""
-        known = ("job", "attempt", "uid", "gid", "user", "cwd", "log_limit")
+        known = ("job", "attempt", "uid", "gid", "user", "cwd", "log_limit", "artifacts")
         output = {"format": 1, "attempt": spec["attempt"], "status": "completed"}
-        return {name: spec[name] for name in known} | {"artifacts": [], "output": output} | more
+        return {name: spec[name] for name in known} | {"output": output} | more
 
     # -- the files ----------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ class Attempt:
         try:
             made = package.create(results_fd, spec["job"], who)
             self._package = made
-            run_folder.mark_started(self.folder.fd, spec["uid"])
+            run_folder.mark_started(self.folder.fd, spec)
         except OSError as error:
             self._finish(cannot_start=f"no result folder: {error.strerror}", storage=True)
             return

@@ -217,12 +217,38 @@ def started_as(fd: int) -> int | None:
         return None
 
 
-def mark_started(fd: int, uid: int) -> None:
-    """Say, before the program is spawned, that it may have run; for root also as whom."""
+def asked_for(fd: int, order: protocol.Message) -> protocol.Message | None:
+    """Return what a root supervisor's attempt asked to be collected; None: it did not."""
+    file = os.open(STARTED, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    with open(file, "rb") as found:
+        text = found.read()
+    said: protocol.Message = json.loads(text) if text else {}
+    # What an earlier attempt in this folder said is still there.
+    is_its_own = all(said.get(key) == order[key] for key in ("job", "attempt"))
+    return {key: said[key] for key in ("cwd", "artifacts")} if is_its_own else None
+
+
+def mark_started(fd: int, spec: protocol.Message) -> None:
+    """Say, before the program is spawned, that it may have run; for root also as whom.
+
+    And what it asked to be collected, for who seals when its supervisor is gone.
+
+    Raises:
+        OSError: there is no room for that.
+    """
     if os.getuid() == 0:
         # Without a byte that a full disk could refuse. Nobody but root enters ``run/``.
-        os.chown(STARTED_RESERVED, uid, -1, dir_fd=fd, follow_symlinks=False)
+        os.chown(STARTED_RESERVED, spec["uid"], -1, dir_fd=fd, follow_symlinks=False)
+        if spec.get("artifacts"):
+            _write_asked(fd, spec)
     os.rename(STARTED_RESERVED, STARTED, src_dir_fd=fd, dst_dir_fd=fd)
+
+
+def _write_asked(fd: int, spec: protocol.Message) -> None:
+    flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(STARTED_RESERVED, flags, dir_fd=fd), "wb") as file:
+        asked = {key: spec[key] for key in ("job", "attempt", "cwd", "artifacts")}
+        file.write(json.dumps(asked).encode())
 
 
 def write_exit(fd: int, facts: protocol.Facts) -> None:

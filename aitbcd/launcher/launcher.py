@@ -42,7 +42,7 @@ _KEEP_IDLE = 8
 _PATIENCE_S = 60.0
 _IN_A_USERS_NAME = frozenset({"start", "seal", "sweep", "remove_package"})
 #: Why nothing of what a job asked for is collected.
-_UNPROVEN = "not collected: nothing is left that shows as whom this job ran"
+_UNPROVEN = "not collected: nothing is left that shows who asked for it"
 #: How often a leftover is killed before it is reported as unkillable, and the pause between.
 _SWEEPS, _SWEEP_PAUSE_S = 40, 0.05
 
@@ -485,8 +485,9 @@ class Launcher:
         """Return of an order what a daemon that was taken over may have done in this user's name.
 
         He may be in none of the groups any more, so what counts is what root has written: as whom
-        the attempt was started, and whose the package is. After a power cut the first can be
-        gone: then what is in the package is sealed, and no other file of his is touched.
+        the attempt was started and what it asked for, and whose the package is. After a power cut
+        the first can be gone: then what is in the package is sealed, and no other file of his is
+        touched.
 
         Raises:
             OSError: EPERM: the package is another user's.
@@ -496,7 +497,10 @@ class Launcher:
         if owner not in (None, order["uid"]):
             raise PermissionError(errno.EPERM, f"{name} belongs to uid {owner}")
         ran_as = None if folder_fd is None else run_folder.started_as(folder_fd)
-        return order if ran_as == order["uid"] else order | {"uncollected": _UNPROVEN}
+        asked = None
+        if folder_fd is not None and ran_as == order["uid"]:
+            asked = run_folder.asked_for(folder_fd, order)
+        return order | ({"uncollected": _UNPROVEN} if asked is None else asked)
 
     def _stop_seal(self, message: Message) -> bool:
         """End what seals an attempt, or sweeps it; its request is answered as failed."""

@@ -52,7 +52,8 @@ from typing import Any, TypedDict
 
 VERSION = 1
 
-#: Files of a run folder ``run/job_<ID>.<attempt>``. A root supervisor's ``started`` is its user's.
+#: Files of a run folder ``run/job_<ID>.<attempt>``. A root supervisor's ``started`` is its user's,
+#: and holds what is to be collected, if anything is.
 LOCK, STARTED, EXIT, CANCELED, SOCKET = "lock", "started", "exit.json", "canceled", "sock"
 #: Room for ``exit.json``, and the file that becomes ``started``, made before the disk can be full.
 EXIT_RESERVED, STARTED_RESERVED = "exit.new", "started.new"

@@ -74,6 +74,7 @@ def test_a_plain_job() -> None:
         "grace_s": 10.0,
         "log_limit": 1 << 30,
         "no_new_privs": False,
+        "artifacts": [],
         "limits": {"cpus": 1, "memory": None, "processes": None, "near": [], "near_nodes": []},
     }
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -259,7 +260,7 @@ def test_what_a_job_asked_for_is_collected_by_its_own_run_folder_only(
         found = {path.name for path in (sealed / "artifacts").iterdir()}
         return found, {each["path"]: each["why"] for each in left_out}
 
-    told = {"secret": "not collected: nothing is left that shows as whom this job ran"}
+    told = {"secret": "not collected: nothing is left that shows who asked for it"}
     # It never ran.
     assert seal(stage.spec("x", who=other)) == (set(), told)
     # The same, once a sealing of nothing was killed.
@@ -274,7 +275,8 @@ def test_what_a_job_asked_for_is_collected_by_its_own_run_folder_only(
     assert seal(spec) == (set(), told)
 
     ran = [
-        stage.shell('touch "$AITBC_ARTIFACTS_DIR/mine"', who=other, cwd=str(home)) for _ in range(2)
+        stage.shell('touch "$AITBC_ARTIFACTS_DIR/mine"', who=other, cwd=str(home), artifacts=globs)
+        for globs in (["secret"], ["secret"], [])
     ]
     attempts = [separate.start(each) for each in ran]
     for attempt in attempts:
@@ -287,6 +289,44 @@ def test_what_a_job_asked_for_is_collected_by_its_own_run_folder_only(
     # As a power cut leaves it.
     shutil.rmtree(stage.run_folder(ran[1]))
     assert seal(ran[1]) == ({"mine"}, told)
+    # It asked for nothing.
+    assert seal(ran[2]) == ({"mine"}, told)
+
+
+def test_what_is_collected_is_what_the_job_asked_for_when_it_started(
+    stage: Stage, separate: Daemon, other: Who
+) -> None:
+    home = stage.folder / "home"
+    home.mkdir()
+    for name in ("asked", "secret"):
+        (home / name).write_text(name)
+    for path in (*home.iterdir(), home):
+        path.chmod(0o700)
+        os.chown(path, other.uid, other.gid)
+    others = {"artifacts": ["*", "home/*"], "cwd": str(stage.folder)}
+
+    def collected(spec: Message) -> set[str]:
+        return {path.name for path in (stage.sealed(spec) / "artifacts").iterdir()}
+
+    asking: dict[str, Any] = {"who": other, "cwd": str(home), "artifacts": ["asked"]}
+    spec = stage.spec("/bin/true", **asking)
+    attempt = separate.start(spec)
+    attempt.exited()
+    assert attempt.seal(**others)["op"] == "sealed"
+    assert collected(spec) == {"asked"}
+    attempt.done()
+    # The next ones are in the same run folder.
+    lost = [stage.spec("/bin/true", who=other, cwd=str(home)), stage.spec("/bin/true", **asking)]
+    attempts = [separate.start(each) for each in lost]
+    for each in attempts:
+        each.exited()
+    for pid in stage.supervisors():
+        os.kill(pid, signal.SIGKILL)
+    for each in attempts:
+        each.wait_lost()
+    for spec, wanted in zip(lost, ([], ["asked"]), strict=True):
+        assert separate.ask("seal", **stage.order(spec, **others))["op"] == "sealed"
+        assert sorted(collected(spec)) == wanted
 
 
 def test_a_package_is_sealed_as_its_owner_or_not_at_all(
