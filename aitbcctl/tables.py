@@ -5,6 +5,7 @@ What gives way on a narrow terminal is the longest text, and never what a line i
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -27,6 +28,8 @@ from aitbcctl.render import (
 
 #: A column that gives way keeps so much.
 _LEAST = 8
+#: Of a note that stands in its line, as "until 17:37:49".
+_SHORT_NOTE = 14
 
 
 def table(
@@ -133,10 +136,41 @@ def _why(job: Json) -> str:
 
 
 def queue_table(jobs: Sequence[Json], width: int | None, now: datetime) -> str:
-    """Return everybody's jobs that run or wait, in order."""
+    """Return everybody's jobs that run or wait, in order.
+
+    On a narrow terminal a note that is too long for its line stands below it: what a job waits for
+    is what people look for here.
+    """
     header = ("", "JOB", "USER", "STATUS", "NAME", "CPUS", "GPUS", "SINCE", "NOTE")
+    right = ("CPUS", "GPUS")
     rows = [_queued(job, now) for job in jobs]
-    return table(header, rows, width, right=("CPUS", "GPUS"), giving=("NOTE", "NAME", "USER"))
+    whole = table(header, rows, None, right=right)
+    if width is None or max(map(columns, whole.splitlines())) <= width:
+        return whole
+    rest = [row[:-1] for row in rows]
+    least = [[mine, job, _cut(user), state, _cut(name), *more]
+             for mine, job, user, state, name, *more in rest]  # fmt: skip
+    taken = max(map(columns, table(header[:-1], least, None).splitlines()))
+    room = min(width, max(taken, width - _SHORT_NOTE - 2))
+    lines = table(header[:-1], rest, room, right=right, giving=("NAME", "USER")).splitlines()
+    at = max(map(columns, lines)) + 2
+    head = cell(lines[0], at) + header[-1] if at + len(header[-1]) <= width else lines[0]
+    below = [
+        _with_note(line, row[-1], at, width) for line, row in zip(lines[1:], rows, strict=True)
+    ]
+    return "\n".join([head, *below])
+
+
+def _cut(text: str) -> str:
+    return cell(text, min(columns(text), _LEAST))
+
+
+def _with_note(line: str, note: str, at: int, width: int) -> str:
+    if at + columns(note) <= width:
+        return (cell(line, at) + note).rstrip()
+    indent = "   "
+    wrapped = textwrap.wrap(note, max(width, 8), initial_indent=indent, subsequent_indent=indent)
+    return "\n".join([line, *wrapped])
 
 
 def _queued(job: Json, now: datetime) -> list[str]:

@@ -198,6 +198,33 @@ def test_money_has_two_decimals_or_as_many_as_it_needs(
     assert render.money(amount, currency) == text
 
 
+def queued(**changes: Any) -> dict[str, Any]:
+    return (
+        job(cpus=1, gpus=0, since="2026-02-13T11:58:30Z", until=None, is_mine=True, waiting=None)
+        | changes
+    )
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_what_a_job_waits_for_is_shown_whole_on_a_narrow_terminal(width: int) -> None:
+    reason = "waits for 2 of 2 GPUs; job_39d1x4wh holds 4; job_q28sgk8g holds one"
+    jobs = [
+        queued(name="a-name-that-is-much-longer-than-it-need-be", until="2026-02-13T12:30:00Z"),
+        queued(status="pending", progress=0, gpus=2, waiting=reason),
+    ]
+    lines = tables.queue_table(jobs, width, NOW).splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert " ".join(" ".join(lines).split()).endswith(reason)
+    assert len([line for line in lines if "job_7k3m9q2x" in line]) == 2
+
+
+def test_the_queue_has_a_line_a_job_where_there_is_room_and_in_a_pipe() -> None:
+    jobs = [queued(), queued(status="pending", waiting="waits for 1 CPU core (0 of 2 free)")]
+    for width in (None, 120):
+        head, _, waits = tables.queue_table(jobs, width, NOW).splitlines()
+        assert waits.index("waits for") == head.index("NOTE")
+
+
 def test_a_table_leaves_out_what_is_empty_and_cuts_what_may_be_cut() -> None:
     rows = [["a", "", "1", "x" * 50], ["bb", "", "22", "y"]]
     shown = tables.table(["K", "E", "N", "NOTE"], rows, 30, right=["N"], giving=["NOTE"])
