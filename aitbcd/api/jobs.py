@@ -14,7 +14,7 @@ from aitbcd.api.filters import AFTER, CHOICE, LIMIT, wanted
 from aitbcd.api.messages import JsonResponse
 from aitbcd.api.operations import Asked, Operation, flag, moment
 from aitbcd.api.schemas import BOOLEAN, INTEGER, STRING, json, page, record, ref
-from aitbcd.errors import InvalidJob, NotSatisfiable, WrongCursor, WrongState
+from aitbcd.errors import InvalidJob, NotSatisfiable, OverLimit, WrongCursor, WrongState
 from aitbcd.model import Job
 
 JOB_BYTES_MAX = 16 << 20
@@ -33,7 +33,7 @@ def operations(api: Api) -> list[Operation]:
         Operation(
             "POST", "/v1/jobs", resource.submit, "Submit a job",
             (json("It is stored, and will run", status, 201),),
-            body={"application/json": ref("Job")}, errors=(InvalidJob, NotSatisfiable),
+            body={"application/json": ref("Job")}, errors=(InvalidJob, NotSatisfiable, OverLimit),
         ),
         Operation(
             "GET", "/v1/jobs", resource.list, "List one's jobs",
@@ -50,7 +50,7 @@ def operations(api: Api) -> list[Operation]:
         ),
         Operation(
             "POST", "/v1/jobs/{job}/retry", resource.retry, "Submit what a job was as a new one",
-            (json("The new job", status, 201),), errors=(WrongState, NotSatisfiable),
+            (json("The new job", status, 201),), errors=(WrongState, NotSatisfiable, OverLimit),
         ),
         Operation(
             "POST", "/v1/jobs/{job}/keep", resource.keep, "Keep a job's results longer",

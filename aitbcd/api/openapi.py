@@ -20,6 +20,7 @@ from aitbcd.errors import (
     Forbidden,
     InvalidValue,
     NoSuchJob,
+    RateLimited,
     StorageFull,
     TooLarge,
     Unauthorized,
@@ -147,11 +148,13 @@ def _answers(answers: Iterable[Answer]) -> dict[str, Any]:
 def _problems(each: Operation) -> dict[str, Any]:
     kinds: list[type[AitbcError]] = [*each.errors, InvalidValue, Unavailable, AitbcError]
     if not each.is_public:
-        kinds += [Unauthorized, Forbidden]
+        kinds += [Unauthorized, Forbidden, RateLimited]
     if "{job}" in each.path:
         kinds += [NoSuchJob, AmbiguousJob]
     if each.fields or each.body:
-        kinds += [BadRequest, SlowBody, TooLarge, StorageFull]
+        kinds += [BadRequest, SlowBody, TooLarge]
+    if each.method != "GET" and not each.is_reading:
+        kinds += [StorageFull]
     by_status: dict[int, dict[str, str]] = {}
     for kind in kinds:
         by_status.setdefault(kind.status, {})[kind.code] = kind.title

@@ -29,6 +29,7 @@ from aitbcd.errors import (
     NoSuchFile,
     NoSuchShare,
     NotSatisfiable,
+    RateLimited,
     WrongState,
 )
 from aitbcd.model import Job, Share
@@ -65,7 +66,7 @@ def operations(api: Api) -> list[Operation]:
     }  # fmt: skip
     made = record(**share, limited_by_results=BOOLEAN)
     shares = json("One page of them", page("shares", record(**share)))
-    zipped, files = "application/zip", (NoSuchShare, NoResults, NoSuchFile, BadRange)
+    zipped, files = "application/zip", (NoSuchShare, NoResults, NoSuchFile, BadRange, RateLimited)
     return [
         Operation(
             "POST", "/v1/jobs/{job}/share", resource.create, "Share a job's results",

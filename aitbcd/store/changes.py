@@ -444,8 +444,9 @@ def _check_pending(transaction: Transaction, submission: Submission, more: int) 
         return
     values = (submission.owner.uid, most + 1)
     if transaction.execute(_COUNT_PENDING, values).fetchone()[0] + more > most:
+        count = "1 job" if most == 1 else f"{most} jobs"
         raise OverLimit(
-            f"{submission.owner.name} may have {most} jobs waiting at a time",
+            f"{submission.owner.name} may have {count} waiting at a time",
             hint="wait until some have started, or cancel some; the limit is [limits] pending",
             limit="pending",
             most=most,

@@ -33,8 +33,29 @@ def test_who_asks_too_often_is_told_when_again(tmp_path: Path) -> None:
         # Those who watch the daemon are not among them.
         for path in ("/healthz", "/openapi.json", "/metrics"):
             assert [box.http.get(path).status_code for _ in range(20)] == [200] * 20
+        assert "rate-limited" in described(box, "/v1/jobs", "get", 429)
         time.sleep(limited["retry_after_s"])
         assert box.http.get("/v1/jobs").status_code == 200
+
+
+def described(box: Box, path: str, method: str, status: int) -> str:
+    """Return what the daemon's document says of an answer."""
+    operation = box.http.get("/openapi.json").json()["paths"][path][method]
+    about: str = operation["responses"][str(status)]["description"]
+    return about
+
+
+def test_who_has_too_many_waiting_is_refused_as_the_document_says(tmp_path: Path) -> None:
+    with serving(tmp_path / "daemon", CONFIG + "[limits]\npending = 1\n") as box:
+        over = box.run("true")["job_id"]
+        body = {"argv": ["sleep", "1000"], "cpus": 4}
+        box.http.post("/v1/jobs", json=body)
+        wait_for("it runs", lambda: box.http.get("/v1/jobs/@").json()["status"] == "running")
+        box.http.post("/v1/jobs", json=body)
+        for path in ("/v1/jobs", "/v1/jobs/{job}/retry"):
+            refused = box.http.post(path.format(job=over), json=body)
+            assert "1 job waiting" in problem(refused, 409, "over-limit")["detail"]
+            assert "over-limit" in described(box, path, "post", 409)
 
 
 def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
