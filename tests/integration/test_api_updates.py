@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -9,8 +10,10 @@ import re
 import resource
 import socket
 import sqlite3
+import termios
 import threading
 import time
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -320,6 +323,8 @@ HANDSHAKE = (
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{}\r\n"
 )
 WELCOME = b"HTTP/1.1 101 Switching Protocols"
+#: The first byte of a ping (RFC 6455, 5.2).
+PING = b"\x89"
 
 
 def shaken(box: Box, query: str = "") -> socket.socket:
@@ -331,6 +336,13 @@ def shaken(box: Box, query: str = "") -> socket.socket:
         head += sock.recv(1)
     assert head.startswith(WELCOME), head
     return sock
+
+
+def unread(sock: socket.socket) -> int:
+    """Return how many bytes the kernel has for who reads (unix(7), FIONREAD)."""
+    count = array("i", [0])
+    fcntl.ioctl(sock, termios.FIONREAD, count)
+    return count[0]
 
 
 def open_files(box: Box) -> int:
@@ -470,14 +482,17 @@ def test_a_thousand_idle_clients_cost_nothing_and_all_are_told(usual: Box) -> No
 
 
 def test_a_client_that_does_not_read_is_told_to_resume(box: Box) -> None:
-    before = open_files(box)
     # More than the kernel keeps for a client.
     ids = box.http.post(
         "/v1/jobs:batch", json={"jobs": [{"argv": ["true"], "name": "x"}] * 600}
     ).json()["jobs"]
     box.ended(ids[-1]["job_id"])
+    before = open_files(box)
     with following(box, "?since=0", max_queue=1, ping_interval=None) as ws:
-        time.sleep(15)
+        wait_for("much waits for it", lambda: unread(ws.socket) > 16 << 10)
+        # The daemon pings after twice the time that it waits for who does not read.
+        with shaken(box) as other:
+            assert other.recv(1) == PING
         got = drained(ws)
         assert ws.close_code == 4408
         assert "since=SEQ" in (ws.close_reason or "")
