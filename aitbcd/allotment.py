@@ -8,7 +8,7 @@ GPUs are known by UUID: an index is only where one is at present.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
@@ -93,8 +93,8 @@ class Stock:
         _hold(places, held, self.shares_max)
         return Stock(places, self.avoided, self.shares_max)
 
-    def collecting(self, wish: Wish) -> Stock:
-        """Return the stock without what is kept free for a job that waits for more."""
+    def collected_for(self, wish: Wish) -> tuple[str, ...]:
+        """Return what is kept free for a job that waits for more."""
         fitting = [each for each in self.places.values() if fits(each.gpu, wish)]
         if wish.share is None:
             # Free ones first, then those that the fewest shares have yet to leave: no new one
@@ -103,8 +103,11 @@ class Stock:
         else:
             # The one with most room will have enough first.
             kept = sorted(fitting, key=attrgetter("room"))[-1:]
-        closed = {place.gpu.uuid for place in kept}
-        places = {uuid: place for uuid, place in self.places.items() if uuid not in closed}
+        return tuple(place.gpu.uuid for place in kept)
+
+    def without(self, uuids: Collection[str]) -> Stock:
+        """Return the stock without these."""
+        places = {uuid: place for uuid, place in self.places.items() if uuid not in uuids}
         return Stock(places, self.avoided, self.shares_max)
 
     @property

@@ -1,25 +1,31 @@
 """The front of the queue, in memory: the next jobs to start. The whole queue lives in the store.
 
 A window over each lane of what waits, refilled from the store when it runs low, so that memory
-does not follow the queue's length and no user's jobs hide another's.
+does not follow the queue's length and no user's jobs hide another's. It has the first jobs of each
+wish of its lane, so that those for one GPU do not hide those for another either; where a user has
+more different wishes than it takes, it has some of them after the other (``turn``).
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
 
+from aitbcd import planner
 from aitbcd.allotment import Wish
-from aitbcd.model import Job, JobSpec, Lane
-from aitbcd.planner import Claim, Line, Waiting
+from aitbcd.model import Front, Job, JobSpec, Lane
+from aitbcd.planner import Claim, Line, Turn, Waiting
 
-#: Jobs in the window of a lane; each may carry an environment of its own.
+#: Jobs in a window that wish for the same; each may carry an environment of its own.
 WINDOW = 64
-#: Below this a window is refilled while more jobs wait in the store.
+#: Below this a window is refilled while more such jobs wait in the store.
 LOW = 24
+#: Different wishes in a window.
+WISHES = 32
 
 
 class Entry(NamedTuple):
@@ -33,7 +39,7 @@ class Entry(NamedTuple):
 
     @classmethod
     def of(cls, job: Job, spec: JobSpec | None) -> Entry:
-        return cls(job, spec, Waiting(job.number, claim_of(job), wish_of(job)))
+        return cls(job, spec, Waiting(job.number, claim_of(job), wish_of(job), job.created_at))
 
 
 def claim_of(job: Job) -> Claim:
@@ -58,23 +64,59 @@ _waiting = attrgetter("waiting")
 @dataclass(slots=True)
 class _Window:
     entries: list[Entry] = field(default_factory=list)
-    #: It holds all that waits in its lane.
-    is_whole: bool = False
-    #: A job may be missing in its middle.
+    #: Of these wishes more jobs may wait in the store, behind those that are here.
+    unread: set[Wish] = field(default_factory=set)
+    #: A job, or all that wish for something, may be missing.
     is_torn: bool = False
+    #: Where the wishes were read from, and where they go on that are not here.
+    begin: str = ""
+    next: str | None = None
+    #: How many are here of each wish.
+    counts: Counter[Wish] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = Counter(entry.waiting.wish for entry in self.entries)
 
     @property
     def is_low(self) -> bool:
-        return self.is_torn or (not self.is_whole and len(self.entries) < LOW)
+        return self.is_torn or any(self.counts[wish] < LOW for wish in self.unread)
+
+    @property
+    def has_all_wishes(self) -> bool:
+        return not self.begin and self.next is None
+
+    def pop(self, place: int) -> Entry:
+        entry = self.entries.pop(place)
+        wish = entry.waiting.wish
+        self.counts[wish] -= 1
+        if not self.counts[wish]:
+            del self.counts[wish]
+        return entry
 
     def offer(self, entry: Entry) -> None:
-        if not self.is_whole and (not self.entries or _number(entry) > _number(self.entries[-1])):
+        wish = entry.waiting.wish
+        known = [_number(each) for each in self.entries if each.waiting.wish == wish]
+        if _number(entry) in known:
             return
-        if all(_number(each) != _number(entry) for each in self.entries):
-            insort(self.entries, entry, key=_number)
-        if len(self.entries) > 2 * WINDOW:
-            del self.entries[WINDOW:]
-            self.is_whole = False
+        if wish in self.unread and (not known or _number(entry) > known[-1]):
+            return
+        if not known and len(self.counts) >= WISHES:
+            # There are more than are read at a time.
+            self.is_torn = True
+        if not known and not self.has_all_wishes:
+            return
+        insort(self.entries, entry, key=_number)
+        self.counts[wish] += 1
+        if len(known) >= 2 * WINDOW:
+            self._cut(wish, known[WINDOW - 1])
+
+    def _cut(self, wish: Wish, last: int) -> None:
+        """Leave out those who are behind one that wish for the same."""
+        self.entries = [
+            each for each in self.entries if each.waiting.wish != wish or _number(each) <= last
+        ]
+        self.counts[wish] = WINDOW
+        self.unread.add(wish)
 
 
 class Backlog:
@@ -84,6 +126,8 @@ class Backlog:
         self._is_known = False
         #: Raised with every job that comes, so that a refill knows whether it missed one.
         self._arrivals = 0
+        #: Lanes for GPUs into which jobs came since the last refill began.
+        self._stirred: set[Lane] = set()
 
     def __len__(self) -> int:
         return sum(len(window.entries) for window in self._windows.values())
@@ -100,12 +144,27 @@ class Backlog:
             if window.entries
         ]
 
+    def overdue(self, before: int, started: Mapping[tuple[int, Wish], int]) -> Iterator[Turn]:
+        """Yield of each lane the first job that has waited for long: see the planner."""
+        for line in self.lines():
+            if (turn := planner.first_overdue(line, before, started)) is not None:
+                yield turn
+
     def fronts(self, count: int) -> Iterator[Job]:
-        """Yield the first so many jobs of each lane."""
-        return (entry.job for window in self._windows.values() for entry in window.entries[:count])
+        """Yield of each lane the first so many jobs of each wish."""
+        for window in self._windows.values():
+            seen: dict[Wish, int] = {}
+            for job, _, waiting in window.entries:
+                seen[waiting.wish] = seen.get(waiting.wish, 0) + 1
+                if seen[waiting.wish] <= count:
+                    yield job
+
+    def find(self, lane: Lane, number: int) -> Job | None:
+        place = self.place(lane, number)
+        return None if place is None else self._windows[lane].entries[place].job
 
     def place(self, lane: Lane, number: int) -> int | None:
-        """Return how many jobs of its lane stand before one; None: the window lacks it."""
+        """Return how many known jobs of its lane stand before one; None: the window lacks it."""
         window = self._windows.get(lane)
         for place, entry in enumerate(window.entries if window else ()):
             if _number(entry) == number:
@@ -122,12 +181,26 @@ class Backlog:
             for entry in window.entries
         )
 
+    @property
+    def has_more_wishes(self) -> bool:
+        """Tell whether jobs wait that wish for what no job in memory does."""
+        return any(not window.has_all_wishes for window in self._windows.values())
+
+    def turn(self) -> None:
+        """Let the next wishes of those lanes be read whose window does not take all."""
+        for window in self._windows.values():
+            if not window.has_all_wishes:
+                window.begin, window.is_torn = window.next or "", True
+
     def offer(self, job: Job, spec: JobSpec | None) -> None:
         """Take in a job that was just committed, if its place is within the window."""
         self._arrivals += 1
-        window = self._windows.get(lane_of(job))
+        lane = lane_of(job)
+        window = self._windows.get(lane)
         if window is None and self._is_known:
-            window = self._windows[lane_of(job)] = _Window(is_whole=True)
+            window = self._windows[lane] = _Window()
+        if lane.has_gpus:
+            self._stirred.add(lane)
         if window is not None:
             window.offer(Entry.of(job, spec))
 
@@ -136,8 +209,13 @@ class Backlog:
         self._arrivals += 1
         self._is_known = False
         for lane, window in self._windows.items():
-            if lane.uid == uid:
-                window.is_whole = False
+            if lane.uid != uid:
+                continue
+            if lane.has_gpus:
+                window.is_torn = True
+                self._stirred.add(lane)
+            else:
+                window.unread.add(Wish())
 
     def returned(self, job: Job) -> None:
         """Note that a job came back into the queue, to where it was."""
@@ -149,15 +227,16 @@ class Backlog:
 
     def take(self, lane: Lane, number: int) -> Entry | None:
         place = self.place(lane, number)
-        return None if place is None else self._windows[lane].entries.pop(place)
+        return None if place is None else self._windows[lane].pop(place)
 
     def drop(self, uid: int) -> None:
         """Leave out a user whose jobs have to wait; what else waits stays as it is."""
         self._windows = {lane: window for lane, window in self._windows.items() if lane.uid != uid}
 
-    @property
-    def arrivals(self) -> int:
-        return self._arrivals
+    def begin_refill(self) -> tuple[int, dict[Lane, str]]:
+        """Return what ``refill`` is to be given, and from where the wishes of lanes are read."""
+        self._stirred.clear()
+        return self._arrivals, {lane: window.begin for lane, window in self._windows.items()}
 
     def full(self) -> frozenset[Lane]:
         """Return the lanes that need not be read."""
@@ -175,7 +254,7 @@ class Backlog:
 
     def refill(
         self,
-        heads: Mapping[Lane, Sequence[Job]],
+        fronts: Mapping[Lane, Front],
         specs: Mapping[int, JobSpec],
         *,
         but: Container[int],
@@ -186,26 +265,30 @@ class Backlog:
         """Take the front of the queue as just read.
 
         Args:
-            heads: the first jobs of each lane.
+            fronts: the first jobs of each lane.
             specs: of those that were ``without_spec``.
             but: numbers that have been chosen, though the store may not know it yet.
-            limit: how many jobs of a lane were read; fewer were all.
+            limit: how many jobs of a wish were read; fewer were all.
             unread: lanes that stay as they are.
-            arrivals: ``arrivals`` from before the read; a job that came since may be missing.
+            arrivals: of ``begin_refill``, before the read; a job that came since may be missing.
         """
         is_current = arrivals == self._arrivals
         kept = {lane: window for lane, window in self._windows.items() if lane in unread}
-        for lane, jobs in heads.items():
+        for lane, front in fronts.items():
             before = self._windows.get(lane)
             known = {_number(entry): entry.spec for entry in (before.entries if before else ())}
+            read = Counter(map(wish_of, front.jobs))
+            is_torn = not is_current and before is not None and before.is_torn
             kept[lane] = _Window(
                 [
                     Entry.of(job, known.get(job.number) or specs.get(job.number))
-                    for job in jobs
+                    for job in front.jobs
                     if job.number not in but
                 ],
-                is_whole=is_current and len(jobs) < limit,
-                is_torn=not is_current and before is not None and before.is_torn,
+                unread={wish for wish in read if not is_current or read[wish] >= limit},
+                is_torn=is_torn or lane in self._stirred,
+                begin=before.begin if before else "",
+                next=front.next,
             )
         self._windows = kept
         self._is_known = is_current

@@ -6,6 +6,7 @@ from a user's shell (argv, paths, environment) is bytes, because it need not be 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
@@ -298,6 +299,15 @@ class Lane(NamedTuple):
     priority: int
     uid: int
     has_gpus: bool
+
+
+class Front(NamedTuple):
+    """The next jobs of a lane."""
+
+    #: The first ones that ask for the same, in the order of their submits.
+    jobs: Sequence[Job]
+    #: Behind what is asked for here more was not read; None: that is all.
+    next: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,17 @@
 """Decides which waiting jobs start now, and on which GPUs. Pure: no clock, no I/O.
 
 First comes the higher priority, then whoever has fewest GPUs in use, then fewest cores, then first
-come. A job that lacks cores or memory is overtaken by nobody, so that small ones cannot starve it.
-A job that lacks GPUs is overtaken by those that do without: GPUs of its kind are kept for it, free
-ones and those that shares have yet to leave.
+come. So that nobody starves who has something already, whoever has waited for long comes before
+those who have less: one job of each user in so long a time (``first_overdue``).
+
+A job that lacks cores or memory is overtaken by nobody, so that small ones cannot starve it. A job
+that lacks GPUs is overtaken by those that do without: GPUs of its kind are kept for it, free ones
+and those that shares have yet to leave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
 
@@ -37,6 +40,8 @@ class Waiting(NamedTuple):
     number: int
     claim: Claim
     wish: Wish = Wish()
+    #: When it came.
+    since: int = 0
 
 
 class Line(NamedTuple):
@@ -79,11 +84,20 @@ class Placement(NamedTuple):
     number: int
     lane: Lane
     gpu_uuids: tuple[str, ...]
+    #: It came before those of who has less, as it had waited for long.
+    is_overdue: bool = False
 
 
-#: How many wishes of a line, whatever jobs have each, are looked past for one that can be granted.
-PASSED_MOST = 15
+class Turn(NamedTuple):
+    """A job that is considered."""
+
+    lane: Lane
+    waiting: Waiting
+
+
 _NOTHING = Use()
+#: Comes before who has nothing in use.
+_OVERDUE = -1
 #: Whose turn it is: priority, GPUs and cores in use, number; and the line as far as it was read.
 _Turn = tuple[int, int, int, int, int, Waiting, Lane, Iterator[Waiting]]
 
@@ -94,6 +108,8 @@ def plan(
     stock: Stock | None = None,
     uses: Mapping[int, Use] | None = None,
     caps: Mapping[int, Cap] | None = None,
+    overdue: Collection[Turn] = (),
+    kept: dict[str, Turn] | None = None,
 ) -> list[Placement]:
     """Return the jobs to start, in order.
 
@@ -101,25 +117,32 @@ def plan(
         free: what is left of cores and memory.
         uses: by uid, who has what.
         caps: by uid, who may have no more.
+        overdue: jobs of the lines that come before those of who has less.
+        kept: is filled with the GPUs, by UUID, that are kept for a job which waits for more.
     """
     stock = stock or Stock()
     uses = dict(uses or {})
     if not stock.has_room:
         lines = [line for line in lines if not line.lane.has_gpus]
-    turns = _Turns(lines, uses, caps or {})
+        overdue = [turn for turn in overdue if not turn.lane.has_gpus]
+    turns = _Turns(lines, uses, caps or {}, overdue)
     chosen: list[Placement] = []
     while (found := turns.first()) is not None:
-        (number, claim, wish), lane = found
+        lane, waiting = found
+        number, claim, wish, _ = waiting
         uuids = stock.allot(wish)
         if uuids is None:
             turns.refuse(wish)
-            stock = stock.collecting(wish)
+            closed = stock.collected_for(wish)
+            stock = stock.without(closed)
+            if kept is not None:
+                kept.update(dict.fromkeys(closed, found))
         elif not claim.fits(free):
             break
         else:
             free = free.minus(claim)
             uses[lane.uid] = uses.get(lane.uid, _NOTHING).plus(claim.cpus, wish.count)
-            chosen.append(Placement(number, lane, uuids))
+            chosen.append(Placement(number, lane, uuids, number in turns.early))
             turns.advance()
             if not uuids:
                 continue
@@ -133,40 +156,47 @@ class _Turns:
     """The lines, by whose turn it is. Turns only come later, so a stale one is found when due."""
 
     def __init__(
-        self, lines: Iterable[Line], uses: Mapping[int, Use], caps: Mapping[int, Cap]
+        self,
+        lines: Iterable[Line],
+        uses: Mapping[int, Use],
+        caps: Mapping[int, Cap],
+        overdue: Collection[Turn],
     ) -> None:
         self._uses = uses
         self._caps = caps
         #: Within one plan GPUs only become fewer: what was refused once need not be tried again.
         self._refused: set[Wish] = set()
-        #: By line, how many wishes were passed over.
-        self._passed: dict[int, int] = {}
         self._turns: list[_Turn] = []
         turns = self._turns
+        self.early = early = {waiting.number for _, waiting in overdue}
+        for at, (lane, job) in enumerate(overdue):
+            turns.append((-lane.priority, _OVERDUE, 0, job.number, ~at, job, lane, iter(())))
         for at, (lane, jobs) in enumerate(lines):
             rest = iter(jobs)
+            if early:
+                rest = (waiting for waiting in rest if waiting.number not in early)
             if (head := next(rest, None)) is not None:
                 priority, uid, _ = lane
                 _, gpus, cpus = uses.get(uid, _NOTHING)
                 turns.append((-priority, gpus, cpus, head.number, at, head, lane, rest))
         heapify(turns)
 
-    def first(self) -> tuple[Waiting, Lane] | None:
-        """Return the job whose turn it is, and its lane; without what cannot start now."""
+    def first(self) -> Turn | None:
+        """Return the job whose turn it is; without what cannot start now."""
         turns, uses, caps, refused = self._turns, self._uses, self._caps, self._refused
         while turns:
             priority, gpus, cpus, number, at, head, lane, rest = turns[0]
             uid = lane.uid
             use = uses.get(uid, _NOTHING)
-            if gpus != use.gpus or cpus != use.cpus:
+            if gpus != _OVERDUE and (gpus != use.gpus or cpus != use.cpus):
                 turn = priority, use.gpus, use.cpus, number, at, head, lane, rest
                 heapreplace(turns, turn)
             elif uid in caps and caps[uid].reached_by(use, head.wish):
                 heappop(turns)
             elif head.wish in refused:
-                self._pass_over(at, rest)
+                self._pass_over(rest)
             else:
-                return head, lane
+                return Turn(lane, head)
         return None
 
     def refuse(self, wish: Wish) -> None:
@@ -178,15 +208,12 @@ class _Turns:
         self._turns = [turn for turn in self._turns if not turn[-2].has_gpus]
         heapify(self._turns)
 
-    def _pass_over(self, at: int, rest: Iterator[Waiting]) -> None:
-        """Go on to the next job of the first line that asks for something else; not for ever."""
-        passed, refused = self._passed.get(at, 0), self._refused
-        if passed < PASSED_MOST:
-            for waiting in rest:
-                if waiting.wish not in refused:
-                    self._passed[at] = passed + 1
-                    self._go_on(waiting)
-                    return
+    def _pass_over(self, rest: Iterator[Waiting]) -> None:
+        """Go on to the next job of the first line that asks for something else."""
+        for waiting in rest:
+            if waiting.wish not in self._refused:
+                self._go_on(waiting)
+                return
         heappop(self._turns)
 
     def advance(self) -> None:
@@ -201,6 +228,23 @@ class _Turns:
         # What the user has by now is looked up when it seems to be his turn.
         turn = priority, gpus, cpus, head.number, at, head, lane, rest
         heapreplace(self._turns, turn)
+
+
+def first_overdue(line: Line, before: int, started: Mapping[tuple[int, Wish], int]) -> Turn | None:
+    """Return the first job of a line that has waited for long, though it might have been started.
+
+    Args:
+        before: who came later has not waited for long.
+        started: by uid and wish, when such a job was started last. Whose are started now and then
+            does not starve.
+    """
+    lane, jobs = line
+    for waiting in jobs:
+        if waiting.since > before:
+            break
+        if started.get((lane.uid, waiting.wish), 0) <= before:
+            return Turn(lane, waiting)
+    return None
 
 
 def lacking(claim: Claim, free: Claim, whole: Claim) -> str:

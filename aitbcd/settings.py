@@ -64,6 +64,8 @@ class Slots:
     cpus: int | None = None
     #: Bytes of memory to share among jobs; None is the machine's.
     memory: int | None = None
+    #: Seconds after which a job comes before those of who has less in use.
+    patience_s: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,6 +415,7 @@ TABLES: Mapping[str, Table] = {
         {
             "cpus": _Key("cpus", _whole_number, "a whole number from 1, for example 8"),
             "memory": _Key("memory", parse_size, 'bytes or a size, for example "64G"'),
+            "patience": _Key("patience_s", _pause, 'a duration from 0.1 s, for example "1h"'),
         },
     ),
     "jobs": Table(

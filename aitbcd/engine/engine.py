@@ -113,6 +113,7 @@ class Engine:
             self._terms,
             self._disk,
             self._quota,
+            settings.slots,
             self._whole,
             active=self._active,
             begin=self._begin,

@@ -8,19 +8,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Container, Coroutine, Iterable
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
 from typing import Any
 
 from aitbcd import allotment, planner
-from aitbcd.backlog import WINDOW, Backlog, Entry, claim_of, lane_of, wish_of
+from aitbcd.allotment import Wish
+from aitbcd.backlog import WINDOW, WISHES, Backlog, Entry, claim_of, lane_of, wish_of
+from aitbcd.clock import now_us
 from aitbcd.devices import Gpu, GpuState
 from aitbcd.engine.attempt import AGAIN_FIRST_S, AGAIN_MOST_S, Attempt
 from aitbcd.engine.pool import Pool
 from aitbcd.engine.room import Disk, Quota
 from aitbcd.engine.standby import STREAM, Standby
 from aitbcd.engine.terms import Terms
-from aitbcd.model import Job, JobSpec, Lane
-from aitbcd.planner import Cap, Claim, Line, Placement, Use
+from aitbcd.model import Front, Job, JobSpec, Lane
+from aitbcd.planner import Cap, Claim, Line, Placement, Turn, Use
+from aitbcd.settings import Slots
 from aitbcd.store import Store
 
 _log = logging.getLogger(__name__)
@@ -37,6 +40,12 @@ _PAUSE_S = 1.0
 _BESIDE = ", also past the queue"
 #: How many jobs or GPUs a sentence names.
 _NAMED = 3
+#: Of how many jobs that ask for the same it is noted that a stranger keeps them waiting.
+_TOLD = 16
+#: Pause before other wishes of a lane are looked at that has more than are in memory.
+_TURN_S = 1.0
+#: So many starts are kept in mind without asking whether they matter any more.
+_STARTS_KNOWN = 1024
 
 
 class Queue:
@@ -47,6 +56,7 @@ class Queue:
         terms: Terms,
         disk: Disk,
         quota: Quota,
+        settings: Slots,
         whole: Claim,
         *,
         active: Container[int],
@@ -61,6 +71,7 @@ class Queue:
         self._terms = terms
         self._disk = disk
         self._quota = quota
+        self._settings = settings
         #: Numbers of the jobs that were chosen and are not over.
         self._active = active
         self._begin = begin
@@ -72,6 +83,11 @@ class Queue:
         self._free = whole
         #: By uid, what is taken or assigned ahead.
         self._uses: dict[int, Use] = {}
+        #: By uid and wish, when such a job was chosen last; by uid, one that had waited for long.
+        self._started: dict[tuple[int, Wish], int] = {}
+        self._helped: dict[int, int] = {}
+        #: By UUID, the job for which a GPU is kept.
+        self._kept: dict[str, Turn] = {}
         #: Whose claim is taken, since when (monotonic).
         self._holders: dict[int, float] = {}
         self._standby = Standby(whole.cpus)
@@ -86,12 +102,14 @@ class Queue:
         self._timer: asyncio.TimerHandle | None = None
         #: When GPUs are looked at that no job has and none can get.
         self._watch: asyncio.TimerHandle | None = None
+        #: When other wishes of a lane are looked at.
+        self._turning: asyncio.TimerHandle | None = None
         #: When the GPUs were seen whose strangers were told of last.
         self._noted_at = 0
 
     def close(self) -> None:
         self._is_closed = True
-        for timer in (self._timer, self._watch):
+        for timer in (self._timer, self._watch, self._turning):
             if timer:
                 timer.cancel()
 
@@ -127,6 +145,8 @@ class Queue:
         """Count what a user has with a job that was chosen."""
         use = self._uses.get(job.owner.uid, Use())
         self._uses[job.owner.uid] = use.plus(job.cpus, job.gpus)
+        key = job.owner.uid, wish_of(job)
+        self._started[key] = max(self._started.get(key, 0), job.assigned_at or now_us())
 
     def let_go(self, attempt: Attempt) -> None:
         """Let a job start, on what it takes."""
@@ -164,7 +184,8 @@ class Queue:
         self._is_pumping = False
         if self._is_closed or self._obstacle or not self._call_up():
             return
-        chosen = self._plan(self._backlog.lines(), self._free)
+        self._kept = {}
+        chosen = self._plan(self._backlog.lines(), self._free, self._kept)
         if chosen and (lack := self._disk.lack()):
             self._hold_for_space(lack)
             return
@@ -172,12 +193,23 @@ class Queue:
             if placement.gpu_uuids and not self._is_fresh:
                 self._look()
             elif entry := self._backlog.take(placement.lane, placement.number):
+                if placement.is_overdue:
+                    self._helped[placement.lane.uid] = now_us()
                 self.let_go(self._begin(entry, placement.gpu_uuids))
         self._assign_ahead()
         if self._backlog.is_low and not self._is_refilling:
             self._is_refilling = True
             self._spawn(self._refill())
         self._watch_gpus()
+        if self._turning is None and self._backlog.has_more_wishes and self._pool.stock().has_room:
+            loop = asyncio.get_running_loop()
+            self._turning = loop.call_later(_TURN_S, self._turn)
+
+    def _turn(self) -> None:
+        """Look at jobs of those whose wishes are more than are in memory at a time."""
+        self._turning = None
+        self._backlog.turn()
+        self.pump()
 
     def _call_up(self) -> bool:
         """Start who stands by as far as there is room; False when somebody is left."""
@@ -197,12 +229,28 @@ class Queue:
                 if entry := self._backlog.take(placement.lane, placement.number):
                     self.stand_by(self._begin(entry, ()))
 
-    def _plan(self, lines: list[Line], free: Claim) -> list[Placement]:
+    def _plan(
+        self, lines: list[Line], free: Claim, kept: dict[str, Turn] | None = None
+    ) -> list[Placement]:
         caps = {}
         for uid in {line.lane.uid for line in lines}:
             if limits := self._terms.limits(uid):
                 caps[uid] = Cap(limits.running, limits.gpus)
-        return planner.plan(lines, free, self._pool.stock(), self._uses, caps)
+        overdue = self._overdue().values()
+        return planner.plan(lines, free, self._pool.stock(), self._uses, caps, overdue, kept)
+
+    def _overdue(self) -> dict[int, Turn]:
+        """Return by uid which jobs have waited for long: one of a user in so long a time."""
+        before = now_us() - round(self._settings.patience_s * 1e6)
+        if len(self._started) > _STARTS_KNOWN:
+            self._started = {key: at for key, at in self._started.items() if at > before}
+            self._helped = {uid: at for uid, at in self._helped.items() if at > before}
+        found: dict[int, Turn] = {}
+        for turn in self._backlog.overdue(before, self._started):
+            uid = turn.lane.uid
+            if self._helped.get(uid, 0) <= before:
+                found[uid] = min(found.get(uid, turn), turn, key=_rank)
+        return found
 
     @property
     def _is_fresh(self) -> bool:
@@ -244,7 +292,7 @@ class Queue:
     def _note_strangers(self, foreign: list[Gpu]) -> None:
         """Tell of the jobs that would start on a GPU that somebody uses past the queue."""
         stock = self._pool.stock()
-        for job in self._backlog.fronts(1 + planner.PASSED_MOST):
+        for job in self._backlog.fronts(_TOLD):
             wish = wish_of(job)
             wanted = [gpu for gpu in foreign if wish.count and allotment.fits(gpu, wish)]
             if wanted and stock.allot(wish) is None and not self._over_limit(job):
@@ -256,17 +304,17 @@ class Queue:
 
     async def _refill(self) -> None:
         try:
-            arrivals = self._backlog.arrivals
+            arrivals, begin = self._backlog.begin_refill()
             limit = WINDOW + self._starting()
             unread = self._backlog.full()
-            heads = await self._heads(limit, unread)
-            jobs = [job for found in heads.values() for job in found]
+            fronts = await self._fronts(limit, begin, unread)
+            jobs = [job for front in fronts.values() for job in front.jobs]
             specs = await self._store.specs(self._backlog.without_spec(jobs))
             for owner in {job.owner for job in jobs}:
                 if self._terms.limits(owner.uid) is None:
                     await self._terms.learn(owner)
             self._backlog.refill(
-                {lane: jobs for lane, jobs in heads.items() if not self._quota.lack(lane.uid)},
+                {lane: each for lane, each in fronts.items() if not self._quota.lack(lane.uid)},
                 specs,
                 but=self._active,
                 limit=limit,
@@ -281,14 +329,20 @@ class Queue:
         """Return how many jobs the store may not know yet as chosen, at most."""
         return sum(use.running for use in self._uses.values())
 
-    async def _heads(self, limit: int, unread: Iterable[Lane]) -> dict[Lane, list[Job]]:
+    async def _fronts(
+        self, limit: int, begin: Mapping[Lane, str], unread: Iterable[Lane]
+    ) -> dict[Lane, Front]:
         """Return the front of the queue without those who keep more than they may."""
         while True:
-            heads = await self._store.heads(
-                limit, without=self._quota.blocked(), but=frozenset(unread)
+            fronts = await self._store.fronts(
+                limit,
+                wishes=WISHES,
+                begin=begin,
+                without=self._quota.blocked(),
+                but=frozenset(unread),
             )
-            if not await self._quota.learn(lane.uid for lane in heads):
-                return heads
+            if not await self._quota.learn(lane.uid for lane in fronts):
+                return fronts
 
     # -- what is in the way -------------------------------------------------------------------
 
@@ -409,3 +463,7 @@ class Queue:
         what = "one" if count == 1 else str(count)
         until = self._until(job)
         return f"{job.job_id} holds {what}" + (f" and is to end at {until}" if until else "")
+
+
+def _rank(turn: Turn) -> tuple[int, int]:
+    return -turn.lane.priority, turn.waiting.number

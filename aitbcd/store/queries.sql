@@ -165,6 +165,19 @@ WHERE j.finished_at IS NULL AND j.current IS NULL
 AND j.priority = :priority AND j.uid = :uid AND (j.gpus > 0) = :has_gpus
 ORDER BY j.number LIMIT :limit
 
+-- next_wish_of_lane --
+-- What else a user's jobs in one lane of the queue wish for: the first behind a wish.
+SELECT wish FROM jobs INDEXED BY jobs_wishes
+WHERE finished_at IS NULL AND current IS NULL AND gpus > 0
+AND priority = :priority AND uid = :uid AND wish > :wish
+ORDER BY wish LIMIT 1
+
+-- where_wish --
+-- Fragment: the next jobs of a user in one lane of the queue that wish for the same.
+WHERE j.finished_at IS NULL AND j.current IS NULL AND j.gpus > 0
+AND j.priority = :priority AND j.uid = :uid AND j.wish = :wish
+ORDER BY j.number LIMIT :limit
+
 -- count_pending_of_owner --
 -- How many jobs of a user wait, counted no further than it matters.
 SELECT count(*) FROM (

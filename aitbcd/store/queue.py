@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
-from aitbcd.model import Job, Lane, Priority
+from aitbcd.model import Front, Job, Lane, Priority
 from aitbcd.store import cursors, rows
 from aitbcd.store.ids import JobIds
 from aitbcd.store.sql import QUERIES
 
 _ACTIVE, _WAITING = "qa", "qw"
 _NEXT_USER = QUERIES["next_user_of_queue"]
+_NEXT_WISH = QUERIES["next_wish_of_lane"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +47,51 @@ def page(
     return QueuePage(shown, _cursor(shown[-1]) if shown and len(jobs) > limit else None)
 
 
-def heads(
+def fronts(
     connection: sqlite3.Connection,
     limit: int,
+    wishes: int,
+    begin: Mapping[Lane, str],
     without: Collection[int],
     but: Collection[Lane],
     ids: JobIds,
-) -> dict[Lane, list[Job]]:
-    """Return the first jobs of each lane: one look-up a user, not one a job."""
-    found: dict[Lane, list[Job]] = {}
-    statement = f"{QUERIES['select_job']} {QUERIES['where_lane']}"
+) -> dict[Lane, Front]:
+    """Return the first jobs of each lane: one look-up a user and wish, not one a job."""
+    found: dict[Lane, Front] = {}
     for lane in _lanes(connection):
         if lane.uid in without or lane in but:
             continue
-        values = {**lane._asdict(), "limit": limit}
-        if jobs := [rows.job(row, ids) for row in connection.execute(statement, values)]:
-            found[lane] = jobs
+        if lane.has_gpus:
+            front = _by_wish(connection, lane, limit, wishes, begin.get(lane, ""), ids)
+        else:
+            front = Front(_jobs(connection, "where_lane", lane._asdict() | {"limit": limit}, ids))
+        if front.jobs or front.next is not None:
+            found[lane] = front
     return found
+
+
+def _by_wish(
+    connection: sqlite3.Connection, lane: Lane, limit: int, wishes: int, begin: str, ids: JobIds
+) -> Front:
+    """Return the first jobs of each of so many wishes from one on."""
+    values: dict[str, Any] = lane._asdict() | {"limit": limit, "wish": begin}
+    jobs: list[Job] = []
+    for _ in range(wishes):
+        if (row := connection.execute(_NEXT_WISH, values).fetchone()) is None:
+            if begin and not jobs:
+                return _by_wish(connection, lane, limit, wishes, "", ids)
+            return Front(sorted(jobs, key=attrgetter("number")))
+        values["wish"] = row[0]
+        jobs += _jobs(connection, "where_wish", values, ids)
+    is_more = connection.execute(_NEXT_WISH, values).fetchone() is not None
+    return Front(sorted(jobs, key=attrgetter("number")), values["wish"] if is_more else None)
+
+
+def _jobs(
+    connection: sqlite3.Connection, where: str, values: dict[str, Any], ids: JobIds
+) -> list[Job]:
+    statement = f"{QUERIES['select_job']} {QUERIES[where]}"
+    return [rows.job(row, ids) for row in connection.execute(statement, values)]
 
 
 def _lanes(connection: sqlite3.Connection) -> Iterator[Lane]:

@@ -12,7 +12,7 @@ SQLite in WAL mode, https://www.sqlite.org/wal.html.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from aitbcd.model import (
     ID_LENGTH,
     Attempt,
     Event,
+    Front,
     Job,
     JobSpec,
     Key,
@@ -380,19 +381,30 @@ class Store:
         found = await self._lists.fetch(QUERIES["commands"], numbers=str(list(numbers)))
         return {row[0]: rows.command_line(*row[1:]) for row in found}
 
-    async def heads(
-        self, limit: int, *, without: Collection[int] = (), but: Collection[Lane] = ()
-    ) -> dict[Lane, list[Job]]:
+    async def fronts(
+        self,
+        limit: int,
+        *,
+        wishes: int = 1,
+        begin: Mapping[Lane, str] | None = None,
+        without: Collection[int] = (),
+        but: Collection[Lane] = (),
+    ) -> dict[Lane, Front]:
         """Return the next jobs of each lane of the queue, in the order of their submits.
 
-        However many jobs a user has waiting, the other users' are found.
+        However many jobs a user has waiting, the other users' are found, and of each lane those
+        that wish for other GPUs.
 
         Args:
-            limit: of each lane.
+            limit: of each lane and wish.
+            wishes: of each lane.
+            begin: behind which of a lane's wishes; before all where nothing is said.
             without: uids whose jobs are passed over.
             but: lanes that are passed over.
         """
-        return await self._lookups.run(queue.heads, limit, set(without), set(but), self.ids)
+        return await self._lookups.run(
+            queue.fronts, limit, wishes, begin or {}, set(without), set(but), self.ids
+        )
 
     async def active(self) -> list[Job]:
         """Return every job that is assigned, running or canceling, by number."""

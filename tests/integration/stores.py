@@ -108,8 +108,8 @@ def in_pieces(specs: Sequence[JobSpec], size: int = 100) -> Callable[[], Iterabl
 
 async def heads(store: Store, limit: int) -> list[Job]:
     """Return the first jobs of each lane, by priority, then in the order of their submits."""
-    found = await store.heads(limit)
-    jobs = [job for lane in found.values() for job in lane]
+    found = await store.fronts(limit)
+    jobs = [job for front in found.values() for job in front.jobs]
     return sorted(jobs, key=lambda job: (-job.priority, job.number))
 
 

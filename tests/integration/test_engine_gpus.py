@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from aitbcd.backlog import WINDOW
 from aitbcd.devices import Gpu, GpuState
 from aitbcd.engine import queue
 from aitbcd.errors import NotSatisfiable, OverLimit
@@ -427,7 +428,8 @@ def test_a_lost_gpu_is_given_to_nobody_and_its_job_goes_on(driver: Driver, tmp_p
             assert (await rig.job(job)).status is JobState.RUNNING
             waiting = await rig.submit("true", gpus=1, gpu=("0",))
             await waits(rig, waiting, "GPU 0 is lost")
-            for _ in range(10):
+            # More than are in memory at a time.
+            for _ in range(3 * WINDOW):
                 await rig.submit("true", gpus=1, gpu=("0",))
             assert (await rig.run("true", gpus=1)).gpu_uuids == (uuid_of(1),)
             await rig.engine.cancel(await rig.job(job), force=True)

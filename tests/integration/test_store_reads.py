@@ -174,8 +174,8 @@ async def test_nobodys_jobs_hide_anothers(store: Store) -> None:
     await store.submit(ANN, TRUE, at=NOW)
     await store.submit(BEN, gpus, at=NOW)
     await store.submit(BEN, replace(TRUE, priority=Priority.LOW), at=NOW)
-    found = await store.heads(2)
-    numbers = {lane: [job.number for job in jobs] for lane, jobs in found.items()}
+    found = await store.fronts(2)
+    numbers = {lane: [job.number for job in front.jobs] for lane, front in found.items()}
     ann, ben = ANN.uid, BEN.uid
     assert numbers == {
         (0, ann, True): [1, 2],
@@ -183,8 +183,35 @@ async def test_nobodys_jobs_hide_anothers(store: Store) -> None:
         (0, ben, True): [302],
         (-1, ben, False): [303],
     }
-    found = await store.heads(2, without=[BEN.uid], but=[Lane(0, ann, True)])
+    found = await store.fronts(2, without=[BEN.uid], but=[Lane(0, ann, True)])
     assert [lane.has_gpus for lane in found] == [False]
+
+
+@on_store
+async def test_jobs_for_one_gpu_do_not_hide_those_for_another(store: Store) -> None:
+    wishes: list[dict[str, Any]] = [
+        {"gpu": ("GPU-gone",)}, {"gpu": ("GPU-gone", "GPU-1")}, {"gpu_type": "a b"}, {},
+        {"min_vram": 1}, {"vram": 1}, {"gpu_type": "GPU-gone"},
+    ]  # fmt: skip
+    for wish in wishes:
+        await store.submit_many(ANN, in_pieces([replace(TRUE, gpus=1, **wish)] * 100), at=NOW)
+    lane = Lane(0, ANN.uid, True)
+    found = (await store.fronts(3, wishes=10))[lane]
+    assert [job.number for job in found.jobs] == [
+        100 * at + number for at in range(len(wishes)) for number in (1, 2, 3)
+    ]
+    assert found.next is None
+    # More wishes than are read: the rest, and the first ones again.
+    seen: list[int] = []
+    begin: dict[Lane, str] = {}
+    for _ in range(4):
+        front = (await store.fronts(1, wishes=2, begin=begin))[lane]
+        seen += [job.number for job in front.jobs]
+        begin = {lane: front.next or ""}
+    assert sorted(seen) == [100 * at + 1 for at in range(len(wishes))]
+    assert begin == {lane: ""}
+    nowhere = (await store.fronts(1, wishes=2, begin={lane: "9"}))[lane]
+    assert [job.number for job in nowhere.jobs] == seen[:2]
 
 
 @on_store

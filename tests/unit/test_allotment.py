@@ -222,17 +222,19 @@ def test_gpus_are_collected_for_a_job_that_waits_for_many() -> None:
     stock = Stock.of(machine(4)).with_held(Held(["GPU-0", "GPU-1"]))
     wish = Wish(3)
     assert stock.allot(wish) is None
-    assert stock.collecting(wish).allot(Wish(1)) is None
-    assert stock.collecting(wish).allot(Wish(share=GIB)) is None
+    assert stock.without(stock.collected_for(wish)).allot(Wish(1)) is None
+    assert stock.without(stock.collected_for(wish)).allot(Wish(share=GIB)) is None
 
 
 def test_no_share_comes_onto_what_is_collected_for_a_whole_gpu() -> None:
     shared = Stock.of(machine(2)).with_held(Held(["GPU-0"], 20 * GIB))
-    assert shared.collecting(Wish(2)).allot(Wish(share=GIB)) is None
+    assert shared.without(shared.collected_for(Wish(2))).allot(Wish(share=GIB)) is None
     # The one that has to become free is the one with fewer shares; the other takes more of them.
     both = shared.with_held(Held(["GPU-1"], GIB)).with_held(Held(["GPU-1"], GIB))
-    assert both.collecting(Wish(1)).allot(Wish(share=GIB)) == ("GPU-1",)
-    assert both.collecting(Wish(1, named=("GPU-1",))).allot(Wish(share=GIB)) == ("GPU-0",)
+    assert both.without(both.collected_for(Wish(1))).allot(Wish(share=GIB)) == ("GPU-1",)
+    assert both.without(both.collected_for(Wish(1, named=("GPU-1",)))).allot(Wish(share=GIB)) == (
+        "GPU-0",
+    )
 
 
 def test_a_gpu_whose_memory_the_driver_does_not_tell_is_given_as_a_whole() -> None:
@@ -244,7 +246,7 @@ def test_a_gpu_whose_memory_the_driver_does_not_tell_is_given_as_a_whole() -> No
 
 def test_what_is_collected_is_no_more_than_asked_for() -> None:
     stock = Stock.of([gpu(0), *machine(6, name=A100)[1:]])
-    collecting = stock.collecting(Wish(2, H100))
+    collecting = stock.without(stock.collected_for(Wish(2, H100)))
     assert len(stock.places) - len(collecting.places) == 1
     assert collecting.allot(Wish(5)) is not None
 
@@ -296,7 +298,7 @@ def test_no_gpu_is_given_twice_and_no_share_exceeds_one(
     for wish in asked:
         got = stock.allot(wish)
         if got is None:
-            assert stock.collecting(wish).places.items() <= stock.places.items()
+            assert stock.without(stock.collected_for(wish)).places.items() <= stock.places.items()
             continue
         assert len(got) == (wish.count if wish.share is None else 1)
         stock = stock.with_held(Held(got, wish.share))

@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aitbcd.backlog import WINDOW, Backlog, lane_of
-from aitbcd.model import Job, JobState, Lane, Owner, Priority
+from aitbcd.backlog import WINDOW, WISHES, Backlog, lane_of
+from aitbcd.model import Front, Job, JobState, Lane, Owner, Priority
 
 
-def job(number: int, priority: int = 0, uid: int = 1, gpus: int = 0) -> Job:
+def job(
+    number: int, priority: int = 0, uid: int = 1, gpus: int = 0, min_vram: int | None = None
+) -> Job:
     return Job(
         number, f"job_{number}", Owner(uid, "a"), JobState.PENDING, None, 1, None, gpus, None,
-        Priority(priority), 0, 0, number,
+        Priority(priority), 0, 0, number, min_vram=min_vram,
     )  # fmt: skip
 
 
-def lanes(jobs: Iterable[Job], limit: int = WINDOW) -> dict[Lane, list[Job]]:
-    found: dict[Lane, list[Job]] = {}
+def lanes(jobs: Iterable[Job], begin: Mapping[Lane, str] | None = None) -> dict[Lane, Front]:
+    """Return what the store does: of each lane some wishes from one on, of each the first jobs."""
+    found: dict[Lane, dict[str, list[Job]]] = {}
     for each in sorted(jobs, key=lambda each: each.number):
-        lane = found.setdefault(lane_of(each), [])
-        if len(lane) < limit:
-            lane.append(each)
-    return found
+        wish = f"{each.gpus} {each.min_vram or 0:09}"
+        found.setdefault(lane_of(each), {}).setdefault(wish, []).append(each)
+    return {lane: front(wishes, (begin or {}).get(lane, "")) for lane, wishes in found.items()}
+
+
+def front(jobs: Mapping[str, list[Job]], begin: str) -> Front:
+    wishes = sorted(wish for wish in jobs if wish > begin)
+    if not wishes:
+        return front(jobs, "")
+    read = wishes[:WISHES]
+    first = [each for wish in read for each in jobs[wish][:WINDOW]]
+    first.sort(key=lambda each: each.number)
+    return Front(first, read[-1] if len(wishes) > WISHES else None)
 
 
 def refill(backlog: Backlog, jobs: Iterable[Job], *, arrivals: int | None = None) -> None:
+    now, begin = backlog.begin_refill()
     backlog.refill(
-        lanes(jobs), {}, but=set(), limit=WINDOW,
-        arrivals=backlog.arrivals if arrivals is None else arrivals,
+        lanes(jobs, begin), {}, but=set(), limit=WINDOW,
+        arrivals=now if arrivals is None else arrivals,
     )  # fmt: skip
 
 
@@ -46,8 +59,10 @@ class Queue:
         self.stored: list[Job] = []
         self.taken: set[int] = set()
 
-    def submit(self, priority: int, uid: int = 1) -> None:
-        new = job(len(self.stored) + 1, priority, uid)
+    def submit(
+        self, priority: int, uid: int = 1, gpus: int = 0, min_vram: int | None = None
+    ) -> None:
+        new = job(len(self.stored) + 1, priority, uid, gpus, min_vram)
         self.stored.append(new)
         self.backlog.offer(new, None)
 
@@ -66,10 +81,15 @@ class Queue:
 
     def refill(self) -> None:
         unread = self.backlog.full()
-        found = lanes(each for each in self.waiting() if lane_of(each) not in unread)
+        arrivals, begin = self.backlog.begin_refill()
+        found = lanes((each for each in self.waiting() if lane_of(each) not in unread), begin)
         self.backlog.refill(
-            found, {}, but=self.taken, limit=WINDOW, unread=unread, arrivals=self.backlog.arrivals
+            found, {}, but=self.taken, limit=WINDOW, unread=unread, arrivals=arrivals
         )
+
+    def take(self, found: Job) -> None:
+        self.backlog.take(lane_of(found), found.number)
+        self.taken.add(found.number)
 
     def take_first(self) -> int | None:
         if self.backlog.is_low:
@@ -77,8 +97,7 @@ class Queue:
         heads = sorted(self.backlog.fronts(1), key=lambda each: (-each.priority, each.number))
         if not heads:
             return None
-        self.backlog.take(lane_of(heads[0]), heads[0].number)
-        self.taken.add(heads[0].number)
+        self.take(heads[0])
         return heads[0].number
 
 
@@ -129,7 +148,7 @@ def test_the_windows_stay_small(found: list[tuple[str, int, int]]) -> None:
 
 def test_a_job_that_comes_during_a_refill_is_not_forgotten() -> None:
     backlog = Backlog()
-    before = backlog.arrivals
+    before, _ = backlog.begin_refill()
     backlog.offer(job(2), None)
     refill(backlog, [job(1)], arrivals=before)
     assert backlog.is_low
@@ -172,3 +191,87 @@ def test_what_stands_before_a_job_is_counted_over_all_lanes() -> None:
     assert backlog.ahead(last) == 3
     assert backlog.place(lane_of(last), 9) == 1
     assert backlog.place(lane_of(last), 7) is None
+
+
+# What one wishes for
+
+
+def test_however_many_wait_for_one_gpu_those_for_another_are_there() -> None:
+    queue = Queue()
+    for _ in range(5 * WINDOW):
+        queue.submit(0, gpus=1, min_vram=1)
+    queue.submit(0, gpus=1, min_vram=2)
+    queue.refill()
+    last = queue.stored[-1].number
+    assert numbers(queue.backlog) == [*range(1, WINDOW + 1), last]
+    # One that comes later is there at once, those behind that are not read are not.
+    queue.submit(0, gpus=1, min_vram=3)
+    queue.submit(0, gpus=1, min_vram=2)
+    queue.submit(0, gpus=1, min_vram=1)
+    assert numbers(queue.backlog)[WINDOW:] == [last, last + 1, last + 2]
+    assert not queue.backlog.is_low
+
+
+def test_the_jobs_of_a_wish_leave_in_their_order_and_none_is_forgotten() -> None:
+    queue = Queue()
+    for number in range(7 * WINDOW):
+        queue.submit(0, gpus=1, min_vram=1 + number % 2)
+    for wish in (1, 2):
+        for expected in [each for each in queue.waiting() if each.min_vram == wish]:
+            if queue.backlog.is_low:
+                queue.refill()
+            found = [each for each in queue.backlog.fronts(1) if each.min_vram == wish]
+            assert found == [expected]
+            queue.take(expected)
+    assert queue.waiting() == []
+
+
+def test_a_batch_of_something_else_is_read() -> None:
+    queue = Queue()
+    for _ in range(WINDOW):
+        queue.submit(0, gpus=1, min_vram=1)
+    queue.refill()
+    queue.stored.append(job(999, gpus=1, min_vram=2))
+    queue.backlog.arrived(1)
+    assert queue.backlog.is_low
+    queue.refill()
+    assert numbers(queue.backlog)[-1] == 999
+
+
+def test_what_comes_during_a_refill_and_wishes_for_something_else_is_not_forgotten() -> None:
+    queue = Queue()
+    for _ in range(WINDOW):
+        queue.submit(0, gpus=1, min_vram=1)
+    arrivals, begin = queue.backlog.begin_refill()
+    found = lanes(queue.waiting(), begin)
+    queue.submit(0, gpus=1, min_vram=2)
+    queue.backlog.refill(found, {}, but=set(), limit=WINDOW, arrivals=arrivals)
+    assert queue.backlog.is_low
+    queue.refill()
+    assert numbers(queue.backlog)[-1] == WINDOW + 1
+
+
+def test_each_of_more_wishes_than_fit_has_its_turn() -> None:
+    queue = Queue()
+    for number in range(3 * WISHES + 1):
+        queue.submit(0, gpus=1, min_vram=1 + number)
+        if queue.backlog.is_low:
+            queue.refill()
+    seen: set[int] = set()
+    for _ in range(4):
+        assert queue.backlog.has_more_wishes
+        assert len(queue.backlog) <= 2 * WISHES
+        seen.update(numbers(queue.backlog))
+        queue.backlog.turn()
+        assert queue.backlog.is_low
+        queue.refill()
+    assert seen == {each.number for each in queue.stored}
+    # Where fewer are left they are there together.
+    for each in queue.waiting()[WISHES:]:
+        queue.backlog.take(lane_of(each), each.number)
+        queue.taken.add(each.number)
+    for _ in range(2):
+        queue.backlog.turn()
+        queue.refill()
+    assert numbers(queue.backlog) == [*range(1, WISHES + 1)]
+    assert not queue.backlog.has_more_wishes

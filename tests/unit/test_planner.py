@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from aitbcd.allotment import Held, Stock, Wish
 from aitbcd.devices import Gpu, GpuState
 from aitbcd.model import Lane
-from aitbcd.planner import Cap, Claim, Line, Use, Waiting, lacking, plan
+from aitbcd.planner import Cap, Claim, Line, Turn, Use, Waiting, first_overdue, lacking, plan
 
 WHOLE = Claim(8, 64 << 30)
 GIB = 1 << 30
@@ -205,15 +204,93 @@ def test_however_many_wait_for_one_gpu_the_next_may_have_another() -> None:
     assert (placed.number, placed.gpu_uuids) == (99, ("GPU-1",))
 
 
-def test_not_every_wish_of_a_line_is_tried() -> None:
-    def jobs() -> Iterator[Waiting]:
-        for number in count(1):
-            tried.append(number)
-            yield Waiting(number, Claim(1), Wish(1, min_memory=100 * GIB + number))
+def test_however_much_is_refused_the_next_may_have_what_is_there() -> None:
+    lost = Stock.of([replace(gpu(0), state=GpuState.LOST), gpu(1)])
+    wishes = [Wish(1, min_memory=size, named=("GPU-0",)) for size in range(200)]
+    refused = [Waiting(number, Claim(1), wish) for number, wish in enumerate(wishes, 1)]
+    [placed] = plan([line(ANN, *refused, one(999, 1))], Claim(8), lost)
+    assert (placed.number, placed.gpu_uuids) == (999, ("GPU-1",))
 
-    tried: list[int] = []
-    assert plan([Line(Lane(0, ANN, True), jobs())], Claim(8), stock(1)) == []
-    assert len(tried) < 20
+
+def test_what_is_kept_and_for_whom_is_told() -> None:
+    held = stock(3).with_held(Held(["GPU-0"]))
+    wide = line(ANN, one(1, 3))
+    kept: dict[str, Turn] = {}
+    assert plan([wide, line(BEN, one(2, 1))], Claim(8), held, kept=kept) == []
+    assert kept == dict.fromkeys(["GPU-1", "GPU-2"], Turn(wide.lane, one(1, 3)))
+
+
+# Who has waited for long
+
+HOUR = 3600
+
+
+def since(number: int, gpus: int, at: int) -> Waiting:
+    return one(number, gpus)._replace(since=at)
+
+
+def test_who_has_waited_for_long_comes_before_who_has_less() -> None:
+    has_one = {ANN: Use(1, 1, 1)}
+    free = stock(2).with_held(Held(["GPU-0"]))
+    wide, small = line(ANN, since(1, 2, 0)), line(BEN, since(2, 1, HOUR))
+    assert [placed.number for placed in plan([wide, small], Claim(8), free, has_one)] == [2]
+    turn = first_overdue(wide, HOUR, {})
+    assert turn == Turn(wide.lane, since(1, 2, 0))
+    # GPUs are collected for it.
+    assert plan([wide, small], Claim(8), free, has_one, overdue=[turn]) == []
+    [placed] = plan([wide, small], Claim(8), stock(2), has_one, overdue=[turn])
+    assert (placed.number, placed.is_overdue) == (1, True)
+
+
+def test_a_higher_priority_comes_before_who_has_waited_for_long() -> None:
+    low, high = line(ANN, since(1, 1, 0), priority=-1), line(BEN, since(2, 1, HOUR), priority=0)
+    turn = first_overdue(low, HOUR, {})
+    assert turn
+    chosen = plan([low, high], Claim(8), stock(2), overdue=[turn])
+    assert [placed.number for placed in chosen] == [2, 1]
+
+
+def test_who_has_waited_for_long_gets_no_more_than_he_may_have() -> None:
+    wide = line(ANN, since(1, 2, 0))
+    turn = first_overdue(wide, HOUR, {})
+    assert turn
+    assert plan([wide], Claim(8), stock(2), caps={ANN: Cap(gpus=1)}, overdue=[turn]) == []
+
+
+def test_whose_jobs_of_a_kind_start_now_and_then_has_not_waited_for_long() -> None:
+    sweep = line(ANN, since(1, 1, 0), since(2, 1, 1), since(3, 2, 2), since(4, 4, HOUR + 1))
+    turn = first_overdue(sweep, HOUR, {(ANN, Wish(1)): HOUR + 1, (BEN, Wish(2)): HOUR + 1})
+    assert turn == Turn(sweep.lane, since(3, 2, 2))
+    started = {(ANN, Wish(1)): HOUR + 1, (ANN, Wish(2)): HOUR + 1}
+    assert first_overdue(sweep, HOUR, started) is None
+
+
+@given(
+    st.integers(2, 4),
+    st.lists(st.tuples(st.integers(1, 2), st.integers(1, 3)), min_size=8, max_size=8),
+)
+def test_a_job_for_many_gpus_starts_whoever_comes_that_has_none(
+    gpus: int, stream: list[tuple[int, int]]
+) -> None:
+    """At each moment somebody new comes; Ann has one GPU for good and waits for all others."""
+    wide = line(ANN, since(1, gpus, 0))
+    held: list[tuple[int, Held]] = []
+    waiting: list[tuple[int, Line]] = []
+    for moment in range(40):
+        held = [(until, each) for until, each in held if until > moment]
+        count, stay = stream[moment % len(stream)]
+        waiting.append((stay, line(100 + moment, since(100 + moment, min(count, gpus), moment))))
+        turn = first_overdue(wide, moment - 5, {})
+        now = Stock.of([gpu(at) for at in range(gpus)], [each for _, each in held])
+        lines = [wide, *(each for _, each in waiting)]
+        placed = plan(lines, Claim(99), now, {ANN: Use(1, 1, 1)}, overdue=[turn] if turn else [])
+        if any(start.number == 1 for start in placed):
+            return
+        for start in placed:
+            [stay] = [stay for stay, each in waiting if each.lane == start.lane]
+            held.append((moment + stay, Held(start.gpu_uuids)))
+            waiting = [each for each in waiting if each[1].lane != start.lane]
+    raise AssertionError(f"{gpus} GPUs never came: {held}")
 
 
 def test_nobody_gets_more_than_he_may_have() -> None:
