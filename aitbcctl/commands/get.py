@@ -42,7 +42,11 @@ def _left_out(client: Client, details: Json) -> list[Json]:
     if details.get("results") != "kept" or (details.get("result_files") or 0) > FILES_MAX:
         return []
     try:
-        found: list[Json] = client.get(job_path(details["job_id"], "result")).get("left_out") or []
+        output = client.get(job_path(details["job_id"], "result"))
     except AitbcError:
         return []
-    return found
+    cut = [
+        {"path": f"logs/{log}", "why": f"{render.size(one['bytes'])} of its middle"}
+        for log, one in (output.get("logs_dropped") or {}).items()
+    ]
+    return cut + (output.get("left_out") or [])

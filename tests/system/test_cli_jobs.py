@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from aitbcctl.verbs import VERBS
-from tests.service import DEADLINE_S
-from tests.system.conftest import Cli, Gate, Screen
+from tests.service import DEADLINE_S, Service
+from tests.system.conftest import CONFIG, Cli, Gate, Screen
 
 pytestmark = pytest.mark.system
 
@@ -92,6 +95,15 @@ def test_get_shows_what_was_kept_and_what_was_left_out(cli: Cli) -> None:
     lines = [line.strip() for line in cli("get", job).stdout.decode().splitlines()]
     assert "2 bytes  artifacts/kept.pt" in lines
     assert "left out  none*: matched nothing" in lines
+
+
+def test_get_shows_how_much_of_a_log_was_dropped(tmp_path: Path) -> None:
+    service = Service(tmp_path / "service", CONFIG + 'log_limit = "64K"\n')
+    with service, closing(Cli(service, tmp_path)) as cli:
+        job = cli.shell("head -c 1048576 /dev/zero")
+        cli.ended(job)
+        shown = cli("get", job).stdout.decode()
+        assert re.search(r"left out  logs/stdout\.log: \d+\.\d KiB of its middle\n", shown)
 
 
 def test_get_shows_everything_but_values_of_variables(cli: Cli) -> None:
