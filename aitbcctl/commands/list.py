@@ -31,7 +31,10 @@ _COLUMNS = (
 )
 @click.option("--after", metavar="CURSOR", help="Go on where a list ended (its last line says).")
 @click.option(
-    "--format", "shape", type=click.Choice(["table", "json", "csv"]), help="Default: a table."
+    "--format",
+    "shape",
+    type=click.Choice(["table", "json", "csv", "ids"]),
+    help="Default: a table. Ids are one a line.",
 )
 @options.json_option('As --format json: {"jobs": [...], "next": CURSOR}.')
 def command(limit: int, after: str | None, shape: str | None, as_json: bool, **asked: Any) -> int:
@@ -44,6 +47,7 @@ def command(limit: int, after: str | None, shape: str | None, as_json: bool, **a
       aitbcctl list --status running
       aitbcctl list --from 2026-01-01 --to 2026-01-31
       aitbcctl list --days 7 --status failed --name 'sweep-*' --json
+      aitbcctl list --status pending --format ids | xargs aitbcctl cancel --force
     """
     if as_json and shape not in (None, "json"):
         raise Usage(f"--json and --format {shape} are two things")
@@ -54,6 +58,8 @@ def command(limit: int, after: str | None, shape: str | None, as_json: bool, **a
         return 0
     if shape == "csv":
         _put_csv(jobs)
+    elif jobs and shape == "ids":
+        put("\n".join(job["job_id"] for job in jobs))
     elif jobs:
         put(tables.job_table(jobs, terminal.columns(1), datetime.now(UTC)))
     else:

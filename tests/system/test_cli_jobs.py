@@ -171,6 +171,12 @@ class TestList:
         assert rows[1][3] == "'=1+1"
         assert b"two things" in cli("list", "--json", "--format", "csv", code=2).stderr
 
+    def test_it_can_be_ids_for_other_verbs(self, cli: Cli) -> None:
+        jobs = [cli.submit("--name", "ids-of-these", "--", "true") for _ in range(2)]
+        asked = ("list", "--format", "ids", "--name")
+        assert cli(*asked, "ids-of-these").stdout.decode().split("\n") == [*jobs[::-1], ""]
+        assert cli(*asked, "ids-of-none").stdout == b""
+
     def test_a_day_that_never_was_is_refused(self, cli: Cli) -> None:
         assert b"--from '2026-02-30'" in cli("list", "--from", "2026-02-30", code=2).stderr
         assert b"not both" in cli("list", "--days", "1", "--from", "2026-01-01", code=2).stderr

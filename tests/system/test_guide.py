@@ -218,6 +218,24 @@ def test_sweeps(desk: Desk) -> None:
     assert all(job["job_id"] in said for job in jobs)
 
 
+def test_what_waits_or_failed_of_a_sweep(desk: Desk) -> None:
+    gate = desk.project / "gate"
+    desk.type(f"""
+        aitbcctl submit --wait --name lr-1 -c 'test -e {gate}' || touch {gate}
+        aitbcctl submit --cpus 4 --name holds -- sleep 1000
+        aitbcctl submit --name lr-2 -- true; aitbcctl submit --name lr-3 -- true
+    """)
+    again = desk.type(blocks(GUIDE, "Sweeps")[1]).split()[-1]
+    ended = [(job["name"], job["status"]) for job in reversed(desk.jobs())]
+    assert ended[:1] + ended[2:4] == [
+        ("lr-1", "failed"),
+        ("lr-2", "canceled"),
+        ("lr-3", "canceled"),
+    ]
+    desk.type("aitbcctl cancel --force $(aitbcctl list --name holds --format ids)")
+    desk.type(f"aitbcctl watch {again}")
+
+
 def test_long_jobs_and_their_results(desk: Desk) -> None:
     desk.type(blocks(GUIDE, "Long jobs")[0])
     (job,) = desk.done()

@@ -103,7 +103,9 @@ TESTS: dict[Place, list[str]] = {
     (GUIDE, "Environments: venv, uv, conda", "sh"): [f"{_GUIDE}::test_environments"],
     (GUIDE, "Notebooks beside the queue", "sh"): [f"{_GUIDE}::test_notebooks"],
     (GUIDE, "Containers", "sh"): [f"{_GUIDE}::test_containers_are_told_what_they_have"],
-    (GUIDE, "Sweeps", "sh"): [f"{_GUIDE}::test_sweeps"],
+    (GUIDE, "Sweeps", "sh"): [
+        f"{_GUIDE}::test_sweeps", f"{_GUIDE}::test_what_waits_or_failed_of_a_sweep",
+    ],
     (GUIDE, "Long jobs", "sh"): [
         f"{_GUIDE}::test_long_jobs_and_their_results", f"{_GUIDE}::test_one_after_another",
     ],
