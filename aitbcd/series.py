@@ -108,6 +108,11 @@ class Series:
         """Tell whether ``tidy`` is to be called."""
         return self._written + len(self._unwritten) >= ROWS_MAX * self._gpus
 
+    @property
+    def is_written(self) -> bool:
+        """Tell whether there is a file."""
+        return self._fd >= 0
+
     def write(self) -> None:
         """Put what came into the file."""
         with self._lock:

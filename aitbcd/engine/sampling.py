@@ -212,6 +212,7 @@ class Sampling:
                 if time.monotonic() - written_at >= _WRITE_S:
                     written_at = time.monotonic()
                     await self._write()
+                self._begin_to_write()
         finally:
             self._is_ticking = False
 
@@ -240,6 +241,12 @@ class Sampling:
         course.series.add(
             samples.measure(place, gpu, job_id, at=at, span_us=span_us, before_mj=before)
         )
+
+    def _begin_to_write(self) -> None:
+        """Keep the first sample at once: from what it says of energy a new daemon goes on."""
+        for course in self._sampled:
+            if not course.series.is_written:
+                course.series.write()
 
     async def _write(self) -> None:
         for course in self._sampled:

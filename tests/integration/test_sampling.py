@@ -498,6 +498,31 @@ def test_a_series_goes_on_behind_a_daemon_that_was_killed(driver: Driver, tmp_pa
         assert not list(kept.iterdir())
 
 
+def test_what_a_job_used_is_known_also_where_the_daemon_was_killed_soon_after_its_start(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0, energy=1_000_000))
+    with daemon_with(driver, tmp_path / "daemon") as box:
+        job = box.submit(*SLEEP, gpus=1)["job_id"]
+
+        def use() -> Any:
+            return box.status(job, detail=True)["attempts"][-1]["gpu_use"]
+
+        wait_for("it is sampled", lambda: box.status(job)["attempt"] and use(), log=box.service.log)
+        box.service.kill()
+        driver.write(gpu(0, energy=1_700_000, utilization=99))
+        box.service.start()
+
+        def is_seen_again() -> bool:
+            found = use()
+            return bool(found) and found["utilization_peak"] == 99
+
+        wait_for("it is sampled again", is_seen_again, log=box.service.log)
+        box.http.post(f"/v1/jobs/{job}/cancel", json={"force": True})
+        box.reached(job, "canceled")
+        assert use()["energy_j"] == 700
+
+
 def test_a_job_that_ended_while_no_daemon_was_there_keeps_its_samples(
     driver: Driver, tmp_path: Path
 ) -> None:
