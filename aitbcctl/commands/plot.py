@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from aitbcctl import following, glyphs, options, terminal
-from aitbcctl.client import Client, job_path
+from aitbcctl.client import Client, Json, job_path
 from aitbcctl.files import output_file
 from aitbcctl.refusals import Refused, Usage
 from aitbcctl.render import called, duration, plain
+from aitbcctl.tables import cell, columns
 from aitbcctl.terminal import put, put_json
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ _USUAL = METRICS[0], METRICS[1], METRICS[3]
 _BYTES_MAX = 64 << 20
 #: Where the output is no terminal.
 _WIDTH, _HEIGHT = 80, 36
+#: Columns of a job's id and name.
+_TITLE_MAX = 50
 #: Points of a line in a picture.
 _POINTS = 800
 
@@ -73,10 +76,16 @@ def command(
     if as_json:
         put_json({"job_id": status["job_id"], "gpus": [_as_json(one) for one in courses]})
     elif output is not None:
-        _write(output, kind, f"{called(status)} of {plain(status['user'])}", courses, wanted)
+        _write(output, kind, f"{_title(status)} of {plain(status['user'])}", courses, wanted)
     else:
-        _draw(called(status), courses, wanted)
+        _draw(_title(status), courses, wanted)
     return 0
+
+
+def _title(job: Json) -> str:
+    """Return what a job is called, on a part of a line."""
+    text = called(job)
+    return cell(text, min(columns(text), _TITLE_MAX))
 
 
 def _kind_of(output: str | None) -> str:

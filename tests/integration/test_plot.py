@@ -94,6 +94,22 @@ def test_curves_are_drawn_while_it_runs(box: Box, cli: Cli, tmp_path: Path) -> N
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_a_name_longer_than_a_line_is_cut(box: Box, cli: Cli, tmp_path: Path) -> None:
+    job = box.submit_waiting(tmp_path / "gate", gpus=1, name="x" * 200)
+    sampled(box, job, 2)
+    first = cli("plot", job, environ={"LC_ALL": "C.UTF-8"}).stdout.decode().splitlines()[0]
+    (tmp_path / "gate").touch()
+    box.ended(job)
+    assert first.startswith(f"{job} (xxx")
+    assert first.endswith("GPU 0")
+    assert len(first) <= 80
+    cli("plot", job, "--output", "a.svg")
+    root = ET.parse(tmp_path / "a.svg").getroot()
+    title = next(root.iter("{http://www.w3.org/2000/svg}text")).text or ""
+    assert title.endswith("x… of root")
+    assert len(title) <= 80
+
+
 def test_on_a_terminal_they_fill_it_in_colours(cli: Cli, ended: str) -> None:
     unicode = {"LC_ALL": "C.UTF-8"}
     with closing(Screen(cli, "plot", ended, columns=60, environ=unicode)) as screen:
