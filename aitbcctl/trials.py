@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -131,7 +132,7 @@ def _interpreter(path: str | None) -> str:
         Usage: it cannot be run.
         Refused: it has no torch.
     """
-    python = sys.executable if path is None else os.path.abspath(path)
+    python = sys.executable if path is None else os.path.abspath(shutil.which(path) or path)
     if os.environ.get("AITBC_URL") and not os.environ.get("AITBC_SOCKET"):
         return python  # of the daemon's machine, which can be another one
     look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"

@@ -146,6 +146,14 @@ exit 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="runs as other users")
+def test_an_interpreter_is_looked_for_on_the_path(gpu_box: Box, python: str) -> None:
+    folder, _, name = python.rpartition("/")
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    done = gpu_box.service.run("aitbcctl", "gpus", "test", "0", "--python", name, environ=path)
+    assert done.returncode == 4, done.stderr
+    assert f"{python} is built without CUDA" in done.stderr
+
+
 def test_who_may_not_drain_is_told_whom_to_ask(gpu_box: Box, bob: User, tmp_path: Path) -> None:
     failing = bob.home / "python"
     failing.write_text(_FAILING)
