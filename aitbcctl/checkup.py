@@ -138,7 +138,7 @@ def _configuration() -> Iterator[Finding]:
     own = paths.resolve(environ=os.environ, uid=os.getuid()).config
     path = own if own.exists() else Path(paths.SYSTEM_CONFIG)
     if not path.exists():
-        yield Finding("configuration", OK, "there is no file, so all is as it comes")
+        yield Finding("configuration", OK, f"there is no {own}, so all is as it comes")
         return
     try:
         read = settings.load(path)

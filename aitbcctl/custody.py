@@ -83,20 +83,24 @@ def _places(state: Path) -> Iterator[_Place]:
         keepers = (*_uid_of(_DAEMON), 0)
         # Of the package's units the launcher is root, who keeps these.
         others = tuple(reversed(keepers))
-        runtime, config = Path(paths.SYSTEM_RUNTIME), Path(paths.SYSTEM_CONFIG)
+        runtime: Path | None = Path(paths.SYSTEM_RUNTIME)
+        config = Path(paths.SYSTEM_CONFIG)
         yield _Place(config.parent, _OTHERS_WRITE, _SWAP_CONFIG, (0,))
     else:
         keepers = others = tuple(_owner_of(state))
         own = paths.resolve(environ=os.environ, uid=os.getuid())
-        runtime = own.runtime
-        # Where each user has a group of his own it may write what is his.
-        yield _Place(own.config, stat.S_IWOTH, _SWAP_CONFIG, (*keepers, 0))
+        # Of somebody else's daemon nothing says where these are.
+        runtime = own.runtime if os.getuid() in keepers else None
+        if runtime is not None:
+            # Where each user has a group of his own it may write what is his.
+            yield _Place(own.config, stat.S_IWOTH, _SWAP_CONFIG, (*keepers, 0))
     yield _Place(state, _OTHERS_WRITE, _SWAP_QUEUE, keepers)
     for name in ("queue.db", "queue.db-wal"):
         yield _Place(state / name, _OTHERS_AT_ALL, _READ_SECRETS, keepers)
     yield _Place(state / "results", _OTHERS_WRITE, "others can take results away", others)
     yield _Place(state / "run", _OTHERS_WRITE, "others can say how jobs ended", others)
-    yield _Place(runtime, _OTHERS_WRITE, _SWAP_SOCKET, (*keepers, 0))
+    if runtime is not None:
+        yield _Place(runtime, _OTHERS_WRITE, _SWAP_SOCKET, (*keepers, 0))
 
 
 def _judge(place: _Place) -> Iterator[Finding]:

@@ -412,8 +412,8 @@ class Queue:
         match Cap(limits.running, limits.gpus).reached_by(use, wish_of(job)):
             case "running":
                 return (
-                    f"waits for one of {job.owner.name}'s jobs to end: {use.running} run, of"
-                    f" {limits.running} that may run at a time"
+                    f"waits for one of {job.owner.name}'s jobs to end, of which {limits.running}"
+                    " may run at a time"
                 )
             case "gpus":
                 return (

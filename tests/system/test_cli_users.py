@@ -68,6 +68,17 @@ def other(open_daemon: Service, user_name: str) -> Iterator[Cli]:
         yield ours
 
 
+def test_the_doctor_takes_nothing_of_ones_own_for_somebody_else_s_daemon(other: Cli) -> None:
+    own = other.folder / "own"
+    own.mkdir()
+    (own / "aitbcd.toml").touch()
+    for path in (own, own / "aitbcd.toml"):
+        shutil.chown(path, other.folder.owner())
+    environ = {"AITBCD_RUNTIME_DIR": str(own), "AITBCD_CONFIG": str(own / "aitbcd.toml")}
+    said = other("doctor", environ=environ).stdout.decode()
+    assert "OK    permissions: nobody else can change" in said
+
+
 def test_a_job_runs_as_who_submitted_it(other: Cli, user_name: str) -> None:
     job = other.shell("id -un; id -u; echo $HOME; touch made", "--clean-env")
     assert other.ended(job)["status"] == "completed", other("logs", job).stderr
