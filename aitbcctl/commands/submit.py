@@ -16,8 +16,9 @@ A script is read when the job starts, not now: what you change in it until then 
 The job gets your directory, your umask and your whole environment, except what belongs to this
 terminal or login ({environment.described()}); --env NAME=VALUE adds or replaces one.
 
-Options stand before the command. With --wait the exit code is the job's own, 128+n for a signal,
-125 when this program failed itself; ^C detaches and leaves the job alone.
+Options stand before the command. With --wait the exit code is the job's own, 128+n for a signal, 1
+where it failed without one, 125 when this program failed itself; ^C detaches and leaves the job
+alone.
 
 \b
 Examples:
