@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 BACKLOG = 1024
+#: asm-generic/socket.h; the socket module does not know it yet.
+_SO_PASSRIGHTS = 83
 #: From Python 3.13 on the path would go with the server, whosever it is; systemd's has to stay.
 _UNIX: Mapping[str, Any] = {"backlog": BACKLOG, "cleanup_socket": False}
 #: Seconds that a connection may stay open without a request.
@@ -424,8 +426,7 @@ class Server:
             self.path = Path(os.fsdecode(handed.getsockname()))
         sock = handed or bind_unix(self.path, self._mode)
         self._inode = _inode(self.path)
-        loop = asyncio.get_running_loop()
-        self._unix = await loop.create_unix_server(self._protocol, sock=sock, **_UNIX)
+        await self._serve_unix(sock)
 
     async def listen_tcp(self, address: tuple[str, int]) -> None:
         """Serve on a TCP address too.
@@ -455,8 +456,12 @@ class Server:
         loop = asyncio.get_running_loop()
         self._tcp.append(await loop.create_server(_HangUp, sock=sock, backlog=BACKLOG))
 
-    def _protocol(self) -> HttpProtocol:
-        return HttpProtocol(self._clients)
+    async def _serve_unix(self, sock: socket.socket) -> None:
+        refuse_descriptors(sock)
+        loop = asyncio.get_running_loop()
+        self._unix = await loop.create_unix_server(
+            lambda: HttpProtocol(self._clients), sock=sock, **_UNIX
+        )
 
     async def guard(self, watches: Watches) -> None:
         """Bind the Unix socket again whenever its path is gone; runs until it is cancelled."""
@@ -489,8 +494,7 @@ class Server:
             if self._unix is not None:
                 self._unix.close()
             self.path, self._inode, self._is_own = path, _inode(path), True
-            loop = asyncio.get_running_loop()
-            self._unix = await loop.create_unix_server(self._protocol, sock=sock, **_UNIX)
+            await self._serve_unix(sock)
             return
         _log.error("the socket %s is gone and cannot be bound again: %s", self.path, problem)
         await asyncio.sleep(_REBIND_PAUSE_S)
@@ -571,6 +575,19 @@ def bind_unix(path: Path, mode: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def refuse_descriptors(sock: socket.socket) -> None:
+    """Let nobody who connects send open files along (unix(7), SCM_RIGHTS).
+
+    Whoever reads a packet closes what came with it and he does not take, and closing can last: a
+    TCP connection waits for its SO_LINGER. Before Linux 6.16 there is no way to refuse them.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
 
 
 def _remove_stale(path: Path) -> None:

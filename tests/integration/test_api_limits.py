@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -19,6 +20,7 @@ from tests.service import DEADLINE_S, Service, wait_for
 
 only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 LIMITED = CONFIG.replace("[server]", "[server]\nrequest_rate = 5")
+CAN_REFUSE_DESCRIPTORS = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 16)
 WITH_TCP = CONFIG.replace('""', '"127.0.0.1:0"', 1)
 
 
@@ -181,6 +183,36 @@ def test_followers_leave_descriptors_for_all_else(tmp_path: Path) -> None:
         (tmp_path / "go").touch()
         assert box.ended(job)["status"] == "completed"
         assert "Too many open files" not in service.log.read_text()
+
+
+def lingering() -> tuple[socket.socket, socket.socket]:
+    """Return a connection whose end takes a minute, as long as its other end, too, is open."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    ours.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            ours.send(bytes(65536))
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+    return ours, theirs
+
+
+@pytest.mark.skipif(not CAN_REFUSE_DESCRIPTORS, reason="only Linux 6.16 and later can")
+@pytest.mark.parametrize("is_bound_again", [False, True])
+def test_an_open_file_that_takes_long_to_close_holds_up_nobody(
+    tmp_path: Path, is_bound_again: bool
+) -> None:
+    with serving(tmp_path / "daemon") as box:
+        if is_bound_again:
+            box.service.socket.unlink()
+            wait_for("it is there again", box.service.socket.exists)
+        ours, theirs = lingering()
+        # Closed from the last on, so that nothing lasts here.
+        with ours, theirs, box.connect() as client:
+            with pytest.raises(PermissionError):
+                socket.send_fds(client, [b"GET /healthz HTTP/1.1\r\n"], [ours.fileno()])
+            assert box.http.get("/healthz").status_code == 200
 
 
 @only_root
