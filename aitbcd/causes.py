@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from aitbcd.devices import XIDS_THAT_NEED_A_RESET, meaning_of_xid
-from aitbcd.model import Cause, SeenGpu, SeenProcess, SeenXid, Snapshot
+from aitbcd.model import Cause, SeenGpu, SeenProcess, SeenXid, Snapshot, Value
 from aitbcd.units import format_size
 
 #: Bytes of standard error that are read for a cause. The traceback of what launches others
@@ -89,8 +90,7 @@ _UNITS = {b"bytes": 1, b"KiB": 1 << 10, b"MiB": 1 << 20, b"GiB": 1 << 30, b"TiB"
 _MUCH = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Clues:
+class Clues(Value, frozen=True):
     """What is known of an attempt that did not complete."""
 
     #: The end of its standard error.

@@ -11,11 +11,17 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 #: Letters of a job id: lowercase, without i, l, o and u (Crockford's base 32).
 ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 ID_LENGTH = 8
 #: Of a GPU, all of it: shares are millionths.
 WHOLE = 1_000_000
+
+
+class Value(Struct, frozen=True, gc=False):
+    """A value of several fields. The collector passes it by: nothing in one leads back to it."""
 
 
 class JobState(str, Enum):
@@ -104,8 +110,7 @@ class Owner:
     is_admin: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class JobSpec:
+class JobSpec(Value, frozen=True):
     """What a user asked for; never changed after the submit."""
 
     #: Program and arguments. A shell line is ``(b"/bin/sh", b"-c", line)`` with ``is_shell``.
@@ -143,8 +148,7 @@ class JobSpec:
     stdin: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SeenProcess:
+class SeenProcess(Value, frozen=True):
     """A process as it was seen on a GPU."""
 
     pid: int
@@ -157,8 +161,7 @@ class SeenProcess:
     job_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SeenGpu:
+class SeenGpu(Value, frozen=True):
     """A GPU of an attempt, as a look saw it."""
 
     uuid: str
@@ -170,8 +173,7 @@ class SeenGpu:
     processes: tuple[SeenProcess, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SeenXid:
+class SeenXid(Value, frozen=True):
     """An XID error of a GPU."""
 
     uuid: str
@@ -179,8 +181,7 @@ class SeenXid:
     xid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Value, frozen=True):
     """What shows the cause of an attempt's end. Its owner's: it quotes what the job wrote."""
 
     #: When its GPUs were seen last while it ran; None: they were not.
@@ -197,8 +198,7 @@ class Snapshot:
     stderr: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class GpuUse:
+class GpuUse(Value, frozen=True):
     """What an attempt made of its GPUs, over all of them, as far as that was sampled."""
 
     #: Seconds from a row of ``logs/gpu.csv`` to the next of the same GPU, and how many there are.
@@ -218,8 +218,7 @@ class GpuUse:
     idle_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(Value, frozen=True):
     """How an attempt ended: the facts of its supervisor and what was made of them."""
 
     finished_at: int
@@ -252,8 +251,7 @@ class Ending:
     memory_peak: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Value, frozen=True):
     """A job as its status shows it. ``ending`` is there in final states only."""
 
     number: int
@@ -310,8 +308,7 @@ class Front(NamedTuple):
     next: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Value, frozen=True):
     """One run of a job: where, when, how it ended."""
 
     attempt: int
@@ -335,8 +332,7 @@ class EventKind(str, Enum):
     GPU_FAULT = "gpu_fault"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Value, frozen=True):
     """One change of a job's status, or what happened meanwhile.
 
     ``seq`` ascends by one over the whole store.
@@ -357,8 +353,7 @@ class Event:
     facts: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(Value, frozen=True):
     """An API key; the secret itself is known to nobody here."""
 
     #: ``key_`` and eight characters.
@@ -373,8 +368,7 @@ class Key:
     last_used_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Value, frozen=True):
     """A permission to read the results of one job: a link, or for another user."""
 
     #: ``share_`` and eight characters.
@@ -391,8 +385,7 @@ class Share:
     revoked_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Value, frozen=True):
     """What this machine has to share; its GPUs come and go."""
 
     cpus: int

@@ -6,8 +6,9 @@ Pure. Facts are ``launcher.protocol.Facts``; what they mean for the job is decid
 from __future__ import annotations
 
 import signal
-from dataclasses import replace
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from aitbcd.causes import Finding
 from aitbcd.launcher.protocol import Facts

@@ -11,11 +11,12 @@ import json
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from aitbcd import manifest
 from aitbcd.model import (

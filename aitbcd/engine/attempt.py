@@ -14,9 +14,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from aitbcd import causes, launch, outcome, output, users
 from aitbcd.clock import Clock, now_us

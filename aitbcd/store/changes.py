@@ -25,6 +25,7 @@ from aitbcd.model import (
     JobState,
     Owner,
     ResultsState,
+    Value,
 )
 from aitbcd.store import lanes, totals
 from aitbcd.store.ids import JobIds, Named
@@ -64,8 +65,7 @@ _ENVIRONMENTS_KEPT_IN_MIND = 256
 NOTES_MAX = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(Value, frozen=True):
     """One change of a job's status, asked for on the ground of what is expected of it."""
 
     number: int

@@ -16,7 +16,7 @@ from enum import Enum
 from types import NoneType
 from typing import Any, NamedTuple
 
-from aitbcd.model import ACTIVE, FINAL, Job, JobState
+from aitbcd.model import ACTIVE, FINAL, Job, JobState, Value
 from aitbcd.store import cursors, rows
 from aitbcd.store.cursors import Key
 from aitbcd.store.ids import JobIds
@@ -39,8 +39,7 @@ class Sort(str, Enum):
     NAME = "name"
 
 
-@dataclass(frozen=True, slots=True)
-class JobFilter:
+class JobFilter(Value, frozen=True):
     """Which jobs a list shows, and in which order: all that meet every condition."""
 
     #: None: everybody's.

@@ -11,6 +11,7 @@ from datetime import date, datetime, time, timedelta, tzinfo
 from enum import Enum
 from typing import Any
 
+from aitbcd.model import Value
 from aitbcd.store import lanes
 from aitbcd.store.listing import uids
 from aitbcd.store.sql import QUERIES
@@ -95,8 +96,7 @@ class Stats:
     causes: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Value, frozen=True):
     """Which statistics; times are widened to whole quarters of an hour."""
 
     #: None: everybody's.

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
+
+from msgspec.structs import replace
 
 from aitbcd.errors import AmbiguousJob, InvalidValue, NoSuchJob, WrongState
 from aitbcd.model import (

@@ -12,10 +12,11 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from zoneinfo import ZoneInfo
+
+from msgspec.structs import replace
 
 from aitbcd.model import JobState
 from aitbcd.store import By, JobFilter, Sort, Store, Wanted, migrate

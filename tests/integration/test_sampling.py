@@ -110,7 +110,7 @@ async def recorded(rig: Rig, job: Job) -> tuple[GpuUse, list[Line]]:
     assert use is not None
     package = rig.package(job)
     output = json.loads((package / "output.json").read_text())
-    assert output["gpu_use"] == {name: getattr(use, name) for name in GpuUse.__slots__}
+    assert output["gpu_use"] == {name: getattr(use, name) for name in GpuUse.__struct_fields__}
     lines = lines_in(package)
     assert len(lines) == use.rows
     seconds = sum(float(line["seconds"]) for line in lines)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from aitbcd.errors import (
     AitbcError,
@@ -176,7 +176,7 @@ async def test_a_batch_that_fails_half_way_leaves_nothing(store: Store) -> None:
 
 @on_store
 async def test_a_batch_with_a_row_that_the_schema_refuses_leaves_nothing(store: Store) -> None:
-    wrong = replace(TRUE, cpus=None)  # type: ignore[arg-type]
+    wrong = replace(TRUE, cpus=None)
     with pytest.raises(AitbcError, match="cpus"):
         await store.submit_many(ANN, in_pieces([TRUE] * 130 + [wrong]), at=NOW)
     assert await heads(store, 10) == []
@@ -490,7 +490,7 @@ async def test_one_refused_change_sinks_no_other_of_its_group(store: Store) -> N
     for _ in range(6):
         await store.submit(ANN, TRUE, at=NOW)
     late_refusal = (assign(5), run(5), run(6))
-    wrong_row = replace(TRUE, cpus=None)  # type: ignore[arg-type]
+    wrong_row = replace(TRUE, cpus=None)
     outcomes = await _at_once(
         store,
         lambda: store.move(assign(1)),
@@ -499,7 +499,7 @@ async def test_one_refused_change_sinks_no_other_of_its_group(store: Store) -> N
         lambda: store.move(*late_refusal),
         lambda: store.submit(ANN, wrong_row, at=NOW),
         lambda: store.submit(ANN, replace(TRUE, environment=(b"A=1",)), at=NOW),
-        lambda: store.submit(ANN, replace(TRUE, env=(1,)), at=NOW),  # type: ignore[arg-type]
+        lambda: store.submit(ANN, replace(TRUE, env=(1,)), at=NOW),
         lambda: store.move(assign(99)),
         lambda: store.move(*whole_way(3)),
         lambda: store.submit_many(ANN, in_pieces([TRUE, wrong_row]), at=NOW),

@@ -10,10 +10,10 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from aitbcd.errors import StartupError, StorageFull, Unavailable
 from aitbcd.model import JobSpec
@@ -39,7 +39,7 @@ BATCH = 40
 #: A process that writes for ever and says on stdout what was acknowledged.
 WRITER = f"""
 import asyncio, sys
-from dataclasses import replace
+from msgspec.structs import replace
 from pathlib import Path
 from aitbcd.store import Store, migrate
 from tests.integration.stores import ANN, NOW, TRUE, in_pieces, whole_way
@@ -155,7 +155,7 @@ async def _assert_whole_batches(store: Store) -> None:
 
 SEVERAL = """
 import asyncio, sys
-from dataclasses import replace
+from msgspec.structs import replace
 from pathlib import Path
 from aitbcd.store import Store, migrate
 from tests.integration.stores import ANN, NOW, TRUE, in_pieces, whole_way

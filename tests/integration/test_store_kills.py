@@ -6,8 +6,9 @@ import asyncio
 import random
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from aitbcd.errors import NoSuchJob
 from aitbcd.model import ResultsState

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from aitbcd.errors import NoSuchJob, WrongState
 from aitbcd.lifecycle import Trigger

@@ -8,13 +8,13 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from aitbcd.errors import AmbiguousJob, InvalidValue, NoSuchJob
 from aitbcd.model import FINAL, ID_ALPHABET, Job, JobState, Lane, Priority

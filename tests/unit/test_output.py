@@ -156,7 +156,7 @@ def test_an_end_is_read_back_as_it_was_sealed(
         "result_bytes": sum(found) + described + len(MANIFEST),
         "result_files": len(found) + 2,
     }
-    for name in Ending.__slots__:
+    for name in Ending.__struct_fields__:
         expected = sealed.get(name, getattr(ending, name))
         assert getattr(came, name) == expected, name
 
