@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,8 +37,9 @@ from aitbcd.launcher.rules import Refusal, Rules
 from aitbcd.launcher.supervisor import Supervisor
 from aitbcd.launcher.turns import Turns
 
-#: Idle supervisors that are kept; each costs about a megabyte.
-_KEEP_IDLE = 8
+#: Idle supervisors that are kept, each costs about a megabyte; and at most, as long as they are
+#: needed every so many seconds.
+_KEEP_IDLE, _KEEP_IDLE_MOST, _IDLE_S = 8, 64, 2.0
 #: How long the first daemon may take to connect; it may have been killed meanwhile.
 _PATIENCE_S = 60.0
 _IN_A_USERS_NAME = frozenset({"start", "seal", "sweep", "remove_package"})
@@ -98,7 +100,12 @@ class Launcher:
         self._generation = 0
         self._workers: dict[int, Worker] = {}
         self._tasks: dict[int, Task] = {}
+        #: The one that was given an attempt last is last.
         self._idle: list[Worker] = []
+        #: The fewest that were idle since it was last looked whether there are too many, and when
+        #: that is next (monotonic); None: there are not.
+        self._unused = 0
+        self._look_at: float | None = None
         self._count = 0
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -139,12 +146,19 @@ class Launcher:
         gc.disable()
         gc.freeze()
         while not self._is_done():
-            timeout_s = _PATIENCE_S if self._generation == 0 and not self._is_lasting else None
             # One at a time: what one handler closes, another may open again under its number.
-            found = self._poll.poll(timeout_s, 1)
-            if not found:
+            found = self._poll.poll(self._timeout_s(), 1)
+            if found:
+                self._handlers[found[0][0]]()
+            elif self._look_at is None:
                 return
-            self._handlers[found[0][0]]()
+            if self._look_at is not None and time.monotonic() >= self._look_at:
+                self._dismiss_unused()
+
+    def _timeout_s(self) -> float | None:
+        if self._look_at is not None:
+            return max(0.0, self._look_at - time.monotonic())
+        return _PATIENCE_S if self._generation == 0 and not self._is_lasting else None
 
     def _stop(self, *_: object) -> None:
         """Supervisors go on; a new launcher does without the ones that are busy."""
@@ -279,6 +293,7 @@ class Launcher:
             self._rules.restrict(spec)
         name = protocol.folder_name(spec["job"], spec["attempt"])
         worker = self._idle.pop() if self._idle else None
+        self._unused = min(self._unused, len(self._idle))
         try:
             if worker is None:
                 worker = self._fork_worker()
@@ -380,11 +395,25 @@ class Launcher:
             # Its death is told by its pidfd, after its descriptors are gone.
             self._forget(worker.control.fileno())
             return
-        if len(self._idle) >= _KEEP_IDLE:
-            self._forget(worker.control.fileno())
-            worker.control.close()
-            return
         self._idle.append(worker)
+        if len(self._idle) > _KEEP_IDLE_MOST:
+            self._dismiss(self._idle.pop(0))
+        elif len(self._idle) > _KEEP_IDLE and self._look_at is None:
+            self._unused = len(self._idle)
+            self._look_at = time.monotonic() + _IDLE_S
+
+    def _dismiss_unused(self) -> None:
+        """Let those go that nobody needed for a while, but a few."""
+        for _ in range(min(self._unused, len(self._idle)) - _KEEP_IDLE):
+            self._dismiss(self._idle.pop(0))
+        self._unused = len(self._idle)
+        has_many = len(self._idle) > _KEEP_IDLE
+        self._look_at = time.monotonic() + _IDLE_S if has_many else None
+
+    def _dismiss(self, worker: Worker) -> None:
+        """Let an idle supervisor go: it ends when nobody can give it an attempt any more."""
+        self._forget(worker.control.fileno())
+        worker.control.close()
 
     def _on_death(self, worker: Worker) -> None:
         """Reap a supervisor, and end what it left: all our children but the ones we forked."""

@@ -53,6 +53,24 @@ def test_an_attempt_that_is_over_at_once_is_reported_once(stage: Stage, daemon: 
     assert first["op"] == "exited"
 
 
+def test_supervisors_of_many_short_jobs_are_kept_as_long_as_they_are_needed(
+    stage: Stage, daemon: Daemon
+) -> None:
+    def burst() -> set[int]:
+        attempts = [daemon.start(stage.spec("true")) for _ in range(12)]
+        pids = set(stage.supervisors())
+        for attempt in attempts:
+            attempt.exited()
+            attempt.finish()
+        return pids
+
+    # Another job may have come before one was heard to be free; none has ended meanwhile.
+    assert burst() <= burst()
+    # Nobody needs them any more: a few are kept, as that is what one job after the other needs.
+    wait_for("the others end", lambda: len(stage.supervisors()) == 8)
+    assert daemon.run(stage.spec("true")).facts["exit_code"] == 0
+
+
 def test_a_second_launcher_leaves_the_first_alone(stage: Stage, daemon: Daemon) -> None:
     first = stage.process
     assert not stage.launch()
