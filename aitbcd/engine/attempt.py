@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -607,8 +606,8 @@ class Attempt:
         ending = replace(ending, finished_at=at, charge_micro=charge_micro, gpu_use=gpu_use)
         await self._record(status, ending, None)
 
-    def _folder(self, *, is_sealed: bool) -> Path:
-        return Path(self._parts.results, package_name(self.job.job_id, is_sealed=is_sealed))
+    def _folder(self, *, is_sealed: bool) -> str:
+        return f"{self._parts.results}/{package_name(self.job.job_id, is_sealed=is_sealed)}"
 
     async def _record(self, status: JobState, ending: Ending, handle: Supervised | None) -> None:
         """Commit the final status of a sealed attempt; then its run folder goes."""

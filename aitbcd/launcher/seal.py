@@ -43,6 +43,8 @@ _BUILTIN = "_sha2" if sys.version_info >= (3, 12) else "_sha256"
 small_sha256: Callable[[bytes], Any] = import_module(_BUILTIN).sha256
 
 OUTPUT = "output.json"
+#: What json.dumps calls; a package has thirty keys.
+_encode = json.JSONEncoder().encode
 _EMPTY: str = small_sha256(b"").hexdigest()
 #: Above this the C library's vectorised sha256 is worth its import (10 ms, 5 MB).
 _LARGE = 1 << 20
@@ -614,7 +616,7 @@ class _Sealer:
         output["logs_dropped"] = self._dropped
         output["left_out"] = [*self._notes.entries, *self._without]
         # A line a key: indent= would take the slow encoder.
-        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in output.items())
+        lines = (f"  {_encode(key)}: {_encode(value)}" for key, value in output.items())
         return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
     def _write(self, name: str, data: bytes) -> None:

@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import stat
+from functools import lru_cache
 from typing import Any
 
 from aitbcd.launcher.cgroups import enter
@@ -85,7 +86,7 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
                     file_actions=streams,
                     setsid=True,
                     setsigmask=(),
-                    setsigdef=_not_default(),
+                    setsigdef=_ignored_by(os.getpid()),
                 )
             except OSError as error:
                 _explain(program, error)
@@ -171,7 +172,8 @@ def _become_program(
             prefer_memory_of(limits.get("near_nodes", []))
         signal.set_wakeup_fd(-1)
         os.setsid()
-        for number in _not_default():
+        # As our parent had them, which need not ask again.
+        for number in _ignored_by(os.getppid()):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if who is not None:
@@ -269,8 +271,13 @@ def _what_of(error: OSError) -> str:
     return f"cannot be opened: {os.strerror(error.errno or 0)}"
 
 
-def _not_default() -> list[int]:
-    """Signals that exec would leave ignored: Python's SIGPIPE, a nohup's SIGHUP."""
+@lru_cache(maxsize=1)
+def _ignored_by(pid: int) -> list[int]:
+    """Return the signals that exec would leave ignored: Python's SIGPIPE, a nohup's SIGHUP.
+
+    Args:
+        pid: of the supervisor that we are, or have just been: it ignores the same all its life.
+    """
     return [
         number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN
     ]

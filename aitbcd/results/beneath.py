@@ -118,7 +118,7 @@ def open_in(package: Path, path: bytes) -> OpenFile:
         os.close(folder)
 
 
-def open_folder(path: Path) -> int:
+def open_folder(path: Path | str) -> int:
     """Return a descriptor of a folder of ours, for the other functions.
 
     Raises:

@@ -13,7 +13,7 @@ _STDERR = b"logs/stderr.log"
 _PROGRESS = b"progress"
 
 
-def percentage(building: Path) -> int | None:
+def percentage(building: Path | str) -> int | None:
     """Return what a job says of its progress, None where it says nothing."""
     try:
         folder = beneath.open_folder(building)
@@ -26,7 +26,7 @@ def percentage(building: Path) -> int | None:
         os.close(folder)
 
 
-def last_words(building: Path, length: int) -> bytes:
+def last_words(building: str, length: int) -> bytes:
     """Return the end of what a job wrote to its standard error, or else to its output.
 
     Many a job joins the two (``2>&1 | tee log``). Nothing where they are shut to us.
@@ -42,7 +42,7 @@ def last_words(building: Path, length: int) -> bytes:
         os.close(folder)
 
 
-def last_sign(building: Path) -> int | None:
+def last_sign(building: str) -> int | None:
     """Return when a job last wrote to its logs or of its progress, microseconds."""
     signs = []
     for path in (_STDOUT, _STDERR, _PROGRESS):
