@@ -105,7 +105,7 @@ class OpenFile:
         self.close()
 
 
-def open_in(package: Path, path: bytes) -> OpenFile:
+def open_in(package: Path | str, path: bytes) -> OpenFile:
     """Return the regular file ``path`` below ``package``.
 
     Raises:
