@@ -79,16 +79,36 @@ def gpus(ctx: click.Context, param: click.Parameter, begun: str) -> list[Complet
 
     from aitbcctl.render import plain
 
-    try:
-        with client().open("GET", "/v1/gpus", timeout_s=2.0) as response:
-            found = json.loads(response.read())["gpus"]
-    except (AitbcError, ValueError, KeyError):
-        return []
     return [
         CompletionItem(gpu["uuid"], help=f"{gpu['index']}, {plain(gpu['name'])}")
-        for gpu in found
+        for gpu in _gpus()
         if gpu["uuid"].startswith(begun)
     ]
+
+
+def models(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Offer the models of the machine's GPUs, as one word, which means the same."""
+    from click.shell_completion import CompletionItem
+
+    from aitbcctl.devices import model
+
+    names = dict.fromkeys(model(gpu) for gpu in _gpus())
+    words = {name.replace(" ", "-"): name for name in names}
+    return [
+        CompletionItem(word, help=name if name != word else None)
+        for word, name in words.items()
+        if word.casefold().startswith(begun.casefold())
+    ]
+
+
+def _gpus() -> list[Json]:
+    """Return the machine's GPUs, none where that cannot be told at once."""
+    try:
+        with client().open("GET", "/v1/gpus", timeout_s=2.0) as response:
+            found: list[Json] = json.loads(response.read())["gpus"]
+            return found
+    except (AitbcError, ValueError, KeyError):
+        return []
 
 
 def _about(job: Json) -> str:

@@ -48,7 +48,12 @@ class _Submit(click.Command):
         return rest
 
 
-_COMPLETED = {"DIR": options.folders, "FILE": options.files}
+_COMPLETED = {
+    "DIR": options.folders,
+    "FILE": options.files,
+    "UUID|INDEX": options.gpus,
+    "MODEL": options.models,
+}
 
 
 def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -183,11 +183,26 @@ def test_what_cannot_be_tested_is_refused_and_submits_nothing(gpu_box: Box, tmp_
     assert len(jobs_of(gpu_box)) == before
 
 
-def test_gpus_are_offered_to_the_shell(gpu_box: Box) -> None:
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("gpus", "test", uuid_of(1)[:12]), f"{uuid_of(1)}\t1, NVIDIA GeForce RTX 4090"),
+        (("submit", "--gpu", uuid_of(1)[:12]), f"{uuid_of(1)}\t1, NVIDIA GeForce RTX 4090"),
+        (("submit", "--gpu-type", "h1"), "H100-80GB-HBM3\tH100 80GB HBM3"),
+    ],
+)
+def test_gpus_are_offered_to_the_shell(
+    gpu_box: Box, words: tuple[str, str, str], offered: str
+) -> None:
     asked = {
         "_AITBCCTL_COMPLETE": "bash_complete",
-        "COMP_WORDS": f"aitbcctl gpus test {uuid_of(1)[:12]}",
+        "COMP_WORDS": "\n".join(("aitbcctl", *words)),
         "COMP_CWORD": "3",
     }
-    offered = gpu_box.service.run("aitbcctl", environ=asked).stdout
-    assert offered == f"plain\t{uuid_of(1)}\t1, NVIDIA GeForce RTX 4090\n"
+    assert gpu_box.service.run("aitbcctl", environ=asked).stdout == f"plain\t{offered}\n"
+
+
+def test_a_model_as_it_is_offered_is_what_a_job_can_ask_for(gpu_box: Box) -> None:
+    body = {"argv": ["true"], "gpus": 1, "gpu_type": "H100-80GB-HBM3"}
+    answer = gpu_box.http.post("/v1/jobs", json=body)
+    assert answer.status_code == 201, answer.text
