@@ -281,6 +281,44 @@ def test_another_users_job_is_not_his_to_change(
         assert shared.status(job)["status"] == "running"
 
 
+def test_whatever_is_asked_of_another_users_job_it_is_as_if_there_were_none(
+    shared: Box, ada: User, bob: User, open_folder: Path
+) -> None:
+    """Every route that there is, so that none can be forgotten."""
+    over = submit(shared, ada, "true")
+    shared.ended(over)
+    with running(shared, ada, open_folder) as (job, _):
+        paths = shared.http.get("/openapi.json").json()["paths"]
+        routes = [(path, method) for path, ways in paths.items() for method in ways]
+        asked = 0
+        for path, method in routes:
+            if "{job}" not in path or method not in ("get", "post", "put", "patch", "delete"):
+                continue
+            asked += 1
+            rest = path.replace("{stream}", "stdout").replace("{path}", "output.json")
+            body: object = None if method in ("get", "delete") else {}
+
+            def answer_to(
+                ref: str, method: str = method, rest: str = rest, body: object = body
+            ) -> tuple[int, bytes]:
+                where = rest.replace("{job}", ref)
+                answer = bob.ask(shared.service.socket, method.upper(), where, body)
+                return answer.status, answer.body.replace(ref.encode(), b"REF")
+
+            for each in (over, job):
+                number = str(shared.status(each)["number"])
+                for ref, none in (
+                    (each, "job_00000000"),
+                    (number, "99999999"),
+                    (each[:8], "job_0"),
+                ):
+                    status, said = answer_to(ref)
+                    assert (status, said) == answer_to(none), (method, path)
+                    assert status == 404
+        assert asked > 10
+        assert shared.status(job)["status"] == "running"
+
+
 def test_the_sockets_of_launcher_and_supervisors_are_shut(
     shared: Box, ada: User, open_folder: Path
 ) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import resource
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from aitbcd.launcher import protocol
-from tests.launcher import MIB, Daemon, Stage, Who, wait_gone
+from tests.launcher import MIB, Daemon, Stage, Who, proc_status, wait_gone
 from tests.service import children, wait_for
 
+# linux/ptrace.h, asm-generic/unistd.h
+PTRACE_SEIZE, PIDFD_GETFD = 0x4206, 438
 #: Takes all inotify instances that this user may have.
 NO_INOTIFY = """
 os.environ
@@ -197,6 +202,64 @@ def stop_as(who: Who, pid: int) -> None:
     change = ["setpriv", f"--reuid={who.uid}", f"--regid={who.gid}", "--clear-groups"]
     line = f"until kill -STOP {pid} 2>/dev/null; do :; done"
     subprocess.run([*change, "sh", "-c", line], check=True, cwd="/")
+
+
+def test_what_seals_is_not_for_its_user_to_look_into(stage: Stage, other: Who) -> None:
+    """It is his, but with a group in reserve that reads everybody's results."""
+    assert stage.launch(), stage.said()
+    daemon = stage.connect()
+    spec = stage.shell('truncate -s 100G "$AITBC_ARTIFACTS_DIR/big"', who=other)
+    attempt = daemon.start(spec)
+    attempt.exited()
+    [supervisor] = stage.supervisors()
+    attempt.tell("seal", **stage.order(spec))
+    pid = wait_for("it seals in turn", lambda: sealer_below(supervisor))
+    stop_as(other, pid)
+    ids = proc_status(Path(f"/proc/{pid}/status").read_text())["Uid"]
+    assert ids.split() == [str(other.uid)] * 4
+    libc = ctypes.CDLL(None, use_errno=True)
+    attacks: dict[str, Callable[[], object]] = {
+        **{
+            name: Path(f"/proc/{pid}/{name}").read_bytes
+            for name in ("environ", "mem", "maps", "io", "syscall", "auxv")
+        },
+        "fd": lambda: os.listdir(f"/proc/{pid}/fd"),
+        "root": lambda: os.listdir(f"/proc/{pid}/root/"),
+        "oom_score_adj": lambda: Path(f"/proc/{pid}/oom_score_adj").write_text("1000"),
+        "limits": lambda: resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0)),
+        "ptrace": lambda: checked(libc.ptrace(PTRACE_SEIZE, pid, None, None)),
+        "pidfd_getfd": lambda: checked(
+            libc.syscall(ctypes.c_long(PIDFD_GETFD), os.pidfd_open(pid), 4, 0)
+        ),
+    }
+    for name, attack in attacks.items():
+        assert as_him(other, attack) in (errno.EPERM, errno.EACCES), name
+    attempt.tell("stop_seal")
+    assert attempt.channel.word(attempt.key, "sealed", "seal_failed")["op"] == "seal_failed"
+
+
+def checked(result: int) -> None:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "")
+
+
+def as_him(who: Who, action: Callable[[], object]) -> int:
+    """Do something as a user in every respect; return its errno, 0 where it worked."""
+    pid = os.fork()
+    if pid == 0:
+        code = 255
+        try:
+            os.setgroups([])
+            os.setresgid(who.gid, who.gid, who.gid)
+            os.setresuid(who.uid, who.uid, who.uid)
+            try:
+                action()
+                code = 0
+            except OSError as error:
+                code = error.errno or 255
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_a_sealing_that_its_user_kills_is_told(stage: Stage, other: Who) -> None:
