@@ -32,12 +32,16 @@ def rehearse(run_fd: int, groups: str | None) -> None:
         return
     try:
         _Rehearsal(stage, groups).run()
-    except OSError:
+    except (OSError, _Broken):
         # A full disk, say: supervisors then warm up on their own.
         pass
     finally:
         folder.discard(run_fd, _STAGE)
         os.close(stage)
+
+
+class _Broken(BaseException):
+    """What a supervisor would outlive for the sake of its job."""
 
 
 class _Rehearsal(Supervisor):
@@ -61,6 +65,12 @@ class _Rehearsal(Supervisor):
         folder.publish(self._stage, self._spare, name)
         protocol.send(self._launcher_end, spec, fds)
         protocol.close_all(fds)
+
+    def _obey(self, message: Message, samples: int | None) -> None:
+        try:
+            super()._obey(message, samples)
+        except OSError as error:
+            raise _Broken from error
 
     def _tell(self, message: Message) -> None:
         super()._tell(message)
