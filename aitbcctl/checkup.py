@@ -39,7 +39,7 @@ _CONTROLLERS = {
     "cpu": "--cpus gives no share of cores that are in demand",
     "cpuset": "jobs can leave the cores near their GPUs",
     "memory": "--memory is no limit",
-    "pids": "[jobs] processes is no limit",
+    "pids": "[jobs] processes counts all processes of a user",
 }
 
 

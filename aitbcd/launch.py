@@ -68,6 +68,7 @@ def start_message(
     log_limit: int,
     no_new_privs: bool = False,
     processes: int = 0,
+    shared: int | None = None,
     gpu_uuids: tuple[str, ...] = (),
     near: Near = ANYWHERE,
 ) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def start_message(
 
     Args:
         processes: how many it may have; 0 for no limit.
+        shared: bytes of memory that jobs share, where that is configured.
         near: where it is to run.
     """
     building = os.path.join(results, f".{job.job_id}")
@@ -95,6 +97,7 @@ def start_message(
         "limits": {
             "cpus": spec.cpus,
             "memory": spec.memory,
+            "shared": shared,
             "processes": processes or None,
             "near": list(near.cores),
             "near_nodes": list(near.nodes),

@@ -319,6 +319,7 @@ class Attempt:
             log_limit=self._parts.settings.jobs.log_limit,
             no_new_privs=self._parts.settings.launcher.no_new_privs,
             processes=self._parts.settings.jobs.processes,
+            shared=self._parts.settings.slots.memory,
             gpu_uuids=self.job.gpu_uuids,
             near=self._parts.near(self.job),
         )

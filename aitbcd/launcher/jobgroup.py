@@ -1,12 +1,14 @@
 """The cgroup of one attempt: its limits, what it has used, and the end of all that is in it.
 
 cgroup v2 (cgroups(7), the kernel's admin-guide/cgroup-v2.rst). Each file is used where it is there:
-it depends on the controllers and on the kernel. Without a cgroup a job has no limits, and what it
-leaves is found by descent.
+it depends on the controllers and on the kernel. Without a cgroup no limit is there but RLIMIT_NPROC
+(``spawn``), and what it leaves is found by descent.
 
 - ``memory`` is a limit, not an estimate: what needs more is killed as a whole, because a job that
   has lost a process mostly hangs with its GPUs. It does not swap: that is slower than an end.
-  memory.high is left alone. It only slows a job down, for someone who looks after it to help.
+  Nor is it slowed down before (memory.high): it has asked for all of that.
+- ``shared``, for a job that has not said what it needs, is the memory that all jobs share. What it
+  has beyond that is written out, and more is slow to get (memory.high); it was promised nothing.
 - ``cpus`` is a weight: what others leave idle may be used.
 - The cgroup is of whoever made it, so that no job of another user can leave it.
 """
@@ -34,6 +36,8 @@ class JobGroup:
         self.folder = folder
         #: Its processes run on the cores that they were to be bound to.
         self.is_bound = False
+        #: It says how many processes there may be.
+        self.is_counting = False
 
     @classmethod
     def create(cls, folder: str, limits: dict[str, Any]) -> JobGroup | None:
@@ -55,8 +59,10 @@ class JobGroup:
         if (memory := limits.get("memory")) is not None:
             self._set("memory.swap.max", 0)
             self._set("memory.max", int(memory))
+        elif (shared := limits.get("shared")) is not None:
+            self._set("memory.high", int(shared))
         if (processes := limits.get("processes")) is not None:
-            self._set("pids.max", int(processes))
+            self.is_counting = self._set("pids.max", int(processes))
         if cores := near_cores(limits):
             self.is_bound = self._set("cpuset.cpus", ",".join(map(str, cores)))
 

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import stat
@@ -64,7 +65,10 @@ def start(
 
 def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
     stdin, cores = -1, _bind(spec)
+    processes = resource.getrlimit(resource.RLIMIT_NPROC)
     try:
+        # What is lowered for good here could not be given back.
+        _limit_processes(spec, most=processes[1])
         _enter(spec)
         streams: list[tuple[Any, ...]] = [
             (os.POSIX_SPAWN_DUP2, stdout, 1),
@@ -99,6 +103,7 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
             os.close(stdin)
         if cores:
             os.sched_setaffinity(0, cores)
+        resource.setrlimit(resource.RLIMIT_NPROC, processes)
         os.chdir("/")
         os.umask(_OUR_UMASK)
 
@@ -151,6 +156,21 @@ def _bind(spec: dict[str, Any]) -> set[int] | None:
     return before
 
 
+def _limit_processes(spec: dict[str, Any], *, most: int | None = None) -> None:
+    """Let this user have no more processes, all that he has counted, where no cgroup counts.
+
+    Args:
+        most: what the job may raise that to; None for no more.
+    """
+    limit = spec.get("limits", {}).get("processes")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    if limit is None or (soft != resource.RLIM_INFINITY and soft <= limit):
+        return
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit if most is None else most))
+
+
 def _become_program(
     spec: dict[str, Any],
     streams: tuple[int, int],
@@ -184,6 +204,9 @@ def _become_program(
         elif _has_other_group(spec):
             os.initgroups(spec["user"], spec["gid"])
             os.setresgid(spec["gid"], spec["gid"], spec["gid"])
+        if not (group and group.is_counting):
+            # As the user: what he has too many of when he is become, execve(2) refuses.
+            _limit_processes(spec)
         if spec.get("no_new_privs"):
             forbid_new_privileges()
         _enter(spec)

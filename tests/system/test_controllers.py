@@ -21,7 +21,11 @@ pytestmark = pytest.mark.vm
 UNIT = "/sys/fs/cgroup/system.slice/aitbcd-jobs.service"
 MIB = 1 << 20
 PROCESSES = 100
-CONFIG = f'[jobs]\ncancel_grace = "1s"\nprocesses = {PROCESSES}\n'
+#: Of the machine's gigabyte.
+SHARED_MIB = 500
+CONFIG = (
+    f'[jobs]\ncancel_grace = "1s"\nprocesses = {PROCESSES}\n[slots]\nmemory = "{SHARED_MIB}M"\n'
+)
 PREPARE = (
     f"mkdir /etc/aitbcd && printf '%s' '{CONFIG}' > /etc/aitbcd/aitbcd.toml"
     " && useradd --create-home --shell /bin/sh --groups aitbc ada"
@@ -85,7 +89,7 @@ def test_a_job_has_the_limits_that_it_asked_for(machine: VirtualMachine) -> None
         ("memory.max", "max"),
         ("memory.swap.max", "max"),
         ("memory.oom.group", "1"),
-        ("memory.high", "max"),
+        ("memory.high", str(SHARED_MIB * MIB)),
         ("cpu.weight", "10"),
         ("pids.max", str(PROCESSES)),
         ("memory.max", str(200 * MIB)),
@@ -121,6 +125,18 @@ def test_who_takes_too_much_ends_himself_and_not_his_neighbour(machine: VirtualM
     assert len(members(machine, neighbour)) == 4
     machine("touch /tmp/gate")
     assert ended(machine, neighbour)["status"] == "completed"
+
+
+def test_who_asks_for_no_memory_leaves_the_rest_of_it_to_the_machine(
+    machine: VirtualMachine,
+) -> None:
+    # In files, which it needs to keep in memory no more than anybody else's.
+    job = submit(
+        machine, "for each in 1 2 3; do dd if=/dev/zero of=file$each bs=1M count=200; done"
+    )
+    assert ended(machine, job)["status"] == "completed"
+    details = json.loads(machine(f"aitbcctl get {job} --json; rm ~ada/file*", user="ada"))
+    assert details["attempts"][0]["memory_peak"] < (SHARED_MIB + 50) * MIB
 
 
 def test_restarts_leave_cgroups_and_what_is_in_them_alone(machine: VirtualMachine) -> None:

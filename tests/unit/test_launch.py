@@ -75,7 +75,14 @@ def test_a_plain_job() -> None:
         "log_limit": 1 << 30,
         "no_new_privs": False,
         "artifacts": [],
-        "limits": {"cpus": 1, "memory": None, "processes": None, "near": [], "near_nodes": []},
+        "limits": {
+            "cpus": 1,
+            "memory": None,
+            "shared": None,
+            "processes": None,
+            "near": [],
+            "near_nodes": [],
+        },
     }
 
 
@@ -98,10 +105,12 @@ def test_a_job_that_asks_for_all() -> None:
 
 def test_a_job_s_limits_are_what_it_asked_for_and_what_is_configured() -> None:
     near = Near((4, 5, 6, 7), (1,))
-    told = message(JobSpec((b"true",), cpus=4, memory=1 << 30), processes=100, near=near)
+    spec = JobSpec((b"true",), cpus=4, memory=1 << 30)
+    told = message(spec, processes=100, shared=1 << 34, near=near)
     assert told["limits"] == {
         "cpus": 4,
         "memory": 1 << 30,
+        "shared": 1 << 34,
         "processes": 100,
         "near": [4, 5, 6, 7],
         "near_nodes": [1],

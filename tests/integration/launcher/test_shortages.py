@@ -158,6 +158,38 @@ def test_no_further_process(stage: Stage, other: Who) -> None:
     assert daemon.hello()["pid"] == stage.pid
 
 
+#: Tries to be allowed more, and starts what it may.
+MANY = """
+ulimit -p; ulimit -H -p
+(ulimit -p 100) && echo raised
+count=0
+while test $count -lt 60; do sleep 1000 & count=$((count + 1)); echo $count; done
+"""
+LOOK = "ulimit -p; ulimit -H -p"
+
+
+def test_without_a_cgroup_its_user_has_no_more_processes_than_one_job_may(
+    stage: Stage, daemon: Daemon, other: Who
+) -> None:
+    done = daemon.run(stage.shell(MANY, who=other, limits={"processes": 40}))
+    # It is one of them itself.
+    assert done.stdout.split() == [b"40", b"40", *(b"%d" % each for each in range(1, 40))]
+
+
+def test_the_limit_of_one_job_is_not_that_of_its_supervisor_s_next(
+    stage: Stage, other: Who
+) -> None:
+    daemon = stage.launch_as(other)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    first, second = (
+        daemon.run(stage.shell(LOOK, who=other, limits={"processes": each}))
+        for each in (1000, None)
+    )
+    assert first.stdout.split() == [b"1000", b"%d" % hard]
+    assert second.stdout.split() == [b"%d" % soft, b"%d" % hard]
+    assert first.worker == second.worker
+
+
 def test_words_of_any_length_fit_into_the_room_of_the_facts(stage: Stage, daemon: Daemon) -> None:
     name = "/" + "\U0001f600" * 60 + "/" + "\x01" * 250
     for program in (name, name * 10, "x" * 100_000):
