@@ -17,11 +17,10 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from aitbcd import __version__
 from aitbcd.launcher import cgroups, containers, package, processes, protocol, seal
@@ -49,24 +48,23 @@ _UNPROVEN = "not collected: nothing is left that shows who asked for it"
 _SWEEPS, _SWEEP_PAUSE_S = 40, 0.05
 
 
-@dataclass(slots=True)
 class Worker:
     """A supervisor as its launcher sees it."""
 
-    number: int
-    pid: int
-    pidfd: int
-    control: socket.socket
-    #: The run folder of the attempt that it was given last.
-    attempt: str = ""
-    #: It has a run folder, which it keeps.
-    has_folder: bool = False
-    #: The daemon connection that holds the other end of its channel; 0: none yet.
-    generation: int = 0
+    def __init__(self, number: int, pid: int, pidfd: int, control: socket.socket) -> None:
+        self.number = number
+        self.pid = pid
+        self.pidfd = pidfd
+        self.control = control
+        #: The run folder of the attempt that it was given last.
+        self.attempt = ""
+        #: It has a run folder, which it keeps.
+        self.has_folder = False
+        #: The daemon connection that holds the other end of its channel; 0: none yet.
+        self.generation = 0
 
 
-@dataclass(slots=True)
-class Task:
+class Task(NamedTuple):
     """A child that seals, sweeps or removes, and what its answer belongs to."""
 
     pid: int
@@ -636,4 +634,4 @@ def _sweep(message: Message, group: JobGroup | None) -> Message:
 
 def _report_crash() -> None:
     """Say on standard error what was wrong with a child of ours; it is a bug."""
-    traceback.print_exc()
+    sys.excepthook(*sys.exc_info())

@@ -12,8 +12,8 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
@@ -210,7 +210,7 @@ class Supervisor:
             self._obey(message, fds[0] if fds else None)
         except Exception:
             # No request, or a bug of ours: that is no reason to leave a job alone.
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             self._hang_up()
         finally:
             protocol.close_all(fds)
@@ -283,7 +283,7 @@ class Supervisor:
                 report = _failure(error)
             protocol.send(answer, report)
         except BaseException:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
         os._exit(0)
 
     def _on_sealed(self) -> None:
