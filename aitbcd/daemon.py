@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -189,6 +190,9 @@ async def _serve(
         )
         loop.add_signal_handler(signal.SIGHUP, reloading.tell)
         reloads = asyncio.create_task(reloading.run())
+        # Modules and settings stay: a full collection need not walk through them each time.
+        gc.collect()
+        gc.freeze()
         _greet(server, where, engine, found, is_encrypted=encrypted is not None)
         notifier.ready(_status(engine.active_count))
         stack.callback(notifier.close)

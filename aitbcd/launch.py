@@ -121,8 +121,14 @@ def seal_order(
 
 
 def environment_names(spec: JobSpec, user: User) -> list[str]:
-    base = base_environment(user) if spec.environment is None else _variables(spec.environment)
-    names = base.keys() | _variables(spec.env).keys()
-    return sorted(
-        name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in names
-    )
+    return list(_names(spec.environment, spec.env, user))
+
+
+@lru_cache(maxsize=16)
+def _names(
+    environment: tuple[bytes, ...] | None, env: tuple[bytes, ...], user: User
+) -> tuple[str, ...]:
+    base = base_environment(user) if environment is None else _variables(environment)
+    names = base.keys() | _variables(env).keys()
+    shown = (name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in names)
+    return tuple(sorted(shown))

@@ -11,6 +11,7 @@ import base64
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -74,9 +75,13 @@ def text(value: bytes) -> Json:
 
 def rfc3339(at: int | None) -> str | None:
     """Return microseconds since the epoch as ``2026-02-13T10:00:00Z``."""
-    if at is None:
-        return None
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at // 1_000_000))
+    return None if at is None else _rfc3339_of(at // 1_000_000)
+
+
+@lru_cache(maxsize=1024)
+def _rfc3339_of(second: int) -> str:
+    # The times of one job, and of those before and after it in a list, are close together.
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
 
 
 def rfc3339_exact(at: int | None) -> str | None:
