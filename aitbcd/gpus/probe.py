@@ -66,6 +66,25 @@ _DEVICE_FAILS = frozenset(
         nvml.NVML_ERROR_IRQ_ISSUE,
     }
 )
+#: Who uses a device: functions of drivers before 510 behind those of today, and whether it
+#: computes. By version, as pynvml raises something of its own where a driver lacks an unversioned.
+_LISTS = (
+    (
+        nvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
+        nvml.nvmlDeviceGetGraphicsRunningProcesses_v2,
+        False,
+    ),
+    (
+        nvml.nvmlDeviceGetMPSComputeRunningProcesses_v3,
+        nvml.nvmlDeviceGetMPSComputeRunningProcesses_v2,
+        True,
+    ),
+    (
+        nvml.nvmlDeviceGetComputeRunningProcesses_v3,
+        nvml.nvmlDeviceGetComputeRunningProcesses_v2,
+        True,
+    ),
+)
 _ANCESTORS = {
     nvml.NVML_TOPOLOGY_INTERNAL: "board",
     nvml.NVML_TOPOLOGY_SINGLE: "switch",
@@ -275,12 +294,9 @@ class Session:
 
     def _processes(self, handle: Handle, *, is_quick: bool) -> Iterator[ProcessFacts]:
         found: dict[int, tuple[bool, int | None]] = {}
-        for ask, is_compute in (
-            (nvml.nvmlDeviceGetGraphicsRunningProcesses, False),
-            (nvml.nvmlDeviceGetMPSComputeRunningProcesses, True),
-            (nvml.nvmlDeviceGetComputeRunningProcesses, True),
-        ):
-            for one in _maybe(ask, handle) or ():
+        for ask, ask_old, is_compute in _LISTS:
+            listed = _maybe(ask, handle)
+            for one in _maybe(ask_old, handle) or () if listed is None else listed:
                 _, memory = found.get(one.pid, (False, None))
                 found[one.pid] = (is_compute, one.usedGpuMemory or memory)
         for pid, (is_compute, memory) in sorted(found.items()):

@@ -26,6 +26,7 @@ from aitbcd.runs import Runs
 from aitbcd.settings import Gpus as Settings
 from tests.driver import (
     DRIVER_NOT_LOADED,
+    FUNCTION_NOT_FOUND,
     GIB,
     GPU_IS_LOST,
     LIBRARY,
@@ -239,6 +240,32 @@ def test_a_library_that_is_no_library_is_explained(
     async def test() -> None:
         async with opened(tmp_path) as gpus:
             await until(gpus, "reinstall", lambda seen: "reinstall the driver" in str(seen.problem))
+
+    run(test())
+
+
+#: What a driver before 510 lacks; the last one for a K80 is 470.
+NEWER = (
+    "nvmlDeviceGetComputeRunningProcesses_v3",
+    "nvmlDeviceGetGraphicsRunningProcesses_v3",
+    "nvmlDeviceGetMPSComputeRunningProcesses_v3",
+    "nvmlDeviceGetMemoryInfo_v2",
+    "nvmlDeviceGetTemperatureV",
+)
+
+
+@pytest.mark.parametrize("kind", ["C", "G", "M"])
+def test_an_old_driver_is_asked_in_its_own_way(driver: Driver, tmp_path: Path, kind: str) -> None:
+    lacks = {f"fault__{name}": FUNCTION_NOT_FOUND for name in NEWER}
+    driver.write(gpu(0, "k80", process=process(os.getpid(), GIB, kind), used=GIB), **lacks)
+
+    async def test() -> None:
+        async with opened(tmp_path) as gpus:
+            inventory = await until(gpus, "it is seen", lambda seen: seen.gpus)
+        assert inventory.problem is None
+        (one,) = inventory.gpus
+        assert [(each.pid, each.memory) for each in one.processes] == [(os.getpid(), GIB)]
+        assert (one.memory_total, one.temperature) == (12 * GIB, 30)
 
     run(test())
 
