@@ -554,7 +554,7 @@ def parse(text: str, path: Path) -> Settings:
     except tomllib.TOMLDecodeError as problem:
         found = re.search(r"line (\d+)", str(problem))
         line = int(found[1]) if found else text.count("\n") + 1
-        raise _error(path, line, None, f"is not TOML: {problem}", "correct it") from None
+        raise _not_toml(text, path, line, str(problem)) from None
     read = {name: _read_table(name, value, text, path) for name, value in tables.items()}
     if "plans" in read:
         read["plans"] = {**PLANS, **read["plans"]}
@@ -562,6 +562,18 @@ def parse(text: str, path: Path) -> Settings:
     _check_plans(settings, text, path)
     _check_encryption(settings.server, text, path)
     return settings
+
+
+def _not_toml(text: str, path: Path, line: int, words: str) -> SettingsError:
+    # In a file with a place for every key, what is added at its end stands there twice.
+    if found := re.match(r"Cannot declare \('([^']+)',\) twice", words):
+        first = _line_of(text, (found[1],))
+        said = f"[{found[1]}] is there already, in line {first}"
+        return _error(path, line, None, said, "put the keys below it there")
+    if words.startswith("Cannot overwrite a value"):
+        said = "this key is there already, in the same table"
+        return _error(path, line, None, said, "take one of the two away")
+    return _error(path, line, None, f"is not TOML: {words}", "correct it")
 
 
 def _read_table(name: str, value: Any, text: str, path: Path) -> Any:

@@ -24,6 +24,8 @@ def test_a_right_file_is_said_to_be_right(cli: Cli) -> None:
         ("[jobs]\ngrace = 1\n", "line 2: unknown key 'grace' in [jobs]"),
         ("[launcher]\ngroups = 'all'\n", 'line 2: groups in [launcher] is "all"'),
         ("[", "line 1: is not TOML"),
+        ("[jobs]\n#x\n[gpus]\n[jobs]\n", "line 4: [jobs] is there already, in line 1"),
+        ("[jobs]\nlog_limit = 1\nlog_limit = 2\n", "line 3: this key is there already"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line_and_what_is_allowed(
