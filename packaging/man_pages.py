@@ -165,6 +165,9 @@ def _block(block: str) -> Iterator[str]:
         for item in re.split(r"\n(?=\d\. )", block):
             number, _, text = item.partition(" ")
             yield from (f".IP {number} 4", _marked(" ".join(text.split())))
+    elif block.startswith("- "):
+        for item in re.split(r"\n(?=- )", block):
+            yield from (".IP \\(bu 2", _marked(" ".join(item[2:].split())))
     else:
         yield from (".PP", _marked(" ".join(block.split())))
 

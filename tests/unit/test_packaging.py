@@ -63,6 +63,13 @@ def test_what_stands_below_in_the_document_is_named_by_its_heading(
         assert f"below, {name}" in page.read_text()
 
 
+def test_the_points_of_a_list_are_points_of_the_page(pages: Path) -> None:
+    (page,) = pages.rglob("aitbcd.toml.5")
+    (_, points) = page.read_text().split("each job has a cgroup (v2) of its own:\n")
+    assert points.startswith(".IP \\(bu 2\n\\fB\\-\\-memory\\fR is a limit.")
+    assert "\n.IP \\(bu 2\n\\fB\\-\\-cpus\\fR is a share" in points
+
+
 def test_each_of_its_lines_counts_as_soon_as_its_mark_is_gone(configuration: str) -> None:
     settings.parse(COMMENTED.sub("", configuration), FILE)
     for found in COMMENTED.finditer(configuration):
