@@ -52,6 +52,23 @@ Starts jobs as the users who submitted them. It may be restarted at any time.
 .TP
 .B aitbcd\\-jobs.service
 The jobs. Stopping it ends all of them, in order.
+.SH SIGNALS
+.TP
+.BR SIGTERM ", " SIGINT
+The daemon stops. Jobs go on, and the next daemon finds them.
+.TP
+.B SIGHUP
+It reads its configuration again. A wrong one changes nothing, and the log says what is wrong.
+.SH EXIT STATUS
+.TP
+.B 0
+It was told to stop.
+.TP
+.B 1
+It cannot start, and may as soon as something else has changed.
+.TP
+.B 2
+Somebody has to mend what the message names: the command line, the configuration, the state.
 """
 
 
