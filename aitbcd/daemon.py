@@ -23,7 +23,7 @@ from pathlib import Path
 
 import uvloop
 
-from aitbcd import __version__, certificate, machine, paths, settings
+from aitbcd import __version__, certificate, machine, notify, paths, settings
 from aitbcd.allotment import inventory
 from aitbcd.api import activation, app
 from aitbcd.api.activation import Handed
@@ -47,6 +47,7 @@ from aitbcd.state import StateFolder
 from aitbcd.store import Store
 from aitbcd.units import format_size
 
+_LOG_FORMAT = "%(levelname)s %(message)s"
 #: Seconds that requests may take to end when the daemon stops.
 _STOP_GRACE_S = 5.0
 
@@ -59,7 +60,10 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Serve until a signal; return the exit code."""
     options = command_line().parse_args(arguments)
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    logging.basicConfig(format=_LOG_FORMAT, level=logging.WARNING)
+    if notify.is_journal(os.environ, 2):
+        for handler in logging.root.handlers:
+            handler.setFormatter(notify.Formatter(_LOG_FORMAT))
     notifier = Notifier.of(os.environ, os.getpid())
     handed = Handed(None, [])
     try:

@@ -7,9 +7,11 @@ The variable is taken out of the environment, so that nothing that we start spea
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import socket
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Self
 
 #: How often the watchdog is told within its time (sd_watchdog_enabled(3): half of it).
@@ -70,6 +72,24 @@ class Notifier:
         except OSError:
             # The manager is away, or does not read: it must not hold us up.
             pass
+
+
+class Formatter(logging.Formatter):
+    """Lines with their priority before them, which the journal takes off (sd-daemon(3))."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        # Those of syslog(3): 3 is an error, 4 a warning.
+        priority = f"<{3 if record.levelno >= logging.ERROR else 4}>"
+        return priority + super().format(record).replace("\n", f"\n{priority}")
+
+
+def is_journal(environ: Mapping[str, str], fd: int) -> bool:
+    """Tell whether the journal reads what is written there (systemd.exec(5), $JOURNAL_STREAM)."""
+    try:
+        about = os.fstat(fd)
+    except OSError:
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{about.st_dev}:{about.st_ino}"
 
 
 def _line(text: str) -> str:

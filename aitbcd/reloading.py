@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from aitbcd.errors import SettingsError
 from aitbcd.notify import Notifier
 from aitbcd.results.watches import Watches
 from aitbcd.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 class Reloading:
@@ -90,7 +93,7 @@ class Reloading:
             read = settings.load(self._path)
             self._renew()
         except SettingsError as error:
-            self._say(f"{error.detail}; the configuration stays as it was\n  {error.hint}")
+            _log.warning("%s; the configuration stays as it was\n  %s", error.detail, error.hint)
         else:
             self._take(read)
         self._notifier.ready(self._describe())

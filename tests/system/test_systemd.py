@@ -100,6 +100,7 @@ def test_a_restart_of_the_launcher_is_told_as_no_error(machine: Machine) -> None
     journal = f"journalctl -o cat --no-pager -u aitbcd --after-cursor '{begin}'"
     wait_for("it is told", lambda: "the launcher is there again, pid" in machine(journal))
     assert "ERROR" not in machine(journal)
+    assert "the launcher is there again" in machine(f"{journal} -p warning")
 
 
 def test_an_administrator_sees_and_ends_everybody_s_jobs_and_nobody_else_does(
@@ -211,7 +212,7 @@ def test_a_broken_configuration_changes_nothing_until_it_is_mended(machine: Mach
         machine("systemctl reload aitbcd")
         wait_for(
             "the journal says it",
-            lambda: "stays as it was" in machine("journalctl -u aitbcd -n 5 --no-pager"),
+            lambda: "stays as it was" in machine("journalctl -u aitbcd -p warning -n 5 --no-pager"),
         )
         assert machine.code("aitbcctl config check") == 2
         assert f"line {len(right.splitlines()) + 1}" in machine("aitbcctl config check 2>&1 || :")
