@@ -62,6 +62,8 @@ class Worker:
         self.has_folder = False
         #: The daemon connection that holds the other end of its channel; 0: none yet.
         self.generation = 0
+        #: It was idle, so nothing is left of its attempts, and is to end.
+        self.is_dismissed = False
 
 
 class Task(NamedTuple):
@@ -410,6 +412,7 @@ class Launcher:
 
     def _dismiss(self, worker: Worker) -> None:
         """Let an idle supervisor go: it ends when nobody can give it an attempt any more."""
+        worker.is_dismissed = True
         self._forget(worker.control.fileno())
         worker.control.close()
 
@@ -425,6 +428,8 @@ class Launcher:
             self._handlers.pop(worker.control.fileno(), None)
             worker.control.close()
         run_folder.discard(self._run_fd, run_folder.spare_name(worker.pid))
+        if worker.is_dismissed:
+            return
         group = self._group(worker.attempt) if worker.attempt else None
         if group:
             group.kill()
