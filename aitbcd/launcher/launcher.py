@@ -532,7 +532,9 @@ class Launcher:
         asked = None
         if folder_fd is not None and ran_as == order["uid"]:
             asked = run_folder.asked_for(folder_fd, order)
-        return order | ({"uncollected": _UNPROVEN} if asked is None else asked)
+        if asked is None:
+            return order | {"uncollected": _UNPROVEN}
+        return seal.collecting_of(order, asked)
 
     def _stop_seal(self, message: Message) -> bool:
         """End what seals an attempt, or sweeps it; its request is answered as failed."""

@@ -146,6 +146,16 @@ def seal(
     return report
 
 
+def collecting_of(order: Order, asked: Order) -> Order:
+    """Return an order that collects no more than was asked for when the attempt was started.
+
+    A daemon that was taken over may order more, and one with a full disk orders less.
+    """
+    allowed = frozenset(asked["artifacts"])
+    globs = [glob for glob in order["artifacts"] if glob in allowed]
+    return order | {"cwd": asked["cwd"], "artifacts": globs}
+
+
 def _sealed_before(results_fd: int, sealed: str, order: Order) -> dict[str, Any]:
     """Read the report of a package whose rename was the last thing that happened."""
     top = os.open(sealed, DIRECTORY, dir_fd=results_fd)

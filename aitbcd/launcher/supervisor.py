@@ -233,7 +233,7 @@ class Supervisor:
             case "stop_seal" if self._sealer:
                 self._stop_sealer(self._sealer)
             case "seal" if attempt.facts and not self._sealer:
-                self._seal(attempt, message | _own(attempt), samples)
+                self._seal(attempt, _kept_to(attempt.spec, message), samples)
             case "done" if attempt.facts:
                 self._done(attempt)
 
@@ -401,11 +401,11 @@ class Supervisor:
         self._poller.unregister(fd)
 
 
-def _own(attempt: Attempt) -> Message:
-    """Return whom the launcher has allowed, and what he asked for; a daemon may say another now."""
-    known = ("uid", "gid", "user", "cwd", "artifacts")
-    # An older daemon, which an upgrade has left for a moment, does not say all of it.
-    return {key: attempt.spec[key] for key in known if key in attempt.spec}
+def _kept_to(spec: Message, order: Message) -> Message:
+    """Return the order for whom the launcher has allowed; a daemon that was taken over may lie."""
+    order = order | {key: spec[key] for key in ("uid", "gid", "user")}
+    # One before an upgrade does not say at the start what is to be collected.
+    return seal.collecting_of(order, spec) if "artifacts" in spec else order
 
 
 def _failure(error: OSError) -> Message:

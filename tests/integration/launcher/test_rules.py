@@ -303,7 +303,7 @@ def test_what_is_collected_is_what_the_job_asked_for_when_it_started(
     for path in (*home.iterdir(), home):
         path.chmod(0o700)
         os.chown(path, other.uid, other.gid)
-    others = {"artifacts": ["*", "home/*"], "cwd": str(stage.folder)}
+    others = {"artifacts": ["*", "asked", "home/*"], "cwd": str(stage.folder)}
 
     def collected(spec: Message) -> set[str]:
         return {path.name for path in (stage.sealed(spec) / "artifacts").iterdir()}
@@ -324,6 +324,12 @@ def test_what_is_collected_is_what_the_job_asked_for_when_it_started(
         os.kill(pid, signal.SIGKILL)
     for each in attempts:
         each.wait_lost()
+    # Less, as where there is no room for it, is up to the daemon.
+    spec = stage.spec("/bin/true", **asking)
+    attempt = separate.start(spec)
+    attempt.exited()
+    assert attempt.seal(artifacts=[])["op"] == "sealed"
+    assert collected(spec) == set()
     for spec, wanted in zip(lost, ([], ["asked"]), strict=True):
         assert separate.ask("seal", **stage.order(spec, **others))["op"] == "sealed"
         assert sorted(collected(spec)) == wanted
