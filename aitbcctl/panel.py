@@ -444,8 +444,9 @@ def _together(place: tuple[int, Json]) -> object:
 
 
 def _short(gpu: Json) -> str:
-    """Return a model's name without its brand."""
-    return model(gpu).removeprefix("GeForce ").removeprefix("Tesla ")
+    """Return a model's name without its brand; of a MIG device its profile, as ``1g.10gb``."""
+    name = model(gpu).removeprefix("GeForce ").removeprefix("Tesla ")
+    return name.rpartition(" MIG ")[2] if gpu.get("mig") else name
 
 
 def _bracket(at: int, count: int) -> str:

@@ -149,6 +149,15 @@ def test_on_a_small_screen_a_shared_gpu_shows_a_job_whole_and_how_many_more() ->
     assert all(line.endswith("  maximilia… 40% +4") for line in lines)
 
 
+def test_mig_devices_are_told_apart_where_names_are_short() -> None:
+    name = "NVIDIA H100 80GB HBM3 MIG "
+    mig = {"parent": "GPU-0aaa", "gpu_instance": 1, "compute_instance": 0}
+    parts = [idle(0, name=name + kind, mig=mig) for kind in ("1g.10gb", "2g.20gb")]
+    said = shown(seen(*parts, idle(1)))
+    assert "1g.10gb" in said
+    assert "2g.20gb" in said
+
+
 def test_gpus_that_do_not_fit_are_summed_up() -> None:
     jobs = [job(n, f"GPU-{n}aaa") for n in range(11)]
     gpus = [*(busy(n, jobs[n]) for n in range(11)), *(idle(n) for n in range(11, 16))]
