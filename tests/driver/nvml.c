@@ -595,6 +595,7 @@ EXPORT int nvmlDeviceGetMemoryInfo_v2(struct handle *handle, struct memory_v2 *t
 
 EXPORT int nvmlDeviceGetUtilizationRates(struct handle *handle, unsigned *to) {
     WHOLE_GPU(handle);
+    if (gpu->is_mig_on) LEAVE(NOT_SUPPORTED);
     to[0] = now(&gpu->utilization);
     to[1] = now(&gpu->memory_utilization);
     LEAVE(SUCCESS);
@@ -610,12 +611,19 @@ READING(nvmlDeviceGetPowerUsage, unsigned, now(&gpu->power))
 READING(nvmlDeviceGetPowerManagementLimit, unsigned, gpu->power_limit)
 READING(nvmlDeviceGetPowerManagementDefaultLimit, unsigned, gpu->power_limit)
 READING(nvmlDeviceGetEnforcedPowerLimit, unsigned, gpu->power_limit)
-READING(nvmlDeviceGetTotalEnergyConsumption, unsigned long long, gpu->energy)
 READING(nvmlDeviceGetPersistenceMode, unsigned, 1)
 READING(nvmlDeviceGetDisplayActive, unsigned, 0)
 READING(nvmlDeviceGetDisplayMode, unsigned, 0)
 READING(nvmlDeviceGetComputeMode, unsigned, 0)
 READING(nvmlDeviceGetPerformanceState, unsigned, 0)
+
+/* Of Volta and newer ones. */
+EXPORT int nvmlDeviceGetTotalEnergyConsumption(struct handle *handle, unsigned long long *to) {
+    WHOLE_GPU(handle);
+    if (gpu->major < 7) LEAVE(NOT_SUPPORTED);
+    *to = gpu->energy;
+    LEAVE(SUCCESS);
+}
 
 EXPORT int nvmlDeviceGetTemperature(struct handle *handle, unsigned sensor, unsigned *to) {
     (void)sensor;
@@ -732,6 +740,7 @@ EXPORT int nvmlDeviceGetMemoryErrorCounter(struct handle *handle, unsigned type,
 EXPORT int nvmlDeviceGetRemappedRows(struct handle *handle, unsigned *corrected,
                                      unsigned *uncorrected, unsigned *pending, unsigned *failed) {
     WHOLE_GPU(handle);
+    if (gpu->major < 8) LEAVE(NOT_SUPPORTED);
     *corrected = gpu->remap[0];
     *uncorrected = gpu->remap[1];
     *pending = gpu->remap[2];
