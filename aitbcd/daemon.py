@@ -60,10 +60,10 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Serve until a signal; return the exit code."""
     options = command_line().parse_args(arguments)
-    logging.basicConfig(format=_LOG_FORMAT, level=logging.WARNING)
-    if notify.is_journal(os.environ, 2):
-        for handler in logging.root.handlers:
-            handler.setFormatter(notify.Formatter(_LOG_FORMAT))
+    logging.basicConfig(level=logging.WARNING)
+    formatter = notify.Formatter(_LOG_FORMAT, is_journal=notify.is_journal(os.environ, 2))
+    for handler in logging.root.handlers:
+        handler.setFormatter(formatter)
     notifier = Notifier.of(os.environ, os.getpid())
     handed = Handed(None, [])
     try:

@@ -75,12 +75,28 @@ class Notifier:
 
 
 class Formatter(logging.Formatter):
-    """Lines with their priority before them, which the journal takes off (sd-daemon(3))."""
+    """Records whose further lines are set off, and which command no terminal.
+
+    What stands in one can be a user's: a command, a name of a file, a word of a program.
+    """
+
+    def __init__(self, form: str, *, is_journal: bool) -> None:
+        """``is_journal``: lines get priorities, which the journal takes off (sd-daemon(3))."""
+        super().__init__(form)
+        self._is_journal = is_journal
 
     def format(self, record: logging.LogRecord) -> str:
         # Those of syslog(3): 3 is an error, 4 a warning.
-        priority = f"<{3 if record.levelno >= logging.ERROR else 4}>"
-        return priority + super().format(record).replace("\n", f"\n{priority}")
+        priority = f"<{3 if record.levelno >= logging.ERROR else 4}>" if self._is_journal else ""
+        first, *more = map(_escaped, super().format(record).split("\n"))
+        lines = [first, *(line if line.startswith("  ") else f"  {line}" for line in more)]
+        return "\n".join(priority + line for line in lines)
+
+
+def _escaped(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 def is_journal(environ: Mapping[str, str], fd: int) -> bool:
