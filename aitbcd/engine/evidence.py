@@ -15,7 +15,14 @@ from typing import Any
 from aitbcd import wire
 from aitbcd.causes import Clues, whose
 from aitbcd.clock import now_us
-from aitbcd.devices import XIDS_THAT_NEED_A_RESET, Gpu, GpuState, Process, meaning_of_xid
+from aitbcd.devices import (
+    XIDS_OF_PROGRAMS,
+    XIDS_THAT_NEED_A_RESET,
+    Gpu,
+    GpuState,
+    Process,
+    meaning_of_xid,
+)
 from aitbcd.errors import AitbcError
 from aitbcd.feed import Feed
 from aitbcd.gpus import Gpus, Xid
@@ -27,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 #: Of how many notes it is kept in mind that they were made; the store knows it of all.
 _KNOWN_MAX = 4096
+#: On a shared GPU the driver does not say whose program made an error: one that goes on for
+#: longer than this (microseconds) did not.
+_SURVIVED_US = 60_000_000
 #: Strangers that are kept of an attempt.
 _STRANGERS_MAX = 64
 
@@ -102,7 +112,7 @@ class Evidence:
                 SeenXid(gpu.uuid, xid.at, xid.xid)
                 for gpu in found
                 for xid in self._gpus.xids(gpu)
-                if since is not None and xid.at >= since
+                if since is not None and xid.at >= since and not _is_anothers(job, xid)
             ),
             lost=tuple(gpu.index for gpu in found if is_lost and gpu.state is GpuState.LOST),
         )
@@ -207,6 +217,12 @@ class Evidence:
                 about["pid"], about["user"], about["command"], about["memory"], since
             )
             seen.foreign.setdefault((process.pid, process.since), process)
+
+
+def _is_anothers(job: Job, xid: Xid) -> bool:
+    """Tell whether an error is likely to be of another program on the GPU than that of a job."""
+    is_shared = job.vram is not None and xid.xid in XIDS_OF_PROGRAMS
+    return is_shared and xid.at < now_us() - _SURVIVED_US
 
 
 def _strangers(gpu: Gpu) -> list[Process]:

@@ -258,6 +258,36 @@ def test_an_xid_error_is_told_to_the_job_and_explains_its_end(
     go(scenario())
 
 
+@pytest.mark.parametrize(
+    ("xid", "survived_us", "cause"),
+    [(31, 60_000_000, Cause.XID), (31, 0, None), (48, 0, Cause.XID)],
+)
+def test_what_another_program_did_on_a_shared_gpu_is_no_cause_long_after(
+    driver: Driver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    xid: int,
+    survived_us: int,
+    cause: Cause | None,
+) -> None:
+    monkeypatch.setattr("aitbcd.engine.evidence._SURVIVED_US", survived_us)
+    driver.write(gpu(0))
+    gate = tmp_path / "gate"
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            job = await rig.submit(*waits_for(gate, "exit 1"), gpus=1, vram=8 * GIB)
+            await rig.reached(job, JobState.RUNNING)
+            driver.write(gpu(0, xid=f"1 {xid}"))
+            await noted(rig, job, EventKind.GPU_FAULT)
+            gate.touch()
+            ended = await rig.ended(job)
+            assert ended.ending
+            assert ended.ending.cause is cause
+
+    go(scenario())
+
+
 def test_a_job_whose_gpu_is_lost_is_told_and_has_it_as_its_cause(
     driver: Driver, tmp_path: Path
 ) -> None:
