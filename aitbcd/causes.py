@@ -25,8 +25,11 @@ _LINES, _LINES_BYTES, _LINE_LENGTH = 20, 4096, 500
 #: GPUs, processes and errors in a snapshot.
 _GPUS, _PROCESSES, _XIDS = 16, 10, 16
 
-#: XID errors that follow from the end of a program, or tell of what was mended: no cause.
-_XIDS_WITHOUT_HARM = frozenset({45, 63, 92})
+#: XID errors that follow from the end of a program or from another one, or tell of what was
+#: mended, of wear or of power: no cause ("ignore" in NVIDIA's "Xid Catalog").
+_XIDS_WITHOUT_HARM = frozenset(
+    {45, 63, 92, 93, 106, 107, 121, 154, 157, 160, 161, 162, 163, 164, 165}
+)
 #: The GPU has fallen off the bus.
 _XID_LOST = 79
 

@@ -175,7 +175,7 @@ class Inventory:
         return next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)
 
 
-#: XID errors after which a GPU needs a reset or more (NVIDIA's "XID Errors"). What a program alone
+#: XID errors after which a GPU needs a reset or more (NVIDIA's "Xid Catalog"). What a program alone
 #: can cause (13, 31, 43, 45, 94, ...) is not among them.
 XIDS_THAT_NEED_A_RESET = {
     46: "it stopped processing",
@@ -186,12 +186,14 @@ XIDS_THAT_NEED_A_RESET = {
     74: "an NVLink failed",
     79: "it has fallen off the bus",
     95: "an uncontained memory error",
+    109: "it could not switch between programs",
     110: "a security fault",
     119: "its system processor (GSP) does not answer",
     120: "its system processor (GSP) failed",
     136: "an NVLink could not be trained",
     140: "an unrecovered memory error",
     143: "it could not be initialized",
+    156: "a part of it failed and is to be left out",
     158: "a fatal timeout",
 }
 #: What a program alone can cause.

@@ -238,6 +238,8 @@ def test_a_gpu_that_a_stranger_has_for_himself_is_interference() -> None:
         ({"xids": (SeenXid("GPU-a", 5, 31),), "stderr": TORCH}, Cause.CUDA_OOM),
         # What follows from an end is no cause.
         ({"xids": (SeenXid("GPU-a", 5, 45),)}, None),
+        ({"xids": (SeenXid("GPU-a", 5, 121),)}, None),
+        ({"xids": (SeenXid("GPU-a", 5, 154), SeenXid("GPU-a", 6, 109))}, Cause.XID),
         ({"xids": (SeenXid("GPU-a", 5, 79), SeenXid("GPU-a", 6, 45))}, Cause.GPU_LOST),
         ({"lost": (3,)}, Cause.GPU_LOST),
         ({"lost": (3,), "stderr": TORCH}, Cause.GPU_LOST),
