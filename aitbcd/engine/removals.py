@@ -47,6 +47,8 @@ class Removal:
     is_over: asyncio.Event
     is_gone: bool = False
     pause_s: float = _AGAIN_FIRST_S
+    #: Why it does not go, as it was said.
+    told: str = ""
 
 
 class Removals:
@@ -181,7 +183,9 @@ class Removals:
         if refusal.why == "busy":
             self._try_again(removal, _BUSY_MOST_S)
             return
-        _log.error("job=%s: its results are not removed: %s", removal.job_id, refusal)
+        if removal.told != str(refusal):
+            removal.told = str(refusal)
+            _log.error("job=%s: its results are not removed: %s", removal.job_id, refusal)
         if refusal.why == "others":
             removal.is_over.set()
         else:

@@ -176,6 +176,29 @@ async def _leave_roots_things(rig: Rig, him: Owner) -> None:
 
 
 @only_root
+def test_why_results_do_not_go_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    @scenario
+    async def run(folder: Path) -> None:
+        async with engine_in(folder) as rig:
+            job = await rig.run("true")
+            os.chown(rig.package(job), 54321, -1)
+            assert (await rig.engine.delete(job))[1] is False
+            removal = rig.engine._removals._known[job.number]
+
+            async def is_tried_again() -> bool:
+                return removal.pause_s > 2 * removals._AGAIN_FIRST_S
+
+            await until("it is tried again", is_tried_again)
+            os.chown(rig.package(job), ANN.uid, -1)
+            await rig.gone(job)
+
+    run(tmp_path)
+    assert caplog.text.count("its results are not removed") == 1
+
+
+@only_root
 @scenario
 async def test_who_stops_the_removal_of_his_results_stops_nobody_elses(folder: Path) -> None:
     let_others_reach(folder)
