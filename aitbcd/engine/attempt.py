@@ -129,6 +129,8 @@ class Attempt:
         self._is_placed = False
         #: Why the artifacts are not kept; None: they are.
         self._drop: str | None = None
+        #: Why its package could not be sealed when that was tried last.
+        self._unsealed: str | None = None
 
     # -- its owner's wish -----------------------------------------------------------------------
 
@@ -169,6 +171,8 @@ class Attempt:
     @property
     def waiting(self) -> str | None:
         """What keeps it from going on, as a sentence; None when nothing does."""
+        if self.is_over and self._unsealed:
+            return f"its results cannot be stored: {self._unsealed}; tries again"
         if self.is_over:
             return "stores its results"
         if not self.has_room.is_set():
@@ -545,7 +549,9 @@ class Attempt:
                 if failure.errno in _TOO_LONG:
                     self._drop = self._drop or f"they could not be stored: {failure}"
                 tries += 1
-                _log.error("job=%s: cannot seal its results: %s", self.job.job_id, failure)
+                if self._unsealed != str(failure):
+                    _log.error("job=%s: cannot seal its results: %s", self.job.job_id, failure)
+                self._unsealed = str(failure)
                 decided = _for_want_of_storage(decided, failure)
                 if failure.errno not in _NO_ROOM and tries >= _SEAL_TRIES:
                     return after(self._status(), decided.trigger), decided.ending

@@ -249,6 +249,25 @@ def test_a_disk_that_is_full_at_the_end_of_a_job_is_lived_through(
 
 
 @only_root
+def test_a_job_that_fills_the_disk_says_so_until_there_is_room(small_disk: Box) -> None:
+    box = small_disk
+    filler = box.service.folder / "filler"
+    filler.write_bytes(b"x" * 4 * MIB)
+    job = box.submit("head", "-c", "40M", "/dev/zero")["job_id"]
+    told = "its results cannot be stored: No space left on device; tries again"
+
+    def is_told() -> bool:
+        return bool(box.http.get(f"/v1/jobs/{job}").json()["waiting"] == told)
+
+    wait_for("its owner is told", is_told, log=box.service.log)
+    filler.unlink()
+    over = box.ended(job)
+    assert (over["status"], over["reason"]) == ("failed", "storage")
+    # Once, however often it was tried.
+    assert box.service.log.read_text().count("cannot seal its results") == 1
+
+
+@only_root
 def test_a_submit_to_a_full_disk_changes_nothing(small_disk: Box) -> None:
     box = small_disk
     # It waits behind this one, so that nothing but the submits wants to write.
