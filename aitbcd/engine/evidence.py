@@ -15,14 +15,7 @@ from typing import Any
 from aitbcd import wire
 from aitbcd.causes import Clues, whose
 from aitbcd.clock import now_us
-from aitbcd.devices import (
-    XIDS_OF_PROGRAMS,
-    XIDS_THAT_NEED_A_RESET,
-    Gpu,
-    GpuState,
-    Process,
-    meaning_of_xid,
-)
+from aitbcd.devices import XIDS_THAT_NEED_A_RESET, Gpu, GpuState, Process, meaning_of_xid
 from aitbcd.errors import AitbcError
 from aitbcd.feed import Feed
 from aitbcd.gpus import Gpus, Xid
@@ -221,8 +214,8 @@ class Evidence:
 
 def _is_anothers(job: Job, xid: Xid) -> bool:
     """Tell whether an error is likely to be of another program on the GPU than that of a job."""
-    is_shared = job.vram is not None and xid.xid in XIDS_OF_PROGRAMS
-    return is_shared and xid.at < now_us() - _SURVIVED_US
+    may_be = job.vram is not None and xid.xid not in XIDS_THAT_NEED_A_RESET
+    return may_be and xid.at < now_us() - _SURVIVED_US
 
 
 def _strangers(gpu: Gpu) -> list[Process]:

@@ -260,7 +260,7 @@ def test_an_xid_error_is_told_to_the_job_and_explains_its_end(
 
 @pytest.mark.parametrize(
     ("xid", "survived_us", "cause"),
-    [(31, 60_000_000, Cause.XID), (31, 0, None), (48, 0, Cause.XID)],
+    [(31, 60_000_000, Cause.XID), (31, 0, None), (69, 0, None), (48, 0, Cause.XID)],
 )
 def test_what_another_program_did_on_a_shared_gpu_is_no_cause_long_after(
     driver: Driver,
