@@ -85,6 +85,10 @@ class _Window:
     def has_all_wishes(self) -> bool:
         return not self.begin and self.next is None
 
+    def last_of(self, wish: Wish) -> int:
+        """Return the number of the last job that wishes for this; 0 without one."""
+        return max((_number(each) for each in self.entries if each.waiting.wish == wish), default=0)
+
     def pop(self, place: int) -> Entry:
         entry = self.entries.pop(place)
         wish = entry.waiting.wish
@@ -179,6 +183,15 @@ class Backlog:
             for lane, window in self._windows.items()
             if lane.priority >= job.priority
             for entry in window.entries
+        )
+
+    def knows_all_before(self, job: Job) -> bool:
+        """Tell whether ``ahead`` counts all of them."""
+        return self._is_known and all(
+            window.has_all_wishes
+            and all(window.last_of(wish) > job.number for wish in window.unread)
+            for lane, window in self._windows.items()
+            if lane.priority >= job.priority
         )
 
     @property

@@ -12,6 +12,7 @@ and those that shares have yet to leave.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
 
@@ -95,6 +96,16 @@ class Turn(NamedTuple):
     waiting: Waiting
 
 
+@dataclass(slots=True)
+class Left:
+    """What keeps jobs waiting that a plan does not start, though something is free."""
+
+    #: The job that lacks cores or memory, whom nobody overtakes.
+    first: Turn | None = None
+    #: By UUID, the job for which a GPU is kept.
+    kept: dict[str, Turn] = field(default_factory=dict)
+
+
 _NOTHING = Use()
 #: Comes before who has nothing in use.
 _OVERDUE = -1
@@ -109,7 +120,7 @@ def plan(
     uses: Mapping[int, Use] | None = None,
     caps: Mapping[int, Cap] | None = None,
     overdue: Collection[Turn] = (),
-    kept: dict[str, Turn] | None = None,
+    left: Left | None = None,
 ) -> list[Placement]:
     """Return the jobs to start, in order.
 
@@ -118,9 +129,10 @@ def plan(
         uses: by uid, who has what.
         caps: by uid, who may have no more.
         overdue: jobs of the lines that come before those of who has less.
-        kept: is filled with the GPUs, by UUID, that are kept for a job which waits for more.
+        left: is told why others have to wait.
     """
     stock = stock or Stock()
+    left = left or Left()
     uses = dict(uses or {})
     if not stock.has_room:
         lines = [line for line in lines if not line.lane.has_gpus]
@@ -135,9 +147,9 @@ def plan(
             turns.refuse(wish)
             closed = stock.collected_for(wish)
             stock = stock.without(closed)
-            if kept is not None:
-                kept.update(dict.fromkeys(closed, found))
+            left.kept.update(dict.fromkeys(closed, found))
         elif not claim.fits(free):
+            left.first = found
             break
         else:
             free = free.minus(claim)

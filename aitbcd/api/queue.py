@@ -22,12 +22,13 @@ def operations(api: Api) -> list[Operation]:
         owner = caller(request).owner
         needs_gpus = asked[_GPUS]
         found = await api.store.queue(asked[AFTER], asked[LIMIT], needs_gpus=needs_gpus)
+        ends: dict[int, int | None] = {}
         jobs = [
             wire.queued(
                 job,
                 is_mine=job.owner.uid == owner.uid,
                 progress=(percent := view.progress_of(api, job)),
-                waiting=api.engine.waiting(job),
+                waiting=await view.waiting(api, job, ends),
                 estimate=await view.estimate(api, job, percent),
             )
             for job in found.jobs

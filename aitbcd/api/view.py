@@ -27,14 +27,16 @@ _digests: dict[int, bytes] = {}
 _reported: dict[tuple[int, int], int] = {}
 
 
-async def status(api: Api, job: Job) -> dict[str, wire.Json]:
-    """Return the status document of a job."""
+async def status(
+    api: Api, job: Job, ends: dict[int, int | None] | None = None
+) -> dict[str, wire.Json]:
+    """Return the status document of a job; ``ends`` as in ``waiting``."""
     percent = progress_of(api, job)
     return wire.status(
         job,
         miner_id=api.machine.miner_id,
         progress=percent,
-        waiting=api.engine.waiting(job),
+        waiting=await waiting(api, job, {} if ends is None else ends),
         estimated_completion=await estimate(api, job, percent),
         result_path=os.fspath(api.paths.package(job.job_id)),
         currency=api.settings.pricing.currency,
@@ -51,7 +53,8 @@ def _advice(job: Job) -> str | None:
 async def listed(api: Api, jobs: Sequence[Job]) -> list[dict[str, wire.Json]]:
     """Return the status documents of a list, each with what the job runs."""
     lines = await api.store.command_lines(job.number for job in jobs)
-    return [await status(api, job) | {"command_line": lines.get(job.number)} for job in jobs]
+    ends: dict[int, int | None] = {}
+    return [await status(api, job, ends) | {"command_line": lines.get(job.number)} for job in jobs]
 
 
 async def details(api: Api, job: Job) -> dict[str, wire.Json]:
@@ -105,6 +108,18 @@ async def estimate(api: Api, job: Job, percent: int) -> int | None:
     if typical is None or job.started_at + typical < now_us():
         return None
     return job.started_at + typical
+
+
+async def waiting(api: Api, job: Job, ends: dict[int, int | None]) -> str | None:
+    """Return what a job waits for, and when those are expected to end that have it.
+
+    Args:
+        ends: what was found of jobs before, in the same answer.
+    """
+    for each in api.engine.awaited(job):
+        if each.number not in ends:
+            ends[each.number] = await estimate(api, each, progress_of(api, each))
+    return api.engine.waiting(job, {number: at for number, at in ends.items() if at is not None})
 
 
 async def _digest(api: Api, job: Job) -> bytes:

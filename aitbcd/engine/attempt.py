@@ -147,7 +147,7 @@ class Attempt:
         if self.is_over:
             if grace_s <= 0:
                 await self._give_up_artifacts()
-                return replace(self.job, status=self.status, started_at=self.started_at)
+                return self.current
             raise WrongState(
                 f"job {self.job.job_id} has ended; its results are being stored",
                 hint=f"without its artifacts: aitbcctl cancel --force {self.job.job_id}",
@@ -166,6 +166,11 @@ class Attempt:
         else:
             # It need not wait for room to end.
             self.has_room.set()
+        return self.current
+
+    @property
+    def current(self) -> Job:
+        """Return the job as it is now."""
         return replace(self.job, status=self.status, started_at=self.started_at)
 
     @property

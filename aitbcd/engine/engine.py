@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -55,6 +55,7 @@ from aitbcd.wire import rfc3339
 _DELETE_S = 2.0
 #: That no GPU is known may be that old when a job is refused for want of them.
 _KNOWN_S = 10.0
+_NONE: Mapping[int, int] = {}
 
 Pieces = Callable[[], Iterable[Sequence[JobSpec]]]
 
@@ -119,8 +120,7 @@ class Engine:
             active=self._active,
             begin=self._begin,
             spawn=self._spawn,
-            until=self._until,
-            kept_from=self._evidence.kept_from,
+            on_stranger=self._evidence.kept_from,
         )
         self._parts = Parts(
             store,
@@ -429,12 +429,20 @@ class Engine:
                 await removal.is_over.wait()
         return freed, removal.is_gone
 
-    def waiting(self, job: Job) -> str | None:
-        """Return what keeps a job from going on, as a sentence; None when nothing does."""
+    def waiting(self, job: Job, expected: Mapping[int, int] = _NONE) -> str | None:
+        """Return what keeps a job from going on, as a sentence; None when nothing does.
+
+        Args:
+            expected: by number, when jobs of ``awaited`` are expected to end.
+        """
         if job.status is not JobState.PENDING:
             attempt = self._active.get(job.number)
             return attempt.waiting if attempt and not job.status.is_final else None
-        return self._queue.waiting(job)
+        return self._queue.waiting(job, expected)
+
+    def awaited(self, job: Job) -> list[Job]:
+        """Return the jobs that have what a job waits for."""
+        return self._queue.awaited(job) if job.status is JobState.PENDING else []
 
     def gpu_use(self, number: int) -> GpuUse | None:
         """Return what a job that runs has made of its GPUs so far."""
@@ -498,13 +506,6 @@ class Engine:
         who = launch.identity(users.stranger(job.owner.uid))
         with contextlib.suppress(LauncherGone):
             await self._runs.sweep(job.job_id, job.attempt, who)
-
-    def _until(self, job: Job) -> str | None:
-        """Return when a job's time is over at the latest."""
-        attempt = self._active.get(job.number)
-        if attempt is None or attempt.started_at is None or job.timeout_s is None:
-            return None
-        return rfc3339(attempt.started_at + round(job.timeout_s * 1e6))
 
 
 def _nothing_to_keep(job: Job) -> WrongState:

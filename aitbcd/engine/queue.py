@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from aitbcd import allotment, planner
-from aitbcd.allotment import Wish
+from aitbcd.allotment import Stock, Wish
 from aitbcd.backlog import WINDOW, WISHES, Backlog, Entry, claim_of, lane_of, wish_of
 from aitbcd.clock import now_us
 from aitbcd.devices import Gpu, GpuState
@@ -22,9 +24,11 @@ from aitbcd.engine.room import Disk, Quota
 from aitbcd.engine.standby import STREAM, Standby
 from aitbcd.engine.terms import Terms
 from aitbcd.model import Front, Job, JobSpec, Lane
-from aitbcd.planner import Cap, Claim, Line, Placement, Turn, Use
+from aitbcd.planner import Cap, Claim, Left, Line, Placement, Turn, Use
 from aitbcd.settings import Slots
 from aitbcd.store import Store
+from aitbcd.units import format_size
+from aitbcd.wire import rfc3339
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +44,8 @@ _PAUSE_S = 1.0
 _BESIDE = ", also past the queue"
 #: How many jobs or GPUs a sentence names.
 _NAMED = 3
+#: How many running jobs are asked for their end.
+_ASKED = 32
 #: Of how many jobs that ask for the same it is noted that a stranger keeps them waiting.
 _TOLD = 16
 #: Pause before other wishes of a lane are looked at that has more than are in memory.
@@ -59,11 +65,10 @@ class Queue:
         settings: Slots,
         whole: Claim,
         *,
-        active: Container[int],
+        active: Mapping[int, Attempt],
         begin: Callable[[Entry, tuple[str, ...]], Attempt],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
-        until: Callable[[Job], str | None],
-        kept_from: Callable[[Job, list[Gpu]], None],
+        on_stranger: Callable[[Job, list[Gpu]], None],
     ) -> None:
         self.whole = whole
         self._store = store
@@ -72,22 +77,20 @@ class Queue:
         self._disk = disk
         self._quota = quota
         self._settings = settings
-        #: Numbers of the jobs that were chosen and are not over.
+        #: By number, the jobs that were chosen and are not over.
         self._active = active
         self._begin = begin
         self._spawn = spawn
-        #: When a job is expected to end, in words.
-        self._until = until
         #: Told that a job waits for GPUs which somebody uses past the queue.
-        self._kept_from = kept_from
+        self._on_stranger = on_stranger
         self._free = whole
         #: By uid, what is taken or assigned ahead.
         self._uses: dict[int, Use] = {}
         #: By uid and wish, when such a job was chosen last; by uid, one that had waited for long.
         self._started: dict[tuple[int, Wish], int] = {}
         self._helped: dict[int, int] = {}
-        #: By UUID, the job for which a GPU is kept.
-        self._kept: dict[str, Turn] = {}
+        #: What keeps those waiting whom the last plan did not start.
+        self._left = Left()
         #: Whose claim is taken, since when (monotonic).
         self._holders: dict[int, float] = {}
         self._standby = Standby(whole.cpus)
@@ -184,8 +187,8 @@ class Queue:
         self._is_pumping = False
         if self._is_closed or self._obstacle or not self._call_up():
             return
-        self._kept = {}
-        chosen = self._plan(self._backlog.lines(), self._free, self._kept)
+        self._left = Left()
+        chosen = self._plan(self._backlog.lines(), self._free, self._left)
         if chosen and (lack := self._disk.lack()):
             self._hold_for_space(lack)
             return
@@ -229,15 +232,13 @@ class Queue:
                 if entry := self._backlog.take(placement.lane, placement.number):
                     self.stand_by(self._begin(entry, ()))
 
-    def _plan(
-        self, lines: list[Line], free: Claim, kept: dict[str, Turn] | None = None
-    ) -> list[Placement]:
+    def _plan(self, lines: list[Line], free: Claim, left: Left | None = None) -> list[Placement]:
         caps = {}
         for uid in {line.lane.uid for line in lines}:
             if limits := self._terms.limits(uid):
                 caps[uid] = Cap(limits.running, limits.gpus)
         overdue = self._overdue().values()
-        return planner.plan(lines, free, self._pool.stock(), self._uses, caps, overdue, kept)
+        return planner.plan(lines, free, self._pool.stock(), self._uses, caps, overdue, left)
 
     def _overdue(self) -> dict[int, Turn]:
         """Return by uid which jobs have waited for long: one of a user in so long a time."""
@@ -296,7 +297,7 @@ class Queue:
             wish = wish_of(job)
             wanted = [gpu for gpu in foreign if wish.count and allotment.fits(gpu, wish)]
             if wanted and stock.allot(wish) is None and not self._over_limit(job):
-                self._kept_from(job, wanted)
+                self._on_stranger(job, wanted)
 
     def _look_again(self) -> None:
         self._watch = None
@@ -384,22 +385,39 @@ class Queue:
 
     # -- what a job waits for -----------------------------------------------------------------
 
-    def waiting(self, job: Job) -> str:
-        """Return what a job of the queue waits for, as a sentence."""
+    def awaited(self, job: Job) -> list[Job]:
+        """Return the jobs that have what a job waits for, as they are now."""
+        if self._over_limit(job):
+            return [each for each in self._running() if each.owner.uid == job.owner.uid]
+        found = self._holding_gpus(job)
+        first = self._first()
+        for each in filter(None, (job, first)):
+            if not each.gpus and not claim_of(each).fits(self._free):
+                found += self._running()
+        return list({each.number: each for each in found}.values())
+
+    def waiting(self, job: Job, expected: Mapping[int, int]) -> str:
+        """Return what a job of the queue waits for, as a sentence.
+
+        Args:
+            expected: by number, when jobs of ``awaited`` are expected to end.
+        """
         if lack := self._obstacle or self._quota.lack(job.owner.uid):
             return lack
         if lack := self._over_limit(job):
-            return lack
+            return f"{lack}{_first_end(self.awaited(job), expected)}"
         place = self._backlog.place(lane_of(job), job.number)
-        lack = self._lacking(job) if place == 0 else self._lacking_gpus(job)
-        if place == 0 and lack:
+        lack = self._lacking_gpus(job, expected)
+        if place == 0 and (lack := lack or self._lacking(job, expected)):
             return lack
+        lack = lack or self._behind_first(job, expected)
         if place is None and not (known := len(self._backlog)):
             return lack or "is about to start"
         if place is None:
             behind = f"waits behind more than {known} earlier jobs"
         elif ahead := max(place, self._backlog.ahead(job)):
-            behind = f"waits behind {ahead} earlier job{'s' if ahead > 1 else ''}"
+            least = "" if self._backlog.knows_all_before(job) else "at least "
+            behind = f"waits behind {least}{ahead} earlier job{'s' if ahead > 1 else ''}"
         else:
             behind = "is about to start"
         return f"{behind}; {lack}" if lack else behind
@@ -423,13 +441,72 @@ class Queue:
             case _:
                 return None
 
-    def _lacking(self, job: Job) -> str:
-        return self._lacking_gpus(job) or planner.lacking(claim_of(job), self._free, self.whole)
+    def _running(self) -> list[Job]:
+        """Return the jobs that have cores and memory, as they are now, the first ones."""
+        found = (self._active[number] for number in self._holders if number in self._active)
+        return [attempt.current for attempt in islice(found, _ASKED)]
 
-    def _lacking_gpus(self, job: Job) -> str:
+    def _first(self) -> Job | None:
+        """Return the job that lacks cores or memory, whom nobody overtakes."""
+        turn = self._left.first
+        return self._backlog.find(turn.lane, turn.waiting.number) if turn else None
+
+    def _lacking(self, job: Job, expected: Mapping[int, int]) -> str:
+        """Return which cores and memory a job waits for, and who has them; empty: for none."""
+        claim = claim_of(job)
+        if not (lack := planner.lacking(claim, self._free, self.whole)):
+            return ""
+        if claim.memory > self._free.memory:
+            jobs = [each for each in self._running() if each.memory]
+            jobs.sort(key=lambda each: -(each.memory or 0))
+            parts = {each.number: format_size(each.memory or 0) for each in jobs}
+        else:
+            jobs = _by_end(self._running(), expected)
+            jobs.sort(key=lambda each: -each.cpus)
+            parts = {each.number: str(each.cpus) for each in jobs}
+        return "; ".join([lack, *_having(jobs, parts, expected)])
+
+    def _behind_first(self, job: Job, expected: Mapping[int, int]) -> str:
+        first = self._first()
+        if first is None or first.number == job.number:
+            return ""
+        lack = self._lacking(first, expected)
+        return f"{first.job_id} is next and {lack}" if lack else ""
+
+    def _holding_gpus(self, job: Job) -> list[Job]:
+        """Return who has GPUs of those that a job waits for, or for which others wait before it."""
+        wish = wish_of(job)
+        if not wish.count or self._available(job).allot(wish) is not None:
+            return []
+        wishes = {wish, *(turn.waiting.wish for turn in self._kept_from(job).values())}
+        fitting = (
+            gpu.uuid
+            for gpu in self._pool.inventory.gpus
+            if any(allotment.fits(gpu, each) for each in wishes)
+        )
+        held = self._pool.holders(fitting)
+        current = (self._active.get(each.number) for each in held)
+        return [now.current if now else each for now, each in zip(current, held, strict=True)]
+
+    def _kept_from(self, job: Job) -> dict[str, Turn]:
+        """Return the GPUs, by UUID, that are kept for others, which a job could have."""
+        wish = wish_of(job)
+        return {
+            uuid: turn
+            for uuid, turn in self._left.kept.items()
+            if turn.waiting.number != job.number
+            and (gpu := self._pool.inventory.find(uuid))
+            and allotment.fits(gpu, wish)
+        }
+
+    def _available(self, job: Job) -> Stock:
+        """Return what is there for a job, without what is kept for others."""
+        return self._pool.stock().without(self._kept_from(job))
+
+    def _lacking_gpus(self, job: Job, expected: Mapping[int, int]) -> str:
         """Return which GPUs a job waits for and who has them; empty: it waits for none."""
         wish = wish_of(job)
-        if not wish.count or (stock := self._pool.stock()).allot(wish) is not None:
+        if not wish.count or (available := self._available(job)).allot(wish) is not None:
             return ""
         inventory = self._pool.inventory
         if inventory.problem and not any(gpu.state.is_usable for gpu in inventory.gpus):
@@ -438,12 +515,6 @@ class Queue:
             why = f": {inventory.problem}" if inventory.problem else ""
             return f"waits for a GPU that is not there at present: {never}{why}"
         fitting = [gpu for gpu in inventory.gpus if allotment.fits(gpu, wish)]
-        said = f"waits for {allotment.lacking(stock, wish)}"
-        holders = self._pool.holders(gpu.uuid for gpu in fitting)
-        if holders:
-            said += "; " + "; ".join(self._holding(each) for each in holders[:_NAMED])
-            if (more := len(holders) - _NAMED) > 0:
-                said += f"; {more} more {'job holds' if more == 1 else 'jobs hold'} others"
         guests = [
             f"{job_id} uses GPU {gpu.index}, which it was not given"
             for gpu in fitting
@@ -456,13 +527,73 @@ class Queue:
             for gpu in fitting
             if gpu.reason
         ]
-        return "; ".join([said, *guests[:_NAMED], *reasons[:_NAMED]])
+        holders = _by_end(self._holding_gpus(job), expected)
+        parts = {each.number: _part(each) for each in holders}
+        said = [f"waits for {allotment.lacking(available, wish)}", *self._keeping(job)]
+        said += _having(holders, parts, expected)
+        return "; ".join([*said, *guests[:_NAMED], *reasons[:_NAMED]])
 
-    def _holding(self, job: Job) -> str:
-        count = len(job.gpu_uuids)
-        what = "one" if count == 1 else str(count)
-        until = self._until(job)
-        return f"{job.job_id} holds {what}" + (f" and is to end at {until}" if until else "")
+    def _keeping(self, job: Job) -> Iterator[str]:
+        """Yield which GPUs are kept for whom."""
+        kept = self._kept_from(job)
+        for turn in dict.fromkeys(kept.values()):
+            found = self._backlog.find(turn.lane, turn.waiting.number)
+            uuids = [uuid for uuid, each in kept.items() if each == turn]
+            gpus = [str(gpu.index) for gpu in self._pool.inventory.gpus if gpu.uuid in uuids]
+            if found:
+                verb = "is" if len(gpus) == 1 else "are"
+                asked = allotment.describe(turn.waiting.wish)
+                yield f"GPU {', '.join(gpus)} {verb} kept for {found.job_id}, which needs {asked}"
+
+
+def _having(
+    jobs: list[Job], parts: Mapping[int, str], expected: Mapping[int, int]
+) -> Iterator[str]:
+    """Yield who has which part of something, by number, and until when."""
+    for job in jobs[:_NAMED]:
+        yield f"{job.job_id} holds {parts[job.number]}{_end(job, expected, ' and')}"
+    if (more := len(jobs) - _NAMED) > 0:
+        yield f"{more} more {'job holds' if more == 1 else 'jobs hold'} others"
+
+
+def _first_end(jobs: list[Job], expected: Mapping[int, int]) -> str:
+    """Return which of these jobs ends first; empty where nobody knows."""
+    for job in _by_end(jobs, expected)[:1]:
+        if end := _end(job, expected):
+            return f"; {job.job_id}{end}"
+    return ""
+
+
+def _part(job: Job) -> str:
+    """Return what a job has of GPUs."""
+    if job.vram is not None:
+        return f"{format_size(job.vram)} of one"
+    return "one" if len(job.gpu_uuids) == 1 else str(len(job.gpu_uuids))
+
+
+def _deadline(job: Job) -> int | None:
+    """Return when a job's time is over."""
+    if job.started_at is None or job.timeout_s is None:
+        return None
+    return job.started_at + round(job.timeout_s * 1e6)
+
+
+def _by_end(jobs: list[Job], expected: Mapping[int, int]) -> list[Job]:
+    """Return jobs by when they end; of whom nobody knows last."""
+
+    def end(job: Job) -> float:
+        known = (expected.get(job.number), _deadline(job))
+        return min((at for at in known if at is not None), default=math.inf)
+
+    return sorted(jobs, key=end)
+
+
+def _end(job: Job, expected: Mapping[int, int], link: str = "") -> str:
+    """Return when a job ends, as the end of a sentence; empty where nobody knows."""
+    at, deadline = expected.get(job.number), _deadline(job)
+    if at is not None and (deadline is None or at < deadline):
+        return f"{link} is expected to end at {rfc3339(at)}"
+    return f"{link} ends at {rfc3339(deadline)} at the latest" if deadline is not None else ""
 
 
 def _rank(turn: Turn) -> tuple[int, int]:

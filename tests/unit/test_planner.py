@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aitbcd.allotment import Held, Stock, Wish
 from aitbcd.devices import Gpu, GpuState
 from aitbcd.model import Lane
-from aitbcd.planner import Cap, Claim, Line, Turn, Use, Waiting, first_overdue, lacking, plan
+from aitbcd.planner import Cap, Claim, Left, Line, Turn, Use, Waiting, first_overdue, lacking, plan
 
 WHOLE = Claim(8, 64 << 30)
 GIB = 1 << 30
@@ -215,9 +215,16 @@ def test_however_much_is_refused_the_next_may_have_what_is_there() -> None:
 def test_what_is_kept_and_for_whom_is_told() -> None:
     held = stock(3).with_held(Held(["GPU-0"]))
     wide = line(ANN, one(1, 3))
-    kept: dict[str, Turn] = {}
-    assert plan([wide, line(BEN, one(2, 1))], Claim(8), held, kept=kept) == []
-    assert kept == dict.fromkeys(["GPU-1", "GPU-2"], Turn(wide.lane, one(1, 3)))
+    left = Left()
+    assert plan([wide, line(BEN, one(2, 1))], Claim(8), held, left=left) == []
+    assert left == Left(None, dict.fromkeys(["GPU-1", "GPU-2"], Turn(wide.lane, one(1, 3))))
+
+
+def test_who_lacks_cores_is_told_to_those_behind() -> None:
+    large = line(ANN, one(1, cpus=8))
+    left = Left()
+    assert plan([large, line(BEN, one(2))], Claim(7), left=left) == []
+    assert left == Left(Turn(large.lane, one(1, cpus=8)))
 
 
 # Who has waited for long
