@@ -1,4 +1,4 @@
-"""What is known of GPUs over restarts: wishes of administrators, XID errors, who was told.
+"""What is known of GPUs over restarts: which there are, wishes, XID errors, who was told.
 
 One small file, replaced as a whole. What a fault left behind counts in the boot in which it
 happened; a wish counts until it is taken back.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from aitbcd.devices import Gpu, GpuState, MigInstance
 from aitbcd.errors import StateError, StorageFull
 
 FORMAT = 1
@@ -36,11 +37,37 @@ class Xid:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU, or a MIG device, that was there when all could be seen."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_total: int
+    bus_id: str | None = None
+    mig: MigInstance | None = None
+
+    @classmethod
+    def of(cls, gpu: Gpu) -> Device:
+        return cls(gpu.index, gpu.uuid, gpu.name, gpu.memory_total, gpu.bus_id, gpu.mig)
+
+    def lost(self, reason: str) -> Gpu:
+        """Return it as one that cannot be seen."""
+        return Gpu(
+            self.index, self.uuid, self.name, self.bus_id, self.memory_total, 0, GpuState.LOST,
+            reason, mig=self.mig,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What is on disk; everything by UUID."""
 
     format: int = FORMAT
     drained: dict[str, Drain] = field(default_factory=dict)
+    #: All GPUs, as they were seen last, and in which boot; None: never.
+    devices: tuple[Device, ...] | None = None
+    devices_boot_id: str = ""
     #: The boot that the rest is about.
     boot_id: str = ""
     xids: dict[str, tuple[Xid, ...]] = field(default_factory=dict)
@@ -60,8 +87,28 @@ class Drains:
         self._path = path
         record = _read(path)
         if record.boot_id != boot_id:
-            record = Record(drained=record.drained, boot_id=boot_id)
+            record = Record(
+                drained=record.drained,
+                devices=record.devices,
+                devices_boot_id=record.devices_boot_id,
+                boot_id=boot_id,
+            )
         self._record = record
+
+    @property
+    def devices(self) -> tuple[Device, ...] | None:
+        """Return all GPUs, as they were seen last; None where they never were."""
+        return self._record.devices
+
+    @property
+    def are_devices_of_this_boot(self) -> bool:
+        return self._record.devices_boot_id == self._record.boot_id
+
+    def note_devices(self, devices: tuple[Device, ...]) -> None:
+        """Raises StorageFull: nothing was changed."""
+        if devices != self.devices or not self.are_devices_of_this_boot:
+            boot_id = self._record.boot_id
+            self._write(replace(self._record, devices=devices, devices_boot_id=boot_id))
 
     def drained(self, uuid: str) -> Drain | None:
         return self._record.drained.get(uuid)
@@ -144,7 +191,7 @@ def _read(path: Path) -> Record:
 
 def _unusable(path: Path, detail: str) -> StateError:
     return StateError(
-        f"the list of drained GPUs, {path}, {detail}",
+        f"the list of GPUs, and of those that are drained, {path}, {detail}",
         hint="repair it, or remove it: then no GPU is drained",
     )
 

@@ -23,7 +23,7 @@ from aitbcd.errors import AitbcError, NoSuchFile, Unavailable, WrongState
 from aitbcd.gpus import advice, driver
 from aitbcd.gpus.arrival import Arrival
 from aitbcd.gpus.child import Child, ProbeEnded
-from aitbcd.gpus.drains import Drain, Drains, Xid
+from aitbcd.gpus.drains import Device, Drain, Drains, Xid
 from aitbcd.gpus.facts import DeviceFacts, Fault, ProcessFacts, Report
 from aitbcd.gpus.judge import Judge, Policy, summary
 from aitbcd.gpus.recent import Recent
@@ -78,6 +78,11 @@ class Gpus:
         self._is_first = True
         #: All GPUs have been seen: those that are not at present are known.
         self._has_seen_all = False
+        #: What there is is known from a daemon before this one.
+        self._is_recalled = drains.devices is not None
+        self._judge.recall(device.lost(advice.awaited()) for device in drains.devices or ())
+        #: What the record says, or was to say.
+        self._recorded = drains.devices if drains.are_devices_of_this_boot else None
         #: When a driver that fails is asked again; when a GPU that was left is looked at again.
         self._retrying: asyncio.TimerHandle | None = None
         self._settling: asyncio.TimerHandle | None = None
@@ -276,8 +281,11 @@ class Gpus:
                 self._child = None
             self._is_anew = False
             if self._child is None and driver.library(os.environ) is None:
-                self._absence = self._absence or advice.absent(driver.hardware())
+                hardware = driver.hardware()
+                self._absence = self._absence or advice.absent(hardware)
                 self._has_seen_all = True
+                if self._is_recalled and not hardware:
+                    self._judge.recall(())
                 self._fail(self._absence, is_tried_again=False)
             else:
                 report = await self._report()
@@ -354,8 +362,16 @@ class Gpus:
 
     def _succeed(self, report: Report, at: int) -> None:
         self._seen = report
-        self._has_seen_all |= not report.unreachable
+        if not report.unreachable:
+            self._has_seen_all = True
+            if self._is_recalled and not self._drains.are_devices_of_this_boot:
+                # What is not there after a reboot was taken out.
+                self._judge.recall(())
+            self._is_recalled = False
+        self._has_seen_all |= self._is_recalled
         inventory = self._judged(report, at)
+        if not report.unreachable:
+            self._record(inventory)
         self._publish(inventory)
         for gpu in inventory.gpus:
             if gpu.jobs:
@@ -372,6 +388,16 @@ class Gpus:
             loop = asyncio.get_running_loop()
             self._settling = loop.call_later(self._settings.foreign_grace_s, self._settle)
 
+    def _record(self, inventory: Inventory) -> None:
+        """Keep for the next daemon what there is."""
+        devices = tuple(map(Device.of, inventory.gpus))
+        if devices != self._recorded:
+            self._recorded = devices
+            try:
+                self._drains.note_devices(devices)
+            except AitbcError as problem:
+                _log.warning("gpus: %s", problem.detail)
+
     def _is_ailing(self, gpu: Gpu) -> bool:
         """Tell whether a GPU may be well again without our being told: after a reset, say."""
         if gpu.state is GpuState.DRAINED:
@@ -381,6 +407,7 @@ class Gpus:
 
     def _fail(self, problem: str, *, is_tried_again: bool = True) -> None:
         self._seen = None
+        self._has_seen_all |= self._is_recalled
         gpus = self._judge.unreachable(problem)
         is_partial = not self._has_seen_all
         self._publish(Inventory(now_us(), problem, gpus=gpus, is_partial=is_partial))

@@ -67,6 +67,10 @@ class Judge:
         self._known = found | {gpu.uuid: gpu for gpu in missing}
         return self._ordered()
 
+    def recall(self, gpus: Iterable[Gpu]) -> None:
+        """Know these from before, and no others."""
+        self._known = {gpu.uuid: gpu for gpu in gpus}
+
     def unreachable(self, problem: str) -> tuple[Gpu, ...]:
         """Return the GPUs as they are while the driver cannot be asked."""
         self._known = {uuid: _lost(gpu, problem) for uuid, gpu in self._known.items()}

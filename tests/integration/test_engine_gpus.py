@@ -280,6 +280,60 @@ def test_a_job_for_gpus_that_were_never_seen_waits_for_them(
     go(scenario())
 
 
+@pytest.mark.parametrize(
+    ("gpus", "system"),
+    [
+        ([gpu(0), gpu(1)], {"init": VERSION_MISMATCH}),
+        ([gpu(0), gpu(1, **CLOSED)], {}),
+        ([gpu(0)], {}),
+    ],
+    ids=["mismatch", "unreachable", "gone"],
+)
+def test_what_there_is_is_known_from_the_daemon_before(
+    driver: Driver, tmp_path: Path, gpus: list[str], system: dict[str, Any]
+) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            await rig.run("true", gpus=2)
+        driver.write(*gpus, **system)
+        async with rig_in(tmp_path) as rig:
+            both = await rig.submit("true", gpus=2)
+            await becomes(rig, 1, GpuState.LOST)
+            with pytest.raises(NotSatisfiable, match="50 GPUs and this machine has 2 x NVIDIA"):
+                await rig.submit("true", gpus=50)
+            named = await rig.submit("true", gpus=1, gpu=("1",))
+            assert named.gpu == (uuid_of(1),)
+            driver.write(gpu(0), gpu(1))
+            await rig.ended(both)
+            await rig.ended(named)
+
+    go(scenario())
+
+
+def test_a_gpu_that_was_taken_out_is_forgotten_with_the_next_boot(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            await rig.run("true", gpus=2)
+        record = tmp_path / "state" / "gpus.json"
+        document = json.loads(record.read_text())
+        assert [each["uuid"] for each in document["devices"]] == [uuid_of(0), uuid_of(1)]
+        record.write_text(json.dumps(document | {"devices_boot_id": "the one before"}))
+        driver.write(gpu(0))
+        async with rig_in(tmp_path) as rig:
+            assert (await rig.run("true", gpus=1)).gpu_uuids == (uuid_of(0),)
+            with pytest.raises(NotSatisfiable, match="2 GPUs and this machine has 1 x NVIDIA"):
+                await rig.submit("true", gpus=2)
+        assert len(json.loads(record.read_text())["devices"]) == 1
+
+    go(scenario())
+
+
 def test_shares_of_a_gpu_are_packed_until_it_is_full(driver: Driver, tmp_path: Path) -> None:
     driver.write(gpu(0), gpu(1))
 
@@ -357,6 +411,70 @@ def test_a_gpu_is_collected_from_shares_for_a_job_that_needs_it_whole(
     go(scenario())
 
 
+def test_a_share_says_for_whom_the_gpu_is_kept_that_has_room_for_it(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            first = await rig.submit(*SLEEP, gpus=1, vram=20 * GIB, timeout_s=3600.0)
+            await rig.reached(first, JobState.RUNNING)
+            both = await rig.submit(*SLEEP, gpus=2)
+            share = await rig.submit(*SLEEP, gpus=1, vram=10 * GIB)
+            ends = f"{first.job_id} holds 20 GiB of one and ends at 2"
+            await waits(rig, both, "waits for 1 of 2 GPUs", ends)
+            kept = f"GPU 0, 1 are kept for {both.job_id}, which needs 2 GPUs"
+            said = await waits(rig, share, "room for 10 GiB", kept, ends)
+            assert said.count(first.job_id) == 1
+
+    go(scenario())
+
+
+def test_who_has_a_gpu_and_waits_for_more_does_not_wait_for_ever(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0), gpu(1), gpu(2))
+    new = Owner(4_000_001, "new")
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path, 'patience = "0.1s"\n') as rig:
+            await rig.reached(await rig.submit(*SLEEP, gpus=1), JobState.RUNNING)
+            others = [await rig.submit(*SLEEP, gpus=1, owner=OTHER) for _ in range(2)]
+            for each in others:
+                await rig.reached(each, JobState.RUNNING)
+            wide = await rig.submit(*SLEEP, gpus=2)
+            await asyncio.sleep(0.1)
+            late = await rig.submit(*SLEEP, gpus=1, owner=new)
+            await rig.engine.cancel(await rig.job(others[0]), force=True)
+            await waits(rig, late, f"kept for {wide.job_id}, which needs 2 GPUs", others[1].job_id)
+            await rig.engine.cancel(await rig.job(others[1]), force=True)
+            await rig.reached(wide, JobState.RUNNING)
+            assert (await rig.job(late)).status is JobState.PENDING
+
+    go(scenario())
+
+
+def test_who_has_the_cores_that_a_job_waits_for_is_said(driver: Driver, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            held = [
+                await rig.submit(*SLEEP, cpus=cpus, timeout_s=timeout_s)
+                for cpus, timeout_s in ((1, None), (1, 7200.0), (60, None))
+            ]
+            for job in held:
+                await rig.reached(job, JobState.RUNNING)
+            first, second, third = (job.job_id for job in held)
+            large = await rig.submit(*SLEEP, cpus=4)
+            small = await rig.submit("true", owner=OTHER)
+            who = f"{third} holds 60; {second} holds 1 and ends at 2"
+            said = await waits(rig, large, "waits for 4 CPU cores (2 of 64 free)", who)
+            assert said.endswith(f"at the latest; {first} holds 1")
+            await waits(rig, small, f"{large.job_id} is next and waits for 4 CPU cores", who)
+
+    go(scenario())
+
+
 LIMITS = "[limits]\ngpus = 1\npending = 3\n"
 
 
@@ -379,6 +497,28 @@ def test_nobody_has_more_than_he_may(driver: Driver, tmp_path: Path) -> None:
             assert await rig.store.count_pending() == 3
 
     go(scenario())
+
+
+def test_when_the_holder_of_a_gpu_is_expected_to_end_is_said(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0))
+    with daemon_with(driver, tmp_path / "daemon") as box:
+        line = 'echo 1/2 > "$AITBC_PROGRESS"; exec sleep 1000'
+        holder = box.submit("sh", "-c", line, gpus=1, timeout="10h")["job_id"]
+        waiting = box.submit("true", gpus=1)["job_id"]
+
+        def is_expected() -> bool:
+            (queued,) = [
+                one for one in box.http.get("/v1/queue").json()["jobs"] if one["job_id"] == waiting
+            ]
+            words = f"{holder} holds one and is expected to end at 2"
+            return words in queued["waiting"] and words in box.status(waiting)["waiting"]
+
+        wait_for("it says when", is_expected, log=box.service.log)
+        for each in (waiting, holder):
+            box.http.post(f"/v1/jobs/{each}/cancel", json={"force": True})
+            box.reached(each, "canceled")
 
 
 # Over a restart
