@@ -74,15 +74,24 @@ def jobs(ctx: click.Context, param: click.Parameter, begun: str) -> list[Complet
 
 
 def gpus(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Offer the UUIDs of the machine's GPUs, with their names."""
+    """Offer the UUIDs of the machine's GPUs, with their names.
+
+    Of one that is divided its MIG devices, and where that means something itself: all of them, or
+    any.
+    """
     from click.shell_completion import CompletionItem
 
-    from aitbcctl.render import plain
+    from aitbcctl import devices
 
+    offered: dict[str, str] = {}
+    for gpu in _gpus():
+        if gpu.get("mig") and ctx.info_name != "test":
+            offered.setdefault(gpu["mig"]["parent"], f"{gpu['index']}, divided")
+        offered[gpu["uuid"]] = f"{devices.label(gpu)}, {devices.model(gpu)}, {gpu['state']}"
     return [
-        CompletionItem(gpu["uuid"], help=f"{gpu['index']}, {plain(gpu['name'])}")
-        for gpu in _gpus()
-        if gpu["uuid"].startswith(begun)
+        CompletionItem(uuid, help=about)
+        for uuid, about in offered.items()
+        if uuid.startswith(begun)
     ]
 
 

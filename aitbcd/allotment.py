@@ -34,7 +34,8 @@ class Wish(NamedTuple):
     model: str | None = None
     #: Bytes that each has to have.
     min_memory: int | None = None
-    #: These and no others, by UUID; as a user asks, also by index or the beginning of a UUID.
+    #: These and no others, by UUID; as a user asks, also by index, as lists show it, or by the
+    #: beginning of a UUID. Of a GPU with MIG devices these are meant.
     named: tuple[str, ...] = ()
     #: Bytes of one GPU's memory, which others may share; None asks for whole GPUs.
     share: int | None = None
@@ -175,7 +176,7 @@ def fits(gpu: Gpu, wish: Wish) -> bool:
 
 def _is_named(gpu: Gpu, wish: Wish) -> bool:
     # By index where nobody knew the UUID when the job came.
-    return gpu.uuid in wish.named or str(gpu.index) in wish.named
+    return any(name in wish.named for name in _names(gpu))
 
 
 @lru_cache(maxsize=256)
@@ -262,27 +263,35 @@ def impossible(gpus: Sequence[Gpu], wish: Wish, model: str | None = None) -> str
 def _contradiction(gpu: Gpu, asked: Wish, wish: Wish) -> str | None:
     """Return what of a wish the GPU is not that it names."""
     if wish.model is not None and not is_model(gpu.name, wish.model):
-        return f"GPU {gpu.index} is a {gpu.name}, and the job asks for one of type {asked.model}"
+        return f"GPU {gpu.label} is a {gpu.name}, and the job asks for one of type {asked.model}"
     if not _is_large_enough(gpu, wish):
         least = format_size(wish.share or wish.min_memory or 0)
         has = format_size(gpu.memory_total)
-        return f"GPU {gpu.index} ({gpu.name}) has {has}, and the job asks for {least}"
+        return f"GPU {gpu.label} ({gpu.name}) has {has}, and the job asks for {least}"
     return None
 
 
 def _named(gpus: Sequence[Gpu], name: str) -> list[Gpu] | str:
-    """Return the GPU of this name, of an index with MIG devices all; or why there is none."""
-    found = [gpu for gpu in gpus if gpu.uuid == name]
-    found = found or [gpu for gpu in gpus if str(gpu.index) == name]
+    """Return the GPU of this name, of one with MIG devices all; or why there is none."""
+    found = [gpu for gpu in gpus if name in _names(gpu)]
     if not found and len(name) > len("GPU-"):
-        found = [gpu for gpu in gpus if gpu.uuid.startswith(name)]
-        if len(found) > 1:
-            return f"{name} is the beginning of {' and '.join(gpu.uuid for gpu in found)}"
+        begun = {uuid for gpu in gpus for uuid in _uuids(gpu) if uuid.startswith(name)}
+        if len(begun) > 1:
+            return f"{name} is the beginning of {' and '.join(sorted(begun))}"
+        found = [gpu for gpu in gpus if begun & set(_uuids(gpu))]
     return found or _unknown(gpus, name)
 
 
+def _uuids(gpu: Gpu) -> tuple[str, ...]:
+    return (gpu.uuid, gpu.mig.parent) if gpu.mig else (gpu.uuid,)
+
+
+def _names(gpu: Gpu) -> tuple[str, ...]:
+    return (*_uuids(gpu), str(gpu.index), gpu.label)
+
+
 def _unknown(gpus: Sequence[Gpu], name: str) -> str:
-    known = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
+    known = ", ".join(f"{gpu.label} ({gpu.uuid})" for gpu in gpus)
     return f"there is no GPU {name} here: known are {known}"
 
 

@@ -44,8 +44,8 @@ _UNSEEN = (
 )
 _NAME_PATTERN = rf"^[^{_UNSEEN}]+$"
 #: A UUID of NVML, of a MIG device too, or an index.
-_GPU_PATTERN = r"^[A-Za-z0-9/-]{1,80}$"
-_is_gpu = re.compile(r"[A-Za-z0-9/-]{1,80}").fullmatch
+_GPU_PATTERN = r"^[A-Za-z0-9/:-]{1,80}$"
+_is_gpu = re.compile(r"[A-Za-z0-9/:-]{1,80}").fullmatch
 _is_memory = re.compile(MEMORY_PATTERN).match
 _is_name = re.compile(rf"[^{_UNSEEN}]+").fullmatch
 

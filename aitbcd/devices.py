@@ -126,6 +126,11 @@ class Gpu:
     processes: tuple[Process, ...] = ()
 
     @property
+    def label(self) -> str:
+        """Return its number as lists show it, of a MIG device with its own: ``0:1``."""
+        return str(self.index) if self.mig is None else f"{self.index}:{self.mig.gpu_instance}"
+
+    @property
     def has_stranger(self) -> bool:
         """Tell whether somebody uses it past the queue, or did until a moment ago."""
         return self.state is GpuState.FOREIGN or (

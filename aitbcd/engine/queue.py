@@ -516,13 +516,13 @@ class Queue:
             return f"waits for a GPU that is not there at present: {never}{why}"
         fitting = [gpu for gpu in inventory.gpus if allotment.fits(gpu, wish)]
         guests = [
-            f"{job_id} uses GPU {gpu.index}, which it was not given"
+            f"{job_id} uses GPU {gpu.label}, which it was not given"
             for gpu in fitting
             for job_id in gpu.jobs
             if gpu.state is GpuState.BUSY and job_id not in self._pool.jobs_on(gpu.uuid)
         ]
         reasons = [
-            f"GPU {gpu.index} is {gpu.state.value}{_BESIDE if gpu.state.is_usable else ''}:"
+            f"GPU {gpu.label} is {gpu.state.value}{_BESIDE if gpu.state.is_usable else ''}:"
             f" {gpu.reason}"
             for gpu in fitting
             if gpu.reason
@@ -539,7 +539,7 @@ class Queue:
         for turn in dict.fromkeys(kept.values()):
             found = self._backlog.find(turn.lane, turn.waiting.number)
             uuids = [uuid for uuid, each in kept.items() if each == turn]
-            gpus = [str(gpu.index) for gpu in self._pool.inventory.gpus if gpu.uuid in uuids]
+            gpus = [gpu.label for gpu in self._pool.inventory.gpus if gpu.uuid in uuids]
             if found:
                 verb = "is" if len(gpus) == 1 else "are"
                 asked = allotment.describe(turn.waiting.wish)

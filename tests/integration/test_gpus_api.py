@@ -301,3 +301,30 @@ def test_a_broken_list_of_drained_gpus_stops_the_start(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "has format 7, and this release knows 1" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_the_shell_is_offered_gpus_and_what_a_divided_one_consists_of(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0, mig=1), mig(1), mig(2), gpu(3, "4090"))
+    with daemon_with(driver, tmp_path / "daemon") as box:
+        reached(box, ["free"] * 3)
+
+        def offered(*words: str) -> list[str]:
+            line = ["aitbcctl", *words]
+            environ = {
+                "_AITBCCTL_COMPLETE": "bash_complete",
+                "COMP_WORDS": " ".join(line), "COMP_CWORD": str(len(line) - 1),
+            }  # fmt: skip
+            done = box.service.run("aitbcctl", environ=environ)
+            return [entry.split("\t")[1] for entry in done.stdout.splitlines()]
+
+        parts = [mig_uuid_of(1), mig_uuid_of(2)]
+        whole, other = uuid_of(0), uuid_of(3)
+        assert sorted(offered("submit", "--gpu", "")) == sorted([whole, *parts, other])
+        assert offered("gpus", "drain", "GPU-00000000") == [whole]
+        assert sorted(offered("gpus", "test", "")) == sorted([*parts, other])
+        assert offered("submit", "--gpu", "MIG-00000002") == [parts[1]]
+        # What is offered is understood.
+        for named in (whole, parts[0], "0:1", other):
+            box.reached(box.submit("true", gpu=named)["job_id"], "completed")

@@ -148,6 +148,17 @@ def test_the_index_of_a_gpu_with_mig_devices_means_any_of_them() -> None:
     assert "no more than one MIG device" in str(settle(gpus, Wish(2, named=("0", "1"))))
 
 
+def test_a_mig_device_is_named_as_lists_show_it_and_all_of_a_gpu_by_its_uuid() -> None:
+    gpus = [part(0, 1), part(0, 2), gpu(1)]
+    for name, named in (("0:2", ("MIG-2",)), ("GPU-0", ("MIG-1", "MIG-2")), ("MIG-1", ("MIG-1",))):
+        assert settle(gpus, Wish(1, named=(name,))) == Wish(1, named=named)
+    # Before anybody knew the UUIDs.
+    assert Stock.of(gpus).allot(Wish(1, named=("0:2",))) == ("MIG-2",)
+    assert "known are 0:1 (MIG-1), 0:2 (MIG-2), 1 (GPU-1)" in str(
+        settle(gpus, Wish(1, named=("2",)))
+    )
+
+
 def test_a_gpu_is_named_by_an_unambiguous_beginning_of_its_uuid_too() -> None:
     gpus = [replace(gpu(0), uuid="GPU-aa1"), replace(gpu(1), uuid="GPU-ab2")]
     assert settle(gpus, Wish(1, named=("GPU-aa",))) == Wish(1, named=("GPU-aa1",))
