@@ -54,6 +54,8 @@ def run(
         say(f"no GPUs here{why}: the processor is tested")
     sets = [[gpu] for gpu in gpus] or [[]]
     jobs = _submit(client, python, sets)
+    for tested, job in zip(sets, jobs):
+        _tell_what_it_waits_for(client, tested, job)
     if not is_waited_for:
         put_json({"jobs": jobs}) if as_json else put("\n".join(job["job_id"] for job in jobs))
         return 0
@@ -109,6 +111,8 @@ def _chosen(inventory: Json, words: Sequence[str]) -> list[Json]:
                 raise _not_testable(gpu)
         return list(named.values())
     found = [gpu for gpu in inventory["gpus"] if gpu["state"] in _TESTABLE]
+    # Nobody waits for one to see what came of the others.
+    found.sort(key=lambda gpu: bool(gpu["state"] != "free"))
     others = [gpu for gpu in inventory["gpus"] if gpu not in found]
     if others and not found:
         raise _not_testable(others[0])
@@ -154,6 +158,18 @@ def _submit(client: Client, python: str, sets: Sequence[Sequence[Json]]) -> list
     body = json.dumps({"defaults": defaults, "jobs": jobs}).encode()
     submitted: list[Json] = client.post("/v1/jobs:batch", body)["jobs"]
     return submitted
+
+
+def _tell_what_it_waits_for(client: Client, gpus: Sequence[Json], job: Json) -> None:
+    """Say of a test that cannot start yet for whom it waits, and what to do about it."""
+    taken = [gpu for gpu in gpus if gpu["state"] != "free"]
+    waiting = client.get(job_path(job["job_id"]))["waiting"] if taken else None
+    if waiting is None or not any(gpu["reason"] or gpu["jobs"] for gpu in taken):
+        return
+    say(f"{job['job_id']} tests {', '.join(map(devices.title, gpus))} and {plain(waiting)};")
+    if any(gpu["state"] == "foreign" for gpu in taken):
+        say("  ask whose that is to end it: the test starts by itself when the GPU is left alone;")
+    say(f"  to do without the test: aitbcctl cancel {job['job_id']}")
 
 
 def _finish(

@@ -23,6 +23,8 @@ _FARTHEST = len(LINKS)
 #: Of what it is sold with a GPU reports this at least, the driver keeps some; and this at least of
 #: a size in steps where ECC takes a sixteenth: a L40S of 48 GiB has 45, a T4 of 16 has 15.
 _KEPT, _KEPT_WITH_ECC, _STEP = 0.98, 0.93, 8 << 30
+#: How UUIDs begin.
+_UUIDS = ("GPU-", "MIG-")
 _SEPARATORS = re.compile(r"[\s_-]+")
 
 
@@ -334,11 +336,17 @@ def _words(text: str) -> list[str]:
     return [word for word in _SEPARATORS.split(text.casefold()) if word]
 
 
-def lacking(stock: Stock, wish: Wish) -> str:
-    """Return what a job waits for, as the end of a sentence: ``1 of 2 GPUs with 40 GiB``."""
+def lacking(stock: Stock, wish: Wish, gpus: Sequence[Gpu] = ()) -> str:
+    """Return what a job waits for, as the end of a sentence: ``1 of 2 GPUs with 40 GiB``.
+
+    Args:
+        gpus: which it can wait for.
+    """
     if wish.share is not None:
         return f"room for {format_size(wish.share)} on a GPU"
     missing = max(1, wish.count - len(stock.free(wish)))
+    labels = {gpu.uuid: gpu.label for gpu in gpus}
+    wish = wish._replace(named=tuple(labels.get(name, name) for name in wish.named))
     return f"{missing} of {describe(wish)}" if wish.count > 1 else describe(wish)
 
 
@@ -347,7 +355,8 @@ def describe(wish: Wish) -> str:
     if wish.share is not None:
         words = f"{format_size(wish.share)} of a GPU's memory"
     elif wish.named:
-        words = f"{'one of ' if wish.count < len(wish.named) else ''}GPU {', '.join(wish.named)}"
+        kind = "" if wish.named[0].startswith(_UUIDS) else "GPU "
+        words = f"{'one of ' if wish.count < len(wish.named) else ''}{kind}{', '.join(wish.named)}"
     else:
         words = f"{wish.count} GPU{'' if wish.count == 1 else 's'}"
     if wish.model is not None:

@@ -529,7 +529,7 @@ class Queue:
         ]
         holders = _by_end(self._holding_gpus(job), expected)
         parts = {each.number: _part(each) for each in holders}
-        said = [f"waits for {allotment.lacking(available, wish)}", *self._keeping(job)]
+        said = [f"waits for {allotment.lacking(available, wish, fitting)}", *self._keeping(job)]
         said += _having(holders, parts, expected)
         return "; ".join([*said, *guests[:_NAMED], *reasons[:_NAMED]])
 

@@ -328,3 +328,31 @@ def test_the_shell_is_offered_gpus_and_what_a_divided_one_consists_of(
         # What is offered is understood.
         for named in (whole, parts[0], "0:1", other):
             box.reached(box.submit("true", gpu=named)["job_id"], "completed")
+
+
+def test_who_tests_a_gpu_is_told_at_once_whom_he_waits_for(driver: Driver, tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    with program("sleep", "1000") as running:
+        stranger = process(running.pid, 5 * GIB)
+        driver.write(gpu(0, process=stranger, used=5 * GIB), gpu(1), gpu(2))
+        with daemon_with(driver, tmp_path / "daemon") as box:
+            reached(box, ["foreign", "free", "free"])
+            holder = box.submit("sleep", "1000", gpu="1")["job_id"]
+            box.reached(holder, "running")
+            reached(box, ["foreign", "busy", "free"])
+            done = box.service.run(
+                "aitbcctl", "gpus", "test", "--no-wait", environ={"PYTHONPATH": str(tmp_path)}
+            )
+            assert done.returncode == 0, done.stderr
+            free, foreign, busy = done.stdout.split()
+            assert free not in done.stderr
+            first, _, second = done.stderr.partition(f"{busy} tests GPU 1")
+            assert first.startswith(f"{foreign} tests GPU 0 ({uuid_of(0)}) and waits behind")
+            assert "; waits for GPU 0; GPU 0 is foreign: " in first
+            assert f"process {running.pid}" in first
+            assert "ask whose that is to end it" in first
+            assert f"aitbcctl cancel {foreign}" in first
+            assert f"{holder} holds one" in second
+            for job in (foreign, busy, holder):
+                box.http.post(f"/v1/jobs/{job}/cancel", json={"force": True})
