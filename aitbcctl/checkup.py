@@ -258,6 +258,8 @@ def _gpus(client: Client) -> Iterator[Finding]:
     if problem := seen.get("problem"):
         yield Finding("gpus", OK if not seen["gpus"] else FAIL, problem)
     for gpu in seen["gpus"]:
+        if problem and gpu.get("reason") == problem:
+            continue
         about = f"gpu {gpu['index']}"
         if gpu["state"] in ("free", "busy"):
             yield Finding(about, OK, f"{gpu['name']}: {gpu['state']}")

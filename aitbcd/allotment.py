@@ -342,11 +342,12 @@ def lacking(stock: Stock, wish: Wish, gpus: Sequence[Gpu] = ()) -> str:
     Args:
         gpus: which it can wait for.
     """
-    if wish.share is not None:
-        return f"room for {format_size(wish.share)} on a GPU"
     missing = max(1, wish.count - len(stock.free(wish)))
     labels = {gpu.uuid: gpu.label for gpu in gpus}
     wish = wish._replace(named=tuple(labels.get(name, name) for name in wish.named))
+    if wish.share is not None:
+        on = describe(wish._replace(share=None)).removeprefix("1 ")
+        return f"room for {format_size(wish.share)} on {'' if wish.named else 'a '}{on}"
     return f"{missing} of {describe(wish)}" if wish.count > 1 else describe(wish)
 
 

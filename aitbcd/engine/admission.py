@@ -66,7 +66,8 @@ def _with_gpus(spec: JobSpec, inventory: Inventory, limits: Limits) -> JobSpec:
         # Of GPUs that the driver does not show yet nobody knows: the job waits, and says for what.
         return replace(spec, gpu_type=spec.gpu_type and allotment.unsettled(spec.gpu_type))
     if isinstance(settled, str):
-        why = f": {inventory.problem}" if inventory.problem else ""
+        # What is known to be there will be there again: it is not what the job lacks.
+        why = f": {inventory.problem}" if inventory.problem and not inventory.gpus else ""
         raise NotSatisfiable(
             f"{settled}{why}", hint="see aitbcctl gpus, or ask for --gpus 0", field=_field(spec)
         )

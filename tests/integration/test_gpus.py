@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pwd
 import select
@@ -623,7 +624,7 @@ def test_what_cannot_be_drained_or_resumed_is_refused(driver: Driver, tmp_path: 
                 await gpus.drain("GPU-nonsense", "x", "ada")
             with pytest.raises(WrongState, match="is free, not drained"):
                 await gpus.resume(uuid_of(0))
-            assert not (tmp_path / "gpus.json").exists()
+            assert json.loads((tmp_path / "gpus.json").read_text())["drained"] == {}
 
     run(test())
 

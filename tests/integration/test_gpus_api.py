@@ -298,7 +298,7 @@ def test_a_broken_list_of_drained_gpus_stops_the_start(tmp_path: Path) -> None:
     service.state.mkdir()
     (service.state / "gpus.json").write_text('{"format": 7}')
     refused = service.run("aitbcd")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "has format 7, and this release knows 1" in refused.stderr
     assert "Traceback" not in refused.stderr
 

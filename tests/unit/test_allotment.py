@@ -288,6 +288,12 @@ def test_what_is_lacking_is_said() -> None:
     stock = Stock.of(machine(2)).with_held(Held(["GPU-0"]))
     assert lacking(stock, Wish(2, min_memory=40 * GIB)) == "1 of 2 GPUs with 40 GiB"
     assert describe(Wish(1, model="h100")) == "1 GPU of type h100"
+    share = Wish(1, H100, share=GIB)
+    assert lacking(stock, share) == f"room for 1 GiB on a GPU of type {H100}"
+    named = Wish(1, named=("GPU-0",))
+    assert lacking(stock, named, machine(2)) == "GPU 0"
+    assert lacking(stock, named._replace(share=GIB), machine(2)) == "room for 1 GiB on GPU 0"
+    assert describe(named) == "GPU-0"
 
 
 machines = st.lists(
