@@ -73,6 +73,8 @@ class Stock:
     avoided: frozenset[str] = frozenset()
     #: Jobs that may share one GPU.
     shares_max: int = 8
+    #: What jobs have, or can have: not what is lost, drained, quarantined or somebody else's.
+    usable: tuple[Gpu, ...] = ()
 
     @classmethod
     def of(
@@ -84,20 +86,27 @@ class Stock:
         shares_max: int = 8,
     ) -> Stock:
         """Return what is left of GPUs beside what jobs have."""
+        gpus = tuple(gpus)
         places = {gpu.uuid: _place(gpu, (), shares_max) for gpu in gpus}
         for each in held:
             _hold(places, each, shares_max)
         left = {uuid: place for uuid, place in places.items() if place.is_free or place.room}
-        return cls(left, avoided, shares_max)
+        usable = tuple(gpu for gpu in gpus if gpu.state.is_usable and not gpu.has_stranger)
+        return cls(left, avoided, shares_max, usable)
 
     def with_held(self, held: Held) -> Stock:
         """Return the stock after a job got these."""
         places = dict(self.places)
         _hold(places, held, self.shares_max)
-        return Stock(places, self.avoided, self.shares_max)
+        return Stock(places, self.avoided, self.shares_max, self.usable)
 
     def collected_for(self, wish: Wish) -> tuple[str, ...]:
-        """Return what is kept free for a job that waits for more."""
+        """Return what is kept free for a job that waits for more; nothing while more cannot come.
+
+        That a stranger leaves, or a GPU is mended, may take days: until then others have the rest.
+        """
+        if sum(fits(gpu, wish) for gpu in self.usable) < wish.count:
+            return ()
         fitting = [each for each in self.places.values() if fits(each.gpu, wish)]
         if wish.share is None:
             # Free ones first, then those that the fewest shares have yet to leave: no new one
@@ -111,7 +120,7 @@ class Stock:
     def without(self, uuids: Collection[str]) -> Stock:
         """Return the stock without these."""
         places = {uuid: place for uuid, place in self.places.items() if uuid not in uuids}
-        return Stock(places, self.avoided, self.shares_max)
+        return Stock(places, self.avoided, self.shares_max, self.usable)
 
     @property
     def has_room(self) -> bool:

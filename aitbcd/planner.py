@@ -6,7 +6,7 @@ those who have less: one job of each user in so long a time (``first_overdue``).
 
 A job that lacks cores or memory is overtaken by nobody, so that small ones cannot starve it. A job
 that lacks GPUs is overtaken by those that do without: GPUs of its kind are kept for it, free ones
-and those that shares have yet to leave.
+and those that shares have yet to leave, as long as enough of them can come without anybody's doing.
 """
 
 from __future__ import annotations
@@ -85,8 +85,6 @@ class Placement(NamedTuple):
     number: int
     lane: Lane
     gpu_uuids: tuple[str, ...]
-    #: It came before those of who has less, as it had waited for long.
-    is_overdue: bool = False
 
 
 class Turn(NamedTuple):
@@ -105,10 +103,20 @@ class Left:
     #: By UUID, the job for which a GPU is kept.
     kept: dict[str, Turn] = field(default_factory=dict)
 
+    @property
+    def collecting(self) -> list[Turn]:
+        """Return the jobs for which several GPUs are collected.
+
+        It stays their turn until they start: whoever has less by then would take one of those that
+        are kept, again and again, while the others stay idle.
+        """
+        turns = dict.fromkeys(self.kept.values())
+        return [turn for turn in turns if turn.waiting.wish.count > 1]
+
 
 _NOTHING = Use()
 #: Comes before who has nothing in use.
-_OVERDUE = -1
+_AHEAD = -1
 #: Whose turn it is: priority, GPUs and cores in use, number; and the line as far as it was read.
 _Turn = tuple[int, int, int, int, int, Waiting, Lane, Iterator[Waiting]]
 
@@ -119,7 +127,7 @@ def plan(
     stock: Stock | None = None,
     uses: Mapping[int, Use] | None = None,
     caps: Mapping[int, Cap] | None = None,
-    overdue: Collection[Turn] = (),
+    ahead: Collection[Turn] = (),
     left: Left | None = None,
 ) -> list[Placement]:
     """Return the jobs to start, in order.
@@ -128,7 +136,7 @@ def plan(
         free: what is left of cores and memory.
         uses: by uid, who has what.
         caps: by uid, who may have no more.
-        overdue: jobs of the lines that come before those of who has less.
+        ahead: jobs of the lines that come before those of who has less, whoever it is.
         left: is told why others have to wait.
     """
     stock = stock or Stock()
@@ -136,8 +144,8 @@ def plan(
     uses = dict(uses or {})
     if not stock.has_room:
         lines = [line for line in lines if not line.lane.has_gpus]
-        overdue = [turn for turn in overdue if not turn.lane.has_gpus]
-    turns = _Turns(lines, uses, caps or {}, overdue)
+        ahead = [turn for turn in ahead if not turn.lane.has_gpus]
+    turns = _Turns(lines, uses, caps or {}, ahead)
     chosen: list[Placement] = []
     while (found := turns.first()) is not None:
         lane, waiting = found
@@ -154,7 +162,7 @@ def plan(
         else:
             free = free.minus(claim)
             uses[lane.uid] = uses.get(lane.uid, _NOTHING).plus(claim.cpus, wish.count)
-            chosen.append(Placement(number, lane, uuids, number in turns.early))
+            chosen.append(Placement(number, lane, uuids))
             turns.advance()
             if not uuids:
                 continue
@@ -172,7 +180,7 @@ class _Turns:
         lines: Iterable[Line],
         uses: Mapping[int, Use],
         caps: Mapping[int, Cap],
-        overdue: Collection[Turn],
+        ahead: Collection[Turn],
     ) -> None:
         self._uses = uses
         self._caps = caps
@@ -180,9 +188,9 @@ class _Turns:
         self._refused: set[Wish] = set()
         self._turns: list[_Turn] = []
         turns = self._turns
-        self.early = early = {waiting.number for _, waiting in overdue}
-        for at, (lane, job) in enumerate(overdue):
-            turns.append((-lane.priority, _OVERDUE, 0, job.number, ~at, job, lane, iter(())))
+        early = {waiting.number for _, waiting in ahead}
+        for at, (lane, job) in enumerate(ahead):
+            turns.append((-lane.priority, _AHEAD, 0, job.number, ~at, job, lane, iter(())))
         for at, (lane, jobs) in enumerate(lines):
             rest = iter(jobs)
             if early:
@@ -200,7 +208,7 @@ class _Turns:
             priority, gpus, cpus, number, at, head, lane, rest = turns[0]
             uid = lane.uid
             use = uses.get(uid, _NOTHING)
-            if gpus != _OVERDUE and (gpus != use.gpus or cpus != use.cpus):
+            if gpus != _AHEAD and (gpus != use.gpus or cpus != use.cpus):
                 turn = priority, use.gpus, use.cpus, number, at, head, lane, rest
                 heapreplace(turns, turn)
             elif uid in caps and caps[uid].reached_by(use, head.wish):

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -40,6 +40,8 @@ _UNHELD_S = 3.0
 _FRESH_S = 0.2
 #: Pause before a driver that does not answer is asked again for a job's sake.
 _PAUSE_S = 1.0
+#: A driver that takes longer is told of.
+_SLOW_S = 1.5
 #: What is said of a GPU that jobs have and somebody uses past the queue as well.
 _BESIDE = ", also past the queue"
 #: How many jobs or GPUs a sentence names.
@@ -97,6 +99,8 @@ class Queue:
         self._backlog = Backlog()
         self._is_pumping = self._is_refilling = self._is_looking = False
         self._is_closed = False
+        #: Since when it is asked for a fresh look (monotonic).
+        self._asking_since: float | None = None
         #: Why nothing starts at present; None when nothing is in the way.
         self._obstacle: str | None = None
         self._obstacle_pause_s = AGAIN_FIRST_S
@@ -187,8 +191,11 @@ class Queue:
         self._is_pumping = False
         if self._is_closed or self._obstacle or not self._call_up():
             return
+        overdue = {turn.waiting.number: turn for turn in self._overdue().values()}
+        collecting = {turn.waiting.number: turn for turn in self._left.collecting}
+        ahead = [turn for turn in (overdue | collecting).values() if self._is_waiting(turn)]
         self._left = Left()
-        chosen = self._plan(self._backlog.lines(), self._free, self._left)
+        chosen = self._plan(self._backlog.lines(), self._free, ahead, self._left)
         if chosen and (lack := self._disk.lack()):
             self._hold_for_space(lack)
             return
@@ -196,7 +203,7 @@ class Queue:
             if placement.gpu_uuids and not self._is_fresh:
                 self._look()
             elif entry := self._backlog.take(placement.lane, placement.number):
-                if placement.is_overdue:
+                if placement.number in overdue:
                     self._helped[placement.lane.uid] = now_us()
                 self.let_go(self._begin(entry, placement.gpu_uuids))
         self._assign_ahead()
@@ -228,17 +235,25 @@ class Queue:
         if vacancies and len(self._backlog) >= STREAM:
             # Not for GPUs: what is free of them shows when it is.
             lines = [line for line in self._backlog.lines() if not line.lane.has_gpus]
-            for placement in self._plan(lines, self.whole)[:vacancies]:
+            for placement in self._plan(lines, self.whole, ())[:vacancies]:
                 if entry := self._backlog.take(placement.lane, placement.number):
                     self.stand_by(self._begin(entry, ()))
 
-    def _plan(self, lines: list[Line], free: Claim, left: Left | None = None) -> list[Placement]:
+    def _plan(
+        self,
+        lines: list[Line],
+        free: Claim,
+        ahead: Collection[Turn],
+        left: Left | None = None,
+    ) -> list[Placement]:
         caps = {}
         for uid in {line.lane.uid for line in lines}:
             if limits := self._terms.limits(uid):
                 caps[uid] = Cap(limits.running, limits.gpus)
-        overdue = self._overdue().values()
-        return planner.plan(lines, free, self._pool.stock(), self._uses, caps, overdue, left)
+        return planner.plan(lines, free, self._pool.stock(), self._uses, caps, ahead, left)
+
+    def _is_waiting(self, turn: Turn) -> bool:
+        return self._backlog.place(turn.lane, turn.waiting.number) is not None
 
     def _overdue(self) -> dict[int, Turn]:
         """Return by uid which jobs have waited for long: one of a user in so long a time."""
@@ -259,6 +274,8 @@ class Queue:
 
     def _look(self) -> None:
         """Look at the GPUs before some are given, beside: other jobs need not wait for that."""
+        if self._asking_since is None:
+            self._asking_since = time.monotonic()
         if not self._is_looking:
             self._is_looking = True
             self._spawn(self._look_and_pump())
@@ -266,7 +283,9 @@ class Queue:
     async def _look_and_pump(self) -> None:
         try:
             await self._pool.look(max_age_s=_FRESH_S / 2)
-            if not self._is_fresh:
+            if self._is_fresh:
+                self._asking_since = None
+            else:
                 # The driver takes its time: what is known of its GPUs may be no more true.
                 await asyncio.sleep(_PAUSE_S)
         finally:
@@ -419,8 +438,17 @@ class Queue:
             least = "" if self._backlog.knows_all_before(job) else "at least "
             behind = f"waits behind {least}{ahead} earlier job{'s' if ahead > 1 else ''}"
         else:
-            behind = "is about to start"
+            behind = self._about_to_start(job)
         return f"{behind}; {lack}" if lack else behind
+
+    def _about_to_start(self, job: Job) -> str:
+        asked_s = time.monotonic() - self._asking_since if self._asking_since else 0.0
+        if job.gpus and asked_s > _SLOW_S:
+            return (
+                "waits for the NVIDIA driver to say that its GPUs are free, which has not answered"
+                f" for {asked_s:.0f} s"
+            )
+        return "is about to start"
 
     def _over_limit(self, job: Job) -> str | None:
         limits = self._terms.limits(job.owner.uid)

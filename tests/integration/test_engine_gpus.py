@@ -334,6 +334,25 @@ def test_a_gpu_that_was_taken_out_is_forgotten_with_the_next_boot(
     go(scenario())
 
 
+def test_a_job_says_that_it_waits_for_a_driver_that_does_not_answer(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            await becomes(rig, 0, GpuState.FREE)
+            driver.write(gpu(0), hang__nvmlDeviceGetMemoryInfo_v2=1)
+            while rig.gpus.age_s <= queue._FRESH_S:
+                await asyncio.sleep(0.01)
+            job = await rig.submit("true", gpus=1)
+            await waits(rig, job, "waits for the NVIDIA driver", "has not answered for")
+            driver.write(gpu(0))
+            await rig.ended(job)
+
+    go(scenario())
+
+
 def test_shares_of_a_gpu_are_packed_until_it_is_full(driver: Driver, tmp_path: Path) -> None:
     driver.write(gpu(0), gpu(1))
 
@@ -389,6 +408,44 @@ def test_gpus_are_collected_for_a_job_that_needs_many(driver: Driver, tmp_path: 
             await rig.reached(large, JobState.RUNNING)
 
     go(scenario())
+
+
+def test_what_is_collected_for_a_job_nobody_takes_who_has_less_by_then(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            there: dict[str, Any] = {"gpus": 1, "gpu": ("0",)}
+            first = await rig.submit(*SLEEP, **there)
+            await rig.reached(first, JobState.RUNNING)
+            second = await rig.submit(*SLEEP, **there)
+            wide = await rig.submit(*SLEEP, gpus=2, owner=OTHER)
+            await waits(rig, wide, "1 of 2 GPUs", first.job_id)
+            await rig.engine.cancel(await rig.job(first), force=True)
+            await rig.reached(wide, JobState.RUNNING)
+            await waits(rig, second, f"{wide.job_id} holds 2")
+
+    go(scenario())
+
+
+def test_gpus_are_not_collected_while_a_stranger_has_one_of_them(
+    driver: Driver, tmp_path: Path
+) -> None:
+    with program("sleep", "1000") as running:
+        driver.write(gpu(0), gpu(1, process=process(running.pid, 5 * GIB), used=5 * GIB))
+
+        async def scenario() -> None:
+            async with rig_in(tmp_path) as rig:
+                wide = await rig.submit("true", gpus=2)
+                await waits(rig, wide, "1 of 2 GPUs", str(running.pid))
+                await rig.run("true", gpus=1)
+                assert (await rig.job(wide)).status is JobState.PENDING
+                driver.write(gpu(0), gpu(1))
+                await rig.ended(wide)
+
+        go(scenario())
 
 
 def test_a_gpu_is_collected_from_shares_for_a_job_that_needs_it_whole(

@@ -256,7 +256,7 @@ def test_a_gpu_whose_memory_the_driver_does_not_tell_is_given_as_a_whole() -> No
 
 
 def test_what_is_collected_is_no_more_than_asked_for() -> None:
-    stock = Stock.of([gpu(0), *machine(6, name=A100)[1:]])
+    stock = Stock.of([gpu(0), gpu(7), *machine(6, name=A100)[1:]], [Held(["GPU-7"])])
     collecting = stock.without(stock.collected_for(Wish(2, H100)))
     assert len(stock.places) - len(collecting.places) == 1
     assert collecting.allot(Wish(5)) is not None

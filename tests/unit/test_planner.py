@@ -227,6 +227,27 @@ def test_who_lacks_cores_is_told_to_those_behind() -> None:
     assert left == Left(Turn(large.lane, one(1, cpus=8)))
 
 
+def test_it_stays_the_turn_of_whom_gpus_are_collected_for() -> None:
+    """Each GPU that becomes free would go to Ann, who has none then, and the others stay idle."""
+    small, wide = line(ANN, one(1, 1), one(2, 1)), line(BEN, one(3, 2))
+    left = Left()
+    [placed] = plan([small, wide], Claim(8), stock(2), left=left)
+    assert placed.number == 1
+    assert left.collecting == [Turn(wide.lane, one(3, 2))]
+    rest = line(ANN, one(2, 1))
+    assert plan([rest, wide], Claim(8), stock(2))[0].number == 2
+    [placed] = plan([rest, wide], Claim(8), stock(2), ahead=left.collecting)
+    assert placed.number == 3
+
+
+def test_nothing_is_kept_for_a_job_while_enough_cannot_come() -> None:
+    for state in (GpuState.LOST, GpuState.FOREIGN, GpuState.DRAINED, GpuState.QUARANTINED):
+        now = Stock.of([gpu(0), replace(gpu(1), state=state)])
+        lines = [line(ANN, one(1, 2)), line(BEN, one(2, 1))]
+        [placed] = plan(lines, Claim(8), now)
+        assert placed.number == 2
+
+
 # Who has waited for long
 
 HOUR = 3600
@@ -244,16 +265,16 @@ def test_who_has_waited_for_long_comes_before_who_has_less() -> None:
     turn = first_overdue(wide, HOUR, {})
     assert turn == Turn(wide.lane, since(1, 2, 0))
     # GPUs are collected for it.
-    assert plan([wide, small], Claim(8), free, has_one, overdue=[turn]) == []
-    [placed] = plan([wide, small], Claim(8), stock(2), has_one, overdue=[turn])
-    assert (placed.number, placed.is_overdue) == (1, True)
+    assert plan([wide, small], Claim(8), free, has_one, ahead=[turn]) == []
+    [placed] = plan([wide, small], Claim(8), stock(2), has_one, ahead=[turn])
+    assert placed.number == 1
 
 
 def test_a_higher_priority_comes_before_who_has_waited_for_long() -> None:
     low, high = line(ANN, since(1, 1, 0), priority=-1), line(BEN, since(2, 1, HOUR), priority=0)
     turn = first_overdue(low, HOUR, {})
     assert turn
-    chosen = plan([low, high], Claim(8), stock(2), overdue=[turn])
+    chosen = plan([low, high], Claim(8), stock(2), ahead=[turn])
     assert [placed.number for placed in chosen] == [2, 1]
 
 
@@ -261,7 +282,7 @@ def test_who_has_waited_for_long_gets_no_more_than_he_may_have() -> None:
     wide = line(ANN, since(1, 2, 0))
     turn = first_overdue(wide, HOUR, {})
     assert turn
-    assert plan([wide], Claim(8), stock(2), caps={ANN: Cap(gpus=1)}, overdue=[turn]) == []
+    assert plan([wide], Claim(8), stock(2), caps={ANN: Cap(gpus=1)}, ahead=[turn]) == []
 
 
 def test_whose_jobs_of_a_kind_start_now_and_then_has_not_waited_for_long() -> None:
@@ -290,7 +311,7 @@ def test_a_job_for_many_gpus_starts_whoever_comes_that_has_none(
         turn = first_overdue(wide, moment - 5, {})
         now = Stock.of([gpu(at) for at in range(gpus)], [each for _, each in held])
         lines = [wide, *(each for _, each in waiting)]
-        placed = plan(lines, Claim(99), now, {ANN: Use(1, 1, 1)}, overdue=[turn] if turn else [])
+        placed = plan(lines, Claim(99), now, {ANN: Use(1, 1, 1)}, ahead=[turn] if turn else [])
         if any(start.number == 1 for start in placed):
             return
         for start in placed:
