@@ -523,7 +523,7 @@ def test_who_has_the_cores_that_a_job_waits_for_is_said(driver: Driver, tmp_path
                 await rig.reached(job, JobState.RUNNING)
             first, second, third = (job.job_id for job in held)
             large = await rig.submit(*SLEEP, cpus=4)
-            small = await rig.submit("true", owner=OTHER)
+            small = await rig.submit("true")
             who = f"{third} holds 60; {second} holds 1 and ends at 2"
             said = await waits(rig, large, "waits for 4 CPU cores (2 of 64 free)", who)
             assert said.endswith(f"at the latest; {first} holds 1")

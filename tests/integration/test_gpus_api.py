@@ -348,8 +348,8 @@ def test_who_tests_a_gpu_is_told_at_once_whom_he_waits_for(driver: Driver, tmp_p
             free, foreign, busy = done.stdout.split()
             assert free not in done.stderr
             first, _, second = done.stderr.partition(f"{busy} tests GPU 1")
-            assert first.startswith(f"{foreign} tests GPU 0 ({uuid_of(0)}) and waits behind")
-            assert "; waits for GPU 0; GPU 0 is foreign: " in first
+            assert first.startswith(f"{foreign} tests GPU 0 ({uuid_of(0)}) and waits ")
+            assert "waits for GPU 0; GPU 0 is foreign: " in first
             assert f"process {running.pid}" in first
             assert "ask whose that is to end it" in first
             assert f"aitbcctl cancel {foreign}" in first
