@@ -617,6 +617,30 @@ READING(nvmlDeviceGetDisplayMode, unsigned, 0)
 READING(nvmlDeviceGetComputeMode, unsigned, 0)
 READING(nvmlDeviceGetPerformanceState, unsigned, 0)
 
+struct bar1_memory { unsigned long long total, free, used; };
+
+EXPORT int nvmlDeviceGetBAR1MemoryInfo(struct handle *handle, struct bar1_memory *to) {
+    DEVICE(handle);
+    *to = (struct bar1_memory){.total = gpu->memory, .free = gpu->memory};
+    LEAVE(SUCCESS);
+}
+
+/* What no GPU here has: video, fans, and the drivers of Windows. */
+#define LACKING(function) \
+    EXPORT int function(struct handle *handle, unsigned *to, unsigned *more) { \
+        (void)to, (void)more; \
+        DEVICE(handle); \
+        LEAVE(NOT_SUPPORTED); \
+    }
+LACKING(nvmlDeviceGetEncoderUtilization)
+LACKING(nvmlDeviceGetDecoderUtilization)
+LACKING(nvmlDeviceGetDriverModel)
+EXPORT int nvmlDeviceGetFanSpeed(struct handle *handle, unsigned *speed) {
+    (void)speed;
+    DEVICE(handle);
+    LEAVE(NOT_SUPPORTED);
+}
+
 /* Of Volta and newer ones. */
 EXPORT int nvmlDeviceGetTotalEnergyConsumption(struct handle *handle, unsigned long long *to) {
     WHOLE_GPU(handle);

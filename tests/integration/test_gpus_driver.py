@@ -169,6 +169,7 @@ def run_module(driver: Driver, *words: str) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "FunctionNotFound" not in done.stderr
     return done.stdout
 
 
@@ -194,6 +195,17 @@ def test_nvitop_shows_the_gpus(driver: Driver) -> None:
     assert "RTX 4090" in said
     assert "37%" in said
     assert str(pid) in said
+
+
+def test_nvitop_shows_old_gpus_and_parts_of_new_ones(driver: Driver) -> None:
+    installed("nvitop")
+    parts = [mig(number, used=number * GIB) for number in (1, 2)]
+    driver.write(gpu(0, "k80"), gpu(1, mig=1), *parts)
+    said = run_module(driver, "nvitop", "-1", "--no-unicode")
+    assert "Tesla K80" in said
+    for number in (1, 2):
+        assert f"1g.10gb @ GI/CI: {number}/0" in said
+        assert f"{number * 1024}MiB / 10240MiB" in said
 
 
 def test_calls_of_many_threads_do_not_disturb_each_other(driver: Driver, tmp_path: Path) -> None:
