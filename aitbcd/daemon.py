@@ -171,6 +171,9 @@ async def _serve(
         server = Server(
             clients, where.socket, where.state / "runtime" / "aitbcd.sock", is_for_all=api.is_shared
         )
+        # Modules and settings stay: a full collection need not walk through them each time.
+        gc.collect()
+        gc.freeze()
         await server.listen(handed.unix)
         await _listen_tcp(server, chosen, handed, where.config)
         api.url = _url(server, encrypted)
@@ -194,9 +197,6 @@ async def _serve(
         )
         loop.add_signal_handler(signal.SIGHUP, reloading.tell)
         reloads = asyncio.create_task(reloading.run())
-        # Modules and settings stay: a full collection need not walk through them each time.
-        gc.collect()
-        gc.freeze()
         _greet(server, where, engine, found, is_encrypted=encrypted is not None)
         notifier.ready(_status(engine.active_count))
         stack.callback(notifier.close)

@@ -139,8 +139,10 @@ def tcp_of(box: Box) -> tuple[str, int]:
     """Return where a daemon serves TCP, once it says so."""
 
     def look() -> tuple[str, int] | None:
-        found = re.findall(r"http://127\.0\.0\.1:(\d+)\n", box.service.log.read_text())
-        return ("127.0.0.1", int(found[-1])) if found else None
+        # The one that runs now: a daemon before it may have said another.
+        said = box.service.log.read_text().partition(f"pid {box.service.pid}\n")[2]
+        found = re.search(r"http://127\.0\.0\.1:(\d+)\n", said)
+        return ("127.0.0.1", int(found[1])) if found else None
 
     return wait_for("it says its port", look, log=box.service.log)
 
