@@ -10,19 +10,18 @@ synced (fdatasync(2)) and each folder (fsync(2)); never syncfs(2), which waits f
 from __future__ import annotations
 
 import errno
-import fcntl
-import fnmatch
 import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 from aitbcd import manifest
 from aitbcd.launcher import apart, logs, package
+from aitbcd.launcher.collect import FILE, MAX_DEPTH, Collector, copy_file, kind_of
 from aitbcd.launcher.identity import do_as, of_spec
 from aitbcd.launcher.linux import hold, set_mode, set_mode_of, start_writing
 from aitbcd.launcher.notes import Notes, shown
@@ -56,15 +55,10 @@ _OPEN_AT_ONCE = 64
 _SAMPLES_MAX = 64 << 20
 #: Why a package is sealed without them.
 _NOT_WORTH_FAILING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINVAL})
-#: Deeper folders have paths that no tool opens (PATH_MAX), and would cost a descriptor each.
-_MAX_DEPTH = 200
-#: ioctl_ficlone(2): share the blocks where the file system can.
-_FICLONE = 0x40049409
 _UNREADABLE = "not readable, and it has another name elsewhere"
 _FILE_KIND, _FOLDER, _OTHER = "file", "folder", "other"
 #: Unfinished copies of logs.
 _LOG_COPIES = frozenset(os.fsencode(f"{LOGS}/{logs.TEMPORARY}{log}") for log in (STDOUT, STDERR))
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 #: Seconds that sealing may take whoever waits for the job.
 _LIGHT_S = 60.0
@@ -197,7 +191,7 @@ def _build(
     apart_name = left_name(order["job"])
     top = _open_folder(results_fd, building.encode())
     try:
-        is_apart = _kind(results_fd, apart_name) != 0
+        is_apart = kind_of(results_fd, apart_name) != 0
         if is_apart:
             _take_out(results_fd, apart_name, top, order, notes)
         try:
@@ -239,7 +233,7 @@ def _run_forced(top: int, make_sealer: Callable[[], _Sealer]) -> dict[str, Any]:
         # Left read-only by the job, or by a sealing that did not come to its end.
         os.fchmod(top, 0o700 | _setgid(top))
         for ours in (LOGS, ARTIFACTS):
-            if _kind(top, ours) == stat.S_IFDIR:
+            if kind_of(top, ours) == stat.S_IFDIR:
                 set_mode(ours, 0o700 | _setgid(top), top)
         return _run(make_sealer())
     except PermissionError:
@@ -393,7 +387,7 @@ class _Sealer:
             self._dropped[log] = {"at": cut.start, "bytes": cut.end - cut.start}
 
     def _replace_log(self, folder: int, log: str, why: str) -> None:
-        if _kind(folder, log):
+        if kind_of(folder, log):
             self._drop(folder, log.encode(), f"{LOGS}/{log}".encode(), why)
         os.close(package.open_new(log, 0o640, folder))
 
@@ -454,7 +448,7 @@ class _Sealer:
             self._drop(folder, name, path, None)
         elif kind == _FILE_KIND:
             self._take_file(folder, name, path)
-        elif kind == _FOLDER and depth < _MAX_DEPTH:
+        elif kind == _FOLDER and depth < MAX_DEPTH:
             self._take_folder(folder, name, path, depth)
         else:
             why = "too deep" if kind == _FOLDER else "not a regular file"
@@ -532,7 +526,7 @@ class _Sealer:
                 return None
             self._spend(about.st_size)
             copy = package.open_new(self._temporary, 0o600, folder)
-            _copy(fd, copy)
+            copy_file(fd, copy)
             os.fchmod(copy, about.st_mode & 0o777)
             os.rename(self._temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             return copy
@@ -567,55 +561,12 @@ class _Sealer:
         target = os.open(ARTIFACTS, DIRECTORY, dir_fd=self._top)
         try:
             os.fchmod(target, 0o700 | self._setgid)
+            collector = Collector(cwd, target, self._notes, self._spend, self._temporary)
             for glob in self._order["artifacts"]:
-                self._collect_all(cwd, target, os.fsencode(glob))
+                collector.collect(os.fsencode(glob))
         finally:
             os.close(target)
             os.close(cwd)
-
-    def _collect_all(self, cwd: int, target: int, glob: bytes) -> None:
-        parts = _split(glob)
-        if glob.startswith(b"/") or b".." in parts:
-            self._notes.add(glob, "leaves the working directory")
-            return
-        has_matched = False
-        if parts:
-            for path in _matches(cwd, parts, b"", 0):
-                has_matched = True
-                self._collect_file(cwd, target, path)
-        if not has_matched:
-            self._notes.add(glob, "matched nothing")
-
-    def _collect_file(self, cwd: int, target: int, path: bytes) -> None:
-        """Copy one file, whole or not at all; what the job itself put there stays."""
-        *folders, name = path.split(b"/")
-        source = into = -1
-        try:
-            source = _open_below(cwd, folders, name)
-            if not stat.S_ISREG(os.fstat(source).st_mode):
-                self._notes.add(path, "not a regular file")
-                return
-            into = _make_below(target, folders)
-            if _kind(into, name):
-                return
-            self._spend(os.fstat(source).st_size)
-            copy = package.open_new(self._temporary, 0o600, into)
-            try:
-                _copy(source, copy)
-                os.fchmod(copy, os.fstat(source).st_mode & 0o777)
-            finally:
-                os.close(copy)
-            os.rename(self._temporary, name, src_dir_fd=into, dst_dir_fd=into)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
-                raise
-            is_link = error.errno == errno.ELOOP
-            why = "a symbolic link, which is not followed" if is_link else str(error.strerror)
-            self._notes.add(path, why)
-        finally:
-            for fd in (source, into):
-                if fd >= 0:
-                    os.close(fd)
 
     # -- what we write ------------------------------------------------------------------------
 
@@ -696,14 +647,6 @@ def _encode(value: object) -> str:
     return str(value) if type(value) is int else _encoder.encode(value)
 
 
-def _kind(folder: int, name: bytes | str) -> int:
-    """Return the S_IFMT of a name, 0 where there is nothing."""
-    try:
-        return stat.S_IFMT(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
-        return 0
-
-
 def _list(fd: int) -> dict[bytes, str]:
     """Return the entries of an open folder with their kinds, in order of their names."""
     kinds: dict[bytes, str] = {}
@@ -730,7 +673,7 @@ def _open_folder(parent: int, name: bytes) -> int:
 def _open_file(folder: int, name: bytes, uid: int) -> int | None:
     """Open a file to be read, even one whose owner may not read it; None: it is another's."""
     try:
-        return os.open(name, _FILE, dir_fd=folder)
+        return os.open(name, FILE, dir_fd=folder)
     except PermissionError:
         held = hold(name, folder)
     try:
@@ -745,7 +688,7 @@ def _open_file(folder: int, name: bytes, uid: int) -> int | None:
 
 
 def _read(folder: int, name: str) -> bytes:
-    fd = os.open(name, _FILE, dir_fd=folder)
+    fd = os.open(name, FILE, dir_fd=folder)
     with open(fd, "rb") as file:
         return file.read()
 
@@ -791,85 +734,3 @@ def _large_sha256() -> Any:
         # Replaced by an upgrade under our feet: slower, and as right.
         return small_sha256(b"")
     return sha256()
-
-
-def _copy(source: int, target: int) -> None:
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError:
-        logs.copy_bytes(source, target, 0, os.fstat(source).st_size)
-
-
-def _matches(fd: int, parts: list[bytes], prefix: bytes, depth: int) -> Iterator[bytes]:
-    """Yield the files below an open folder that a split glob names; ``**`` is any depth.
-
-    No symbolic link is followed. A folder that is named as a whole yields all its files.
-    """
-    if depth > _MAX_DEPTH:
-        return
-    part, rest = parts[0], parts[1:]
-    if part == b"**" and rest:
-        yield from _matches(fd, rest, prefix, depth)
-    with os.scandir(fd) as entries:
-        found = [(os.fsencode(e.name), e.is_dir(follow_symlinks=False)) for e in entries]
-    for name, is_directory in sorted(found):
-        if part == b"**":
-            following = parts
-        elif fnmatch.fnmatchcase(name, part) and _is_meant(name, part):
-            following = rest or [b"**"]
-        else:
-            continue
-        if is_directory:
-            yield from _enter(fd, name, following, prefix, depth)
-        elif (part == b"**" and not rest) or (part != b"**" and not rest):
-            yield prefix + name
-
-
-def _split(glob: bytes) -> list[bytes]:
-    parts = [part for part in glob.split(b"/") if part not in (b"", b".")]
-    # "**/**" names what "**" does, but in as many ways as the tree is deep.
-    return [
-        each for at, each in enumerate(parts) if at == 0 or each != b"**" or parts[at - 1] != each
-    ]
-
-
-def _is_meant(name: bytes, part: bytes) -> bool:
-    """A wildcard does not name hidden files, as in the shell."""
-    return not name.startswith(b".") or part.startswith(b".")
-
-
-def _enter(fd: int, name: bytes, parts: list[bytes], prefix: bytes, depth: int) -> Iterator[bytes]:
-    try:
-        below = os.open(name, DIRECTORY, dir_fd=fd)
-    except OSError:
-        return
-    try:
-        yield from _matches(below, parts, prefix + name + b"/", depth + 1)
-    finally:
-        os.close(below)
-
-
-def _open_below(root: int, folders: list[bytes], name: bytes) -> int:
-    fd = _descend(root, folders, make=False)
-    try:
-        return os.open(name, _FILE, dir_fd=fd)
-    finally:
-        os.close(fd)
-
-
-def _make_below(root: int, folders: list[bytes]) -> int:
-    return _descend(root, folders, make=True)
-
-
-def _descend(root: int, folders: list[bytes], *, make: bool) -> int:
-    """Open a folder below ``root`` a component at a time, so that no link leads out of it."""
-    fd = os.dup(root)
-    for folder in folders:
-        try:
-            if make and not _kind(fd, folder):
-                os.mkdir(folder, 0o750, dir_fd=fd)
-            below = os.open(folder, DIRECTORY, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
