@@ -194,14 +194,42 @@ def test_at_a_shutdown_jobs_end_before_what_they_write_to(machine: Machine) -> N
     machine("mkdir -m 777 /srv/there /srv/remote")
     machine("echo '/srv/there /srv/remote none bind,_netdev' >>/etc/fstab; systemctl daemon-reload")
     machine("systemctl start srv-remote.mount")
+    file = machine.root / "etc/aitbcd/aitbcd.toml"
+    right = file.read_text()
+    file.write_text('[jobs]\ncancel_grace = "60s"\n')
+    machine("systemctl restart aitbcd")
     ends = 'trap "sleep 0.5; echo yes >/srv/remote/ended; exit" TERM'
-    job = submit(machine, f"{ends}; echo 1; until test -e /tmp/gate; do sleep 0.1; done")
+    job = submit(machine, f"{ends}; echo 1; while sleep 0.1; do :; done")
     wait_for("it has begun", lambda: machine(f"aitbcctl logs {job}", user="ada"))
     machine.power_off()
     machine.boot()
     assert machine("cat /srv/there/ended") == "yes\n"
+    file.write_text(right)
     machine("systemctl stop srv-remote.mount && rm -r /srv/there /srv/remote /etc/fstab")
     machine("systemctl daemon-reload")
+
+
+def test_a_disk_that_comes_late_is_waited_for_and_not_taken_for_a_new_queue(
+    machine: Machine,
+) -> None:
+    stop = "systemctl stop aitbcd.socket aitbcd-tcp.socket aitbcd aitbcd-jobs"
+    late = machine.root / "etc/systemd/system/late.service"
+    late.write_text("[Service]\nType=oneshot\nExecStart=sleep 2\n")
+    drop_in = machine.root / "etc/systemd/system/var-lib-aitbcd.mount.d/late.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Unit]\nRequires=late.service\nAfter=late.service\n")
+    machine(f"mkdir /srv/disk; {stop}")
+    machine("echo '/srv/disk /var/lib/aitbcd none bind,nofail' >/etc/fstab")
+    machine.power_off()
+    machine.boot()
+    wait_for("all is well", lambda: machine.code("aitbcctl doctor") == 0)
+    job = submit(machine, "true")
+    assert until(machine, job, "completed", "failed")["status"] == "completed"
+    assert machine.code(f"test -e /srv/disk/results/{job}/result.txt") == 0
+    machine(f"{stop}; umount /var/lib/aitbcd && rm -r /etc/fstab /srv/disk")
+    drop_in.unlink()
+    late.unlink()
+    machine("systemctl daemon-reload; systemctl start aitbcd")
 
 
 def test_a_broken_configuration_changes_nothing_until_it_is_mended(machine: Machine) -> None:
