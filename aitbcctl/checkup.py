@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import time
@@ -28,6 +29,9 @@ _UNITS = ("aitbcd.socket", "aitbcd.service", "aitbcd-launcher.service", "aitbcd-
 _EXTRA_UNITS = ("aitbcd-tcp.socket",)
 #: What "aitbcd install --user" has one's own systemd start.
 _OWN_UNITS = ("aitbcd.service", "aitbcd-launcher.service", "aitbcd-jobs.service")
+_JOBS_UNIT = "aitbcd-jobs.service"
+#: As systemctl(1) shows a time.
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _PROPERTIES = "LoadState,ActiveState,SubState,Result"
 _LINGERING = "/var/lib/systemd/linger"
 #: Below this much free a machine is about to stop starting jobs.
@@ -93,15 +97,7 @@ def _units() -> Iterator[Finding]:
 
 def _unit(systemctl: str, unit: str) -> Iterator[Finding]:
     """Yield how a unit does, if there is one."""
-    done = subprocess.run(
-        [*systemctl.split(), "show", f"--property={_PROPERTIES}", unit],
-        # su(1) and cron(8) leave it out.
-        env={"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}"} | os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    said = _ask(systemctl, unit, _PROPERTIES)
     about = f"your {unit}" if "--user" in systemctl else unit
     state = WARN if unit in _EXTRA_UNITS else FAIL
     # A socket is not started beside the service that it is for; the service starts it.
@@ -123,6 +119,22 @@ def _unit(systemctl: str, unit: str) -> Iterator[Finding]:
         why = said.get("Result" if now == "failed" else "SubState")
         hint = f"{start}; why it does not run: {systemctl} status {unit}"
         yield Finding(about, state, f"{now} ({why})", hint)
+
+
+def _ask(systemctl: str, unit: str, properties: str) -> dict[str, str]:
+    """Return what systemd says of a unit; nothing where there is no systemd."""
+    try:
+        done = subprocess.run(
+            [*systemctl.split(), "show", f"--property={properties}", unit],
+            # su(1) and cron(8) leave it out.
+            env={"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}"} | os.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return {}
+    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
 def _lingering() -> Iterator[Finding]:
@@ -150,6 +162,22 @@ def _configuration() -> Iterator[Finding]:
     else:
         yield Finding("configuration", OK, f"{path} is right")
     yield from _certificate(read.server)
+    if path == Path(paths.SYSTEM_CONFIG):
+        yield from _grace(read.jobs.cancel_grace_s)
+
+
+def _grace(grace_s: float) -> Iterator[Finding]:
+    """Look whether jobs have it, too, when the machine is shut down."""
+    about = _ask("systemctl", _JOBS_UNIT, "LoadState,TimeoutStopUSec")
+    shown = about.get("TimeoutStopUSec", "infinity")
+    parts = re.findall(r"([\d.]+)([a-z]+)", shown)
+    most_s = sum(float(number) * _SECONDS.get(unit, 0) for number, unit in parts)
+    if about.get("LoadState") == "loaded" and parts and most_s <= grace_s:
+        said = (
+            f"[jobs] cancel_grace is {grace_s:g} s, and at a shutdown jobs are killed after {shown}"
+        )
+        hint = f"systemctl edit {_JOBS_UNIT}: [Service], TimeoutStopSec={grace_s + 60:.0f}"
+        yield Finding(_JOBS_UNIT, WARN, said, hint)
 
 
 def _certificate(server: settings.Server) -> Iterator[Finding]:

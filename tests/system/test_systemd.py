@@ -316,6 +316,24 @@ def test_what_is_masked_or_closed_is_said_with_what_mends_it(machine: Machine) -
     machine("systemctl unmask aitbcd-tcp.socket && systemctl restart aitbcd")
 
 
+def test_a_grace_that_a_shutdown_would_cut_short_is_told(machine: Machine) -> None:
+    file = machine.root / "etc/aitbcd/aitbcd.toml"
+    right = file.read_text()
+    file.write_text('[jobs]\ncancel_grace = "2m"\n')
+    found = json.loads(machine("aitbcctl doctor --json"))["findings"]
+    (told,) = (each for each in found if each["state"] == "warn" and "grace" in each["detail"])
+    assert "is 120 s, and at a shutdown jobs are killed after 1min 30s" in told["detail"]
+    drop_in = machine.root / "etc/systemd/system/aitbcd-jobs.service.d/override.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("\n".join(told["hint"].partition(": ")[2].split(", ")) + "\n")
+    machine("systemctl daemon-reload")
+    assert "grace" not in machine("aitbcctl doctor")
+    drop_in.unlink()
+    drop_in.parent.rmdir()
+    machine("systemctl daemon-reload")
+    file.write_text(right)
+
+
 def test_what_somebody_has_to_mend_is_not_tried_again_and_again(machine: Machine) -> None:
     config, store = "/etc/aitbcd/aitbcd.toml", "/var/lib/aitbcd/queue.db"
     for unit, spoil, mend, reason in (
