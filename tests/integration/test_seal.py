@@ -27,7 +27,7 @@ import pytest
 from aitbcd import manifest
 from aitbcd.launcher import package, protocol, seal
 from aitbcd.launcher.identity import Identity, do_as
-from aitbcd.launcher.linux import punch_hole
+from aitbcd.launcher.linux import punch_hole, set_mode
 
 JOB = "job_7k3m9q2x"
 IS_ROOT = os.getuid() == 0
@@ -934,3 +934,23 @@ def test_a_full_disk_leaves_nothing_sealed_and_can_be_tried_again(
         os.close(case.fd)
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_mode_is_set_on_what_has_the_name_and_not_on_what_a_link_leads_to(
+    tmp_path: Path, kind: str
+) -> None:
+    """Who owns a folder can put a link there between a look and the change of a mode."""
+    target = tmp_path / kind
+    target.touch() if kind == "file" else target.mkdir()
+    target.chmod(0o750)
+    (tmp_path / "link").symlink_to(target)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="Not a directory"):
+            set_mode("link", 0o700, folder)
+        assert stat.S_IMODE(target.stat().st_mode) == 0o750
+        set_mode(kind, 0o700, folder)
+        assert stat.S_IMODE(target.stat().st_mode) == 0o700
+    finally:
+        os.close(folder)
