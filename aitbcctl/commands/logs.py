@@ -7,7 +7,7 @@ import binascii
 import click
 
 from aitbcctl import following, options
-from aitbcctl.terminal import put_json
+from aitbcctl.terminal import put_json, say
 
 #: Longer lines are cut: a log need not have any newline.
 LINE_MAX = 1024 * 1024
@@ -42,7 +42,8 @@ def command(
       aitbcctl logs --stream stderr --tail 20 @
     """
     client = options.client()
-    job_id = following.job(client, options.named_job(job, job_id))["job_id"]
+    status = following.job(client, options.named_job(job, job_id))
+    job_id = status["job_id"]
     wanted = {stream: 1} if stream else {"stdout": 1, "stderr": 2}
     lines = _JsonLines() if as_json else None
     try:
@@ -60,6 +61,8 @@ def command(
         raise
     if lines is not None:
         lines.end()
+    if not follow and status["status"] == "pending" and not status["attempt"]:
+        say(f"{job_id} waits, and has written nothing yet: aitbcctl logs -f {job_id}")
     return 0
 
 

@@ -288,6 +288,17 @@ class TestLogs:
         assert cli("logs", "--tail", "2", job).stdout == b"999\n1000\n"
         assert cli("logs", "--tail", "0", job).stdout == b""
 
+    def test_of_a_job_that_waits_it_is_said(self, tmp_path: Path) -> None:
+        service = Service(tmp_path / "service", CONFIG + "[slots]\ncpus = 1\n")
+        with service, closing(Cli(service, tmp_path)) as cli:
+            cli.submit("--", "sleep", "1000")
+            waits = cli.submit("--", "true")
+            done = cli("logs", waits)
+            assert done.stdout == b""
+            assert f"aitbcctl logs -f {waits}" in done.stderr.decode()
+            cli("cancel", "--force", waits, "1")
+            assert cli("logs", waits).stderr == b""
+
     def test_following_goes_on_to_the_end(self, cli: Cli, gate: Gate) -> None:
         job = cli.shell(f"echo a; {gate.wait}; echo b")
         following = cli.start("logs", "-f", job)
