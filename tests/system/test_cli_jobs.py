@@ -296,7 +296,8 @@ class TestLogs:
             done = cli("logs", waits)
             assert done.stdout == b""
             assert f"aitbcctl logs -f {waits}" in done.stderr.decode()
-            cli("cancel", "--force", waits, "1")
+            cli("cancel", "--force", "1")
+            cli.ended(waits)
             assert cli("logs", waits).stderr == b""
 
     def test_following_goes_on_to_the_end(self, cli: Cli, gate: Gate) -> None:
