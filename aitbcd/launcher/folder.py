@@ -222,7 +222,11 @@ def asked_for(fd: int, order: protocol.Message) -> protocol.Message | None:
     file = os.open(STARTED, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
     with open(file, "rb") as found:
         text = found.read()
-    said: protocol.Message = json.loads(text) if text else {}
+    try:
+        said: protocol.Message = json.loads(text) if text else {}
+    except ValueError:
+        # As a power cut can leave it.
+        said = {}
     # What an earlier attempt in this folder said is still there.
     is_its_own = all(said.get(key) == order[key] for key in ("job", "attempt"))
     return {key: said[key] for key in ("cwd", "artifacts")} if is_its_own else None

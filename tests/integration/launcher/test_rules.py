@@ -316,7 +316,10 @@ def test_what_is_collected_is_what_the_job_asked_for_when_it_started(
     assert collected(spec) == {"asked"}
     attempt.done()
     # The next ones are in the same run folder.
-    lost = [stage.spec("/bin/true", who=other, cwd=str(home)), stage.spec("/bin/true", **asking)]
+    lost = [
+        stage.spec("/bin/true", who=other, cwd=str(home)),
+        *(stage.spec("/bin/true", **asking) for _ in range(2)),
+    ]
     attempts = [separate.start(each) for each in lost]
     for each in attempts:
         each.exited()
@@ -330,7 +333,9 @@ def test_what_is_collected_is_what_the_job_asked_for_when_it_started(
     attempt.exited()
     assert attempt.seal(artifacts=[])["op"] == "sealed"
     assert collected(spec) == set()
-    for spec, wanted in zip(lost, ([], ["asked"]), strict=True):
+    # As a power cut leaves it.
+    (stage.run_folder(lost[2]) / protocol.STARTED).write_bytes(bytes(100))
+    for spec, wanted in zip(lost, ([], ["asked"], []), strict=True):
         assert separate.ask("seal", **stage.order(spec, **others))["op"] == "sealed"
         assert sorted(collected(spec)) == wanted
 
