@@ -79,6 +79,8 @@ class _Window:
 
     @property
     def is_low(self) -> bool:
+        if self.next is not None and len(self.entries) < LOW:
+            return True
         return self.is_torn or any(self.counts[wish] < LOW for wish in self.unread)
 
     @property

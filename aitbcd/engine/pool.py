@@ -64,6 +64,8 @@ class Pool:
         #: By number and attempt: the next attempt may begin while the last one's are not free yet.
         self._holds: dict[tuple[int, int], _Hold] = {}
         self._quarantined: dict[str, str] = {}
+        #: What ``stock`` returned last, and what it was made of.
+        self._stock: tuple[Inventory, tuple[object, ...], Stock] | None = None
         self._file = holds
         self._kept = {(kept.number, kept.attempt): kept for kept in holds.read()}
         #: Wakes whoever waits for the driver to tell of a GPU again.
@@ -100,15 +102,24 @@ class Pool:
         return [hold for hold in self._holds.values() if uuid in hold.uuids]
 
     def stock(self) -> Stock:
-        """Return what there is to give."""
+        """Return what there is to give; made once for all that ask until something changes."""
+        held = tuple((tuple(hold.uuids), hold.job.vram) for hold in self._holds.values())
+        made_of = held, self._settings.foreign, self._settings.shares
+        known = self._stock
+        if known is None or known[0] is not self.inventory or known[1] != made_of:
+            known = self._stock = self.inventory, made_of, self._made_stock(held)
+        return known[2]
+
+    def _made_stock(self, held: tuple[tuple[tuple[str, ...], int | None], ...]) -> Stock:
         gpus, policy = self.inventory.gpus, self._settings.foreign
         avoided: frozenset[str] = frozenset()
         if policy != "wait":
             foreign = {gpu.uuid for gpu in gpus if gpu.has_stranger}
             gpus = tuple(_as_left_alone(gpu) if gpu.uuid in foreign else gpu for gpu in gpus)
             avoided = frozenset(foreign if policy == "avoid" else ())
-        held = [Held(hold.uuids, hold.job.vram) for hold in self._holds.values()]
-        return Stock.of(gpus, held, avoided=avoided, shares_max=self._settings.shares)
+        return Stock.of(
+            gpus, [Held(*each) for each in held], avoided=avoided, shares_max=self._settings.shares
+        )
 
     def models(self, uuids: Iterable[str]) -> tuple[str, ...]:
         found = (self.inventory.find(uuid) for uuid in uuids)

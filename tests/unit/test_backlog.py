@@ -275,3 +275,12 @@ def test_each_of_more_wishes_than_fit_has_its_turn() -> None:
         queue.refill()
     assert numbers(queue.backlog) == [*range(1, WISHES + 1)]
     assert not queue.backlog.has_more_wishes
+
+
+def test_jobs_of_many_wishes_that_all_start_follow_each_other_without_a_turn() -> None:
+    queue = Queue()
+    for number in range(5 * WISHES):
+        queue.submit(0, gpus=1, min_vram=1 + number)
+    for _ in range(5 * WISHES):
+        assert queue.take_first() is not None
+    assert queue.waiting() == []
