@@ -391,7 +391,7 @@ class Gpus:
     def _record(self, inventory: Inventory) -> None:
         """Keep for the next daemon what there is."""
         devices = tuple(map(Device.of, inventory.gpus))
-        if devices != self._recorded:
+        if devices != self._recorded and all(gpu.memory_total for gpu in inventory.gpus):
             self._recorded = devices
             try:
                 self._drains.note_devices(devices)

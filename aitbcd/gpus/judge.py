@@ -86,6 +86,7 @@ class Judge:
 
     def _gpu(self, facts: DeviceFacts, now: int) -> Gpu:
         held = self.jobs_on(facts.uuid)
+        before = self._known.get(facts.uuid)
         processes = self._processes(facts, held)
         seen = (one.job_id for one in processes if one.job_id)
         gpu = Gpu(
@@ -93,7 +94,8 @@ class Judge:
             uuid=facts.uuid,
             name=facts.name,
             bus_id=facts.bus_id,
-            memory_total=facts.memory_total,
+            # One that fails does not say.
+            memory_total=facts.memory_total or (before.memory_total if before else 0),
             memory_used=facts.memory_used,
             state=GpuState.FREE,
             compute_capability=facts.compute_capability,

@@ -625,6 +625,8 @@ def test_a_lost_gpu_is_given_to_nobody_and_its_job_goes_on(driver: Driver, tmp_p
             assert (await rig.job(job)).status is JobState.RUNNING
             waiting = await rig.submit("true", gpus=1, gpu=("0",))
             await waits(rig, waiting, "GPU 0 is lost")
+            # It is known what it is, though it does not say.
+            both = await rig.submit("true", gpus=2, min_vram=60 * GIB)
             # More than are in memory at a time.
             for _ in range(3 * WINDOW):
                 await rig.submit("true", gpus=1, gpu=("0",))
@@ -633,6 +635,7 @@ def test_a_lost_gpu_is_given_to_nobody_and_its_job_goes_on(driver: Driver, tmp_p
             assert (await rig.ended(job)).status is JobState.CANCELED
             driver.write(gpu(0), gpu(1))
             await rig.ended(waiting)
+            await rig.ended(both)
 
     go(scenario())
 
