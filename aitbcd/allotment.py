@@ -105,9 +105,9 @@ class Stock:
 
         That a stranger leaves, or a GPU is mended, may take days: until then others have the rest.
         """
-        if sum(fits(gpu, wish) for gpu in self.usable) < wish.count:
-            return ()
         fitting = [each for each in self.places.values() if fits(each.gpu, wish)]
+        if not fitting or not self._can_come(wish):
+            return ()
         if wish.share is None:
             # Free ones first, then those that the fewest shares have yet to leave: no new one
             # comes there, so what is kept at the next moment is never farther from being free.
@@ -116,6 +116,14 @@ class Stock:
             # The one with most room will have enough first.
             kept = sorted(fitting, key=attrgetter("room"))[-1:]
         return tuple(place.gpu.uuid for place in kept)
+
+    def _can_come(self, wish: Wish) -> bool:
+        missing = wish.count
+        for gpu in self.usable:
+            missing -= fits(gpu, wish)
+            if missing <= 0:
+                return True
+        return False
 
     def without(self, uuids: Collection[str]) -> Stock:
         """Return the stock without these."""

@@ -153,9 +153,9 @@ def plan(
         uuids = stock.allot(wish)
         if uuids is None:
             turns.refuse(wish)
-            closed = stock.collected_for(wish)
-            stock = stock.without(closed)
-            left.kept.update(dict.fromkeys(closed, found))
+            if closed := stock.collected_for(wish):
+                stock = stock.without(closed)
+                left.kept.update(dict.fromkeys(closed, found))
         elif not claim.fits(free):
             left.first = found
             break
