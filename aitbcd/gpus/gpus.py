@@ -284,7 +284,7 @@ class Gpus:
                 hardware = driver.hardware()
                 self._absence = self._absence or advice.absent(hardware)
                 self._has_seen_all = True
-                if self._is_recalled and not hardware:
+                if not hardware and not self._drains.are_devices_of_this_boot:
                     self._judge.recall(())
                 self._fail(self._absence, is_tried_again=False)
             else:

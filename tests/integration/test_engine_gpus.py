@@ -19,6 +19,7 @@ from aitbcd.backlog import WINDOW
 from aitbcd.devices import Gpu, GpuState
 from aitbcd.engine import queue
 from aitbcd.errors import NotSatisfiable, OverLimit
+from aitbcd.gpus import driver as installed
 from aitbcd.model import EventKind, Job, JobState, Owner, Reason
 from aitbcd.units import format_size
 from tests.driver import (
@@ -308,6 +309,26 @@ def test_what_there_is_is_known_from_the_daemon_before(
             driver.write(gpu(0), gpu(1))
             await rig.ended(both)
             await rig.ended(named)
+
+    go(scenario())
+
+
+def test_what_there_is_is_known_while_the_driver_is_being_replaced(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.write(gpu(0), gpu(1))
+
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            await rig.run("true", gpus=2)
+        monkeypatch.delenv("LD_LIBRARY_PATH")
+        if installed.library(os.environ) is not None:
+            pytest.skip("this machine has an NVIDIA driver")
+        async with rig_in(tmp_path) as rig:
+            await becomes(rig, 1, GpuState.LOST)
+            await waits(rig, await rig.submit("true", gpus=2), "waits for the GPUs: ")
+            with pytest.raises(NotSatisfiable, match="50 GPUs and this machine has 2 x NVIDIA"):
+                await rig.submit("true", gpus=50)
 
     go(scenario())
 
