@@ -261,7 +261,7 @@ def impossible(gpus: Sequence[Gpu], wish: Wish, model: str | None = None) -> str
     Args:
         model: as the user named it.
     """
-    asked = wish._replace(model=model or wish.model)
+    asked = _labelled(wish._replace(model=model or wish.model), gpus)
     named = [gpu for gpu in gpus if _is_named(gpu, wish)]
     if wish.named and not named:
         return _unknown(gpus, wish.named[0])
@@ -360,12 +360,19 @@ def lacking(stock: Stock, wish: Wish, gpus: Sequence[Gpu] = ()) -> str:
         gpus: which it can wait for.
     """
     missing = max(1, wish.count - len(stock.free(wish)))
-    labels = {gpu.uuid: gpu.label for gpu in gpus}
-    wish = wish._replace(named=tuple(labels.get(name, name) for name in wish.named))
+    wish = _labelled(wish, gpus)
     if wish.share is not None:
         on = describe(wish._replace(share=None)).removeprefix("1 ")
         return f"room for {format_size(wish.share)} on {'' if wish.named else 'a '}{on}"
     return f"{missing} of {describe(wish)}" if wish.count > 1 else describe(wish)
+
+
+def _labelled(wish: Wish, gpus: Iterable[Gpu]) -> Wish:
+    """Return a wish that names GPUs as lists show them."""
+    if not wish.named:
+        return wish
+    labels = {gpu.uuid: gpu.label for gpu in gpus}
+    return wish._replace(named=tuple(labels.get(name, name) for name in wish.named))
 
 
 def describe(wish: Wish) -> str:

@@ -152,6 +152,9 @@ def test_a_mig_device_is_named_as_lists_show_it_and_all_of_a_gpu_by_its_uuid() -
     gpus = [part(0, 1), part(0, 2), gpu(1)]
     for name, named in (("0:2", ("MIG-2",)), ("GPU-0", ("MIG-1", "MIG-2")), ("MIG-1", ("MIG-1",))):
         assert settle(gpus, Wish(1, named=(name,))) == Wish(1, named=named)
+    assert "the job asks for GPU 0:1, 0:2, a program" in str(
+        settle(gpus, Wish(2, named=("MIG-1", "0:2")))
+    )
     # Before anybody knew the UUIDs.
     assert Stock.of(gpus).allot(Wish(1, named=("0:2",))) == ("MIG-2",)
     assert "known are 0:1 (MIG-1), 0:2 (MIG-2), 1 (GPU-1)" in str(
