@@ -23,8 +23,9 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 from aitbcd import __version__
-from aitbcd.launcher import cgroups, containers, package, processes, protocol, seal
+from aitbcd.launcher import cgroups, containers, errand, package, processes, protocol, seal
 from aitbcd.launcher import folder as run_folder
+from aitbcd.launcher.errand import Errand
 from aitbcd.launcher.folder import Folder, Taken
 from aitbcd.launcher.identity import do_as, of_spec
 from aitbcd.launcher.jobgroup import JobGroup
@@ -34,7 +35,6 @@ from aitbcd.launcher.rehearsal import rehearse
 from aitbcd.launcher.removal import remove_package
 from aitbcd.launcher.rules import Refusal, Rules
 from aitbcd.launcher.supervisor import Supervisor
-from aitbcd.launcher.turns import Turns
 
 #: Idle supervisors that are kept, each costs about a megabyte; and at most, as long as they are
 #: needed every so many seconds.
@@ -69,9 +69,7 @@ class Worker:
 class Task(NamedTuple):
     """A child that seals, sweeps or removes, and what its answer belongs to."""
 
-    pid: int
-    pidfd: int
-    answer: socket.socket
+    errand: Errand
     rid: int
     generation: int
     #: The job, "" for none, and the attempt.
@@ -264,7 +262,7 @@ class Launcher:
         except Refusal as refusal:
             why = str(refusal)
             answers: dict[str, Message] = {
-                "seal": {"op": "seal_failed", "errno": errno.EPERM, "error": why},
+                "seal": seal.failure(PermissionError(errno.EPERM, why)),
                 "sweep": {"left": []},
             }
             refused = {"op": "refused", "why": "forbidden", "error": why}
@@ -373,7 +371,9 @@ class Launcher:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             cgroups.enter(*self._cgroups.supervisors)
-            self._let_go_of_all_but(control)
+            # Our lock, and the other ends of others' sockets. Their objects live on in our
+            # caller's frames, which a child never returns to.
+            close_all_but(control.fileno(), self._run_fd, self._results_fd)
             Supervisor(
                 control, self._run_fd, self._results_fd, self._daemon_uid, self._cgroups.jobs
             ).run()
@@ -381,13 +381,6 @@ class Launcher:
         except BaseException:
             _report_crash()
         os._exit(code)
-
-    def _let_go_of_all_but(self, sock: socket.socket, *kept: int) -> None:
-        """Close what a child inherited: our lock, and the other ends of others' sockets.
-
-        Their objects live on in our caller's frames, which a child never returns to.
-        """
-        close_all_but(sock.fileno(), self._run_fd, self._results_fd, *kept)
 
     def _on_word(self, worker: Worker) -> None:
         received = protocol.receive(worker.control)
@@ -445,8 +438,9 @@ class Launcher:
         if self._cgroups.jobs is None:
             return
         for name in os.listdir(self._cgroups.jobs):
-            if name.startswith("job_") and not run_folder.is_held(self._run_fd, name):
-                JobGroup(f"{self._cgroups.jobs}/{name}").remove()
+            is_over = name.startswith("job_") and not run_folder.is_held(self._run_fd, name)
+            if is_over and (group := self._group(name)):
+                group.remove()
 
     def _bury(self) -> None:
         """Deal with supervisors that are dead but whose death has not been read yet."""
@@ -506,12 +500,9 @@ class Launcher:
             folder_fd = folder.fd if folder else None
             if self._rules:
                 order = self._proven(order, folder_fd)
-            take_turn = Turns(self._run_fd, order["uid"]).take
-            sealed = seal.seal(self._results_fd, order, folder_fd, take_turn, samples)
-            return {"op": "sealed", **sealed}
+            return seal.report(self._results_fd, order, folder_fd, samples, turns_fd=self._run_fd)
         except OSError as error:
-            words = error.strerror or str(error)
-            return {"op": "seal_failed", "errno": error.errno, "error": words}
+            return seal.failure(error)
 
     def _proven(self, order: Message, folder_fd: int | None) -> Message:
         """Return of an order what a daemon that was taken over may have done in this user's name.
@@ -541,7 +532,7 @@ class Launcher:
         key = message["job"], message["attempt"]
         found = [task for task in self._tasks.values() if task.key == key]
         for task in found:
-            signal.pidfd_send_signal(task.pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(task.errand.pidfd, signal.SIGKILL)
             self._on_task(task)
         return bool(found)
 
@@ -561,40 +552,20 @@ class Launcher:
         self, request: Message, action: Callable[[], Message], kept: int | None = None
     ) -> None:
         """Do it in a child, which keeps this descriptor too."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            self._be_task(theirs, action, kept)
-        theirs.close()
-        ours.setblocking(False)
-        key = request.get("job", ""), request.get("attempt")
-        task = Task(pid, os.pidfd_open(pid), ours, request["rid"], self._generation, key)
-        self._tasks[pid] = task
-        self._add(task.pidfd, lambda: self._on_task(task))
-
-    def _be_task(
-        self, answer: socket.socket, action: Callable[[], Message], kept: int | None
-    ) -> NoReturn:
-        try:
-            self._let_go_of_all_but(answer, *([] if kept is None else [kept]))
-            protocol.send(answer, action())
-        except BaseException:
-            _report_crash()
-        os._exit(0)
+        rid, key = request["rid"], (request.get("job", ""), request.get("attempt"))
+        also = [] if kept is None else [kept]
+        made = errand.send(action, self._run_fd, self._results_fd, *also)
+        task = self._tasks[made.pid] = Task(made, rid, self._generation, key)
+        self._add(made.pidfd, lambda: self._on_task(task))
 
     def _on_task(self, task: Task) -> None:
-        """Reap a task and pass its answer on; what it may have left holds the other end too."""
-        self._forget(task.pidfd)
-        os.close(task.pidfd)
-        os.waitpid(task.pid, 0)
-        del self._tasks[task.pid]
-        try:
-            received = protocol.receive(task.answer)
-        except BlockingIOError:
-            received = None
-        task.answer.close()
+        """Reap a task and pass its answer on."""
+        self._forget(task.errand.pidfd)
+        os.waitpid(task.errand.pid, 0)
+        del self._tasks[task.errand.pid]
+        said = task.errand.end()
         self._end_orphans()
-        answer = received[0] if received else {"op": "failed", "error": "it was killed"}
+        answer = said or {"op": "failed", "error": "it was killed"}
         self._answer(task.rid, task.generation, answer)
 
     # -- the loop -----------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from aitbcd.launcher.package import (
     STDOUT,
 )
 from aitbcd.launcher.protocol import is_sealed, left_name, package_name
+from aitbcd.launcher.turns import Turns
 
 #: CPython's own sha256, without the C library that hashlib loads; its name changed in 3.12.
 _BUILTIN = "_sha2" if sys.version_info >= (3, 12) else "_sha256"
@@ -138,6 +139,34 @@ def seal(
     os.rename(building, sealed, src_dir_fd=results_fd, dst_dir_fd=results_fd)
     os.fsync(results_fd)
     return report
+
+
+def report(
+    results_fd: int,
+    order: Order,
+    run_folder_fd: int | None,
+    samples: int | None,
+    *,
+    turns_fd: int | None = None,
+) -> dict[str, Any]:
+    """Seal, and return what the daemon is told of it.
+
+    Args:
+        turns_fd: where whoever seals waits for a turn before the work becomes heavy (``turns``).
+
+    Raises:
+        Heavy: see there; only without ``turns_fd``.
+    """
+    try:
+        take_turn = None if turns_fd is None else Turns(turns_fd, order["uid"]).take
+        return {"op": "sealed", **seal(results_fd, order, run_folder_fd, take_turn, samples)}
+    except OSError as error:
+        return failure(error)
+
+
+def failure(error: OSError) -> dict[str, Any]:
+    """Return what the daemon is told where sealing has failed."""
+    return {"op": "seal_failed", "errno": error.errno, "error": error.strerror or str(error)}
 
 
 def collecting_of(order: Order, asked: Order) -> Order:

@@ -15,14 +15,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
+from aitbcd.launcher import errand, processes, protocol, seal
 from aitbcd.launcher import folder as run_folder
-from aitbcd.launcher import processes, protocol, seal
 from aitbcd.launcher.attempt import Attempt
-from aitbcd.launcher.linux import become_subreaper, close_all_but
+from aitbcd.launcher.errand import Errand
+from aitbcd.launcher.linux import become_subreaper
 from aitbcd.launcher.protocol import SOCKET, Message
-from aitbcd.launcher.turns import Turns
 
 #: A job that is over sooner is reported once, with its end.
 _ANNOUNCE_S = 0.01
@@ -30,14 +30,6 @@ _ANNOUNCE_S = 0.01
 _LONGEST_WAIT_S = 24 * 3600.0
 #: How often a sealer is killed that is to end, and the pause between: it may hang in the kernel.
 _STOP_TRIES, _STOP_PAUSE_S = 40, 0.05
-
-
-class Sealer(NamedTuple):
-    """A child that seals what is large, and says once how that ended."""
-
-    pid: int
-    pidfd: int
-    answer: socket.socket
 
 
 class Supervisor:
@@ -66,7 +58,8 @@ class Supervisor:
         self._listener: socket.socket | None = None
         self._attempt: Attempt | None = None
         self._log_fd: int | None = None
-        self._sealer: Sealer | None = None
+        #: Seals what is large.
+        self._sealer: Errand | None = None
         #: When to say that the program runs; None: it is said, or there is nothing to say.
         self._announce_at: float | None = None
         self._was_reported = False
@@ -240,67 +233,34 @@ class Supervisor:
     def _seal(self, attempt: Attempt, order: Message, samples: int | None) -> None:
         """Seal a small package at once; what takes long is done by a child, so that we hear."""
         try:
-            sealed = seal.seal(self._results_fd, order, attempt.folder.fd, samples=samples)
-            report = {"op": "sealed", **sealed}
+            self._tell(seal.report(self._results_fd, order, attempt.folder.fd, samples))
         except seal.Heavy:
-            self._fork_sealer(attempt, order, samples)
-            return
-        except OSError as error:
-            report = _failure(error)
-        self._tell(report)
+            self._send_sealer(attempt, order, samples)
 
-    def _fork_sealer(self, attempt: Attempt, order: Message, samples: int | None) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def _send_sealer(self, attempt: Attempt, order: Message, samples: int | None) -> None:
+        """Seal while the lock of the folder says that somebody is at it."""
+        folder, run_fd, results_fd = attempt.folder, self._run_fd, self._results_fd
+        kept = [run_fd, results_fd, *folder, *([] if samples is None else [samples])]
+
+        def action() -> Message:
+            return seal.report(results_fd, order, folder.fd, samples, turns_fd=run_fd)
+
         try:
-            pid = os.fork()
+            self._sealer = errand.send(action, *kept)
         except OSError as error:
-            ours.close()
-            theirs.close()
-            self._tell(_failure(error))
+            self._tell(seal.failure(error))
             return
-        if pid == 0:
-            self._be_sealer(theirs, attempt, order, samples)
-        theirs.close()
-        ours.setblocking(False)
-        self._sealer = Sealer(pid, os.pidfd_open(pid), ours)
         self._add(self._sealer.pidfd, self._on_sealed)
-
-    def _be_sealer(
-        self, answer: socket.socket, attempt: Attempt, order: Message, samples: int | None
-    ) -> NoReturn:
-        """Seal, while the lock of the folder says that somebody is at it; never return."""
-        try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            folder = attempt.folder
-            kept = [answer.fileno(), self._run_fd, self._results_fd, folder.fd, folder.lock]
-            close_all_but(*kept, *([] if samples is None else [samples]))
-            try:
-                take_turn = Turns(self._run_fd, order["uid"]).take
-                sealed = seal.seal(self._results_fd, order, folder.fd, take_turn, samples)
-                report = {"op": "sealed", **sealed}
-            except OSError as error:
-                report = _failure(error)
-            protocol.send(answer, report)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        os._exit(0)
 
     def _on_sealed(self) -> None:
         """Pass on what the sealer said before it ended."""
         assert self._sealer is not None
         sealer, self._sealer = self._sealer, None
         self._forget(sealer.pidfd)
-        os.close(sealer.pidfd)
-        try:
-            received = protocol.receive(sealer.answer)
-        except BlockingIOError:
-            received = None
-        sealer.answer.close()
         killed = OSError(errno.EOWNERDEAD, "its process was ended from outside")
-        self._tell(received[0] if received else _failure(killed))
+        self._tell(sealer.end() or seal.failure(killed))
 
-    def _stop_sealer(self, sealer: Sealer) -> None:
+    def _stop_sealer(self, sealer: Errand) -> None:
         """End it with the child that it may have; its end is then told as that of any other."""
         signal.pidfd_send_signal(sealer.pidfd, signal.SIGKILL)
         for _ in range(_STOP_TRIES):
@@ -406,10 +366,6 @@ def _kept_to(spec: Message, order: Message) -> Message:
     order = order | {key: spec[key] for key in ("uid", "gid", "user")}
     # One before an upgrade does not say at the start what is to be collected.
     return seal.collecting_of(order, spec) if "artifacts" in spec else order
-
-
-def _failure(error: OSError) -> Message:
-    return {"op": "seal_failed", "errno": error.errno, "error": error.strerror or str(error)}
 
 
 def _reap_some() -> None:
