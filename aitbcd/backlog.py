@@ -8,7 +8,7 @@ more different wishes than it takes, it has some of them after the other (``turn
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +26,8 @@ WINDOW = 64
 LOW = 24
 #: Different wishes in a window.
 WISHES = 32
+#: Above the number of any job.
+_NONE_BEHIND = 1 << 63
 
 
 class Entry(NamedTuple):
@@ -87,9 +89,18 @@ class _Window:
     def has_all_wishes(self) -> bool:
         return not self.begin and self.next is None
 
-    def last_of(self, wish: Wish) -> int:
-        """Return the number of the last job that wishes for this; 0 without one."""
-        return max((_number(each) for each in self.entries if each.waiting.wish == wish), default=0)
+    def ahead(self, number: int) -> int:
+        """Return how many are before a job that has this number."""
+        return bisect_left(self.entries, number, key=_number)
+
+    def has_all_before(self, number: int) -> bool:
+        """Tell whether of each wish those that are not here come behind a job of this number."""
+        unread = set(self.unread)
+        for entry in reversed(self.entries):
+            if not unread or _number(entry) <= number:
+                break
+            unread.discard(entry.waiting.wish)
+        return self.has_all_wishes and not unread
 
     def pop(self, place: int) -> Entry:
         entry = self.entries.pop(place)
@@ -172,26 +183,24 @@ class Backlog:
     def place(self, lane: Lane, number: int) -> int | None:
         """Return how many known jobs of its lane stand before one; None: the window lacks it."""
         window = self._windows.get(lane)
-        for place, entry in enumerate(window.entries if window else ()):
-            if _number(entry) == number:
-                return place
-        return None
+        if window is None:
+            return None
+        place = window.ahead(number)
+        is_here = place < len(window.entries) and _number(window.entries[place]) == number
+        return place if is_here else None
 
     def ahead(self, job: Job) -> int:
         """Return how many jobs are known to be before this one, were there no turns to take."""
-        rank = (-job.priority, job.number)
         return sum(
-            (-lane.priority, _number(entry)) < rank
+            len(window.entries) if lane.priority > job.priority else window.ahead(job.number)
             for lane, window in self._windows.items()
             if lane.priority >= job.priority
-            for entry in window.entries
         )
 
     def knows_all_before(self, job: Job) -> bool:
         """Tell whether ``ahead`` counts all of them."""
         return self._is_known and all(
-            window.has_all_wishes
-            and all(window.last_of(wish) > job.number for wish in window.unread)
+            window.has_all_before(_NONE_BEHIND if lane.priority > job.priority else job.number)
             for lane, window in self._windows.items()
             if lane.priority >= job.priority
         )

@@ -193,6 +193,16 @@ def test_what_stands_before_a_job_is_counted_over_all_lanes() -> None:
     assert backlog.place(lane_of(last), 7) is None
 
 
+def test_it_is_known_whether_all_that_stand_before_a_job_were_counted() -> None:
+    backlog = Backlog()
+    first, *rest = [job(number) for number in range(1, WINDOW + 9)]
+    refill(backlog, [first, *rest, job(WINDOW + 9, -1)])
+    assert backlog.knows_all_before(first)
+    assert not backlog.knows_all_before(rest[-1])
+    # Whoever comes later is before it too, where he has a higher priority.
+    assert not backlog.knows_all_before(job(1, -1))
+
+
 # What one wishes for
 
 
