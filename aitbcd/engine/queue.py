@@ -471,8 +471,10 @@ class Queue:
 
     def _running(self) -> list[Job]:
         """Return the jobs that have cores and memory, as they are now, the first ones."""
-        found = (self._active[number] for number in self._holders if number in self._active)
-        return [attempt.current for attempt in islice(found, _ASKED)]
+        return [attempt.current for attempt in islice(self._holding(), _ASKED)]
+
+    def _holding(self) -> Iterator[Attempt]:
+        return (self._active[number] for number in self._holders if number in self._active)
 
     def _first(self) -> Job | None:
         """Return the job that lacks cores or memory, whom nobody overtakes."""
@@ -485,14 +487,16 @@ class Queue:
         if not (lack := planner.lacking(claim, self._free, self.whole)):
             return ""
         if claim.memory > self._free.memory:
+            count = sum(1 for each in self._holding() if each.job.memory)
             jobs = [each for each in self._running() if each.memory]
             jobs.sort(key=lambda each: -(each.memory or 0))
             parts = {each.number: format_size(each.memory or 0) for each in jobs}
         else:
+            count = sum(1 for _ in self._holding())
             jobs = _by_end(self._running(), expected)
             jobs.sort(key=lambda each: -each.cpus)
             parts = {each.number: str(each.cpus) for each in jobs}
-        return "; ".join([lack, *_having(jobs, parts, expected)])
+        return "; ".join([lack, *_having(jobs, parts, expected, count)])
 
     def _behind_first(self, job: Job, expected: Mapping[int, int]) -> str:
         first = self._first()
@@ -558,7 +562,7 @@ class Queue:
         holders = _by_end(self._holding_gpus(job), expected)
         parts = {each.number: _part(each) for each in holders}
         said = [f"waits for {allotment.lacking(available, wish, fitting)}", *self._keeping(job)]
-        said += _having(holders, parts, expected)
+        said += _having(holders, parts, expected, len(holders))
         return "; ".join([*said, *guests[:_NAMED], *reasons[:_NAMED]])
 
     def _keeping(self, job: Job) -> Iterator[str]:
@@ -575,12 +579,16 @@ class Queue:
 
 
 def _having(
-    jobs: list[Job], parts: Mapping[int, str], expected: Mapping[int, int]
+    jobs: list[Job], parts: Mapping[int, str], expected: Mapping[int, int], count: int
 ) -> Iterator[str]:
-    """Yield who has which part of something, by number, and until when."""
+    """Yield who has which part of something, by number, and until when.
+
+    Args:
+        jobs: those that are asked, of so many that have any.
+    """
     for job in jobs[:_NAMED]:
         yield f"{job.job_id} holds {parts[job.number]}{_end(job, expected, ' and')}"
-    if (more := len(jobs) - _NAMED) > 0:
+    if (more := count - _NAMED) > 0:
         yield f"{more} more {'job holds' if more == 1 else 'jobs hold'} others"
 
 

@@ -553,6 +553,19 @@ def test_who_has_the_cores_that_a_job_waits_for_is_said(driver: Driver, tmp_path
     go(scenario())
 
 
+def test_however_many_have_cores_it_is_said_how_many(driver: Driver, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with rig_in(tmp_path) as rig:
+            held = [await rig.submit(*SLEEP, cpus=1) for _ in range(36)]
+            for job in held:
+                await rig.reached(job, JobState.RUNNING)
+            large = await rig.submit(*SLEEP, cpus=40)
+            said = await waits(rig, large, "waits for 40 CPU cores (28 of 64 free)")
+            assert said.endswith("; 33 more jobs hold others")
+
+    go(scenario())
+
+
 LIMITS = "[limits]\ngpus = 1\npending = 3\n"
 
 
