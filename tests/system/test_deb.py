@@ -65,6 +65,8 @@ def newer(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(["dpkg-deb", "--raw-extract", package, folder / "tree"], check=True)
     control = folder / "tree/DEBIAN/control"
     control.write_text(control.read_text().replace("+test1\n", "+test2\n"))
+    with (folder / "tree/usr/share/aitbcd/aitbcd.toml").open("a") as file:
+        file.write("# newer\n")
     path = folder / package.name.replace("+test1_", "+test2_")
     subprocess.run(
         ["dpkg-deb", "-Znone", "--build", folder / "tree", path],
@@ -274,6 +276,18 @@ def test_a_broken_configuration_stops_an_upgrade_from_stopping_what_runs(
         file.write_text(right)
     machine("systemctl restart aitbcd-launcher aitbcd")
     serves(machine)
+
+
+def test_a_configuration_that_nobody_has_changed_is_the_new_version_s(machine: Machine) -> None:
+    apt(machine, "purge aitbcd")
+    apt(machine, "install /root/aitbcd_*+test1_*.deb")
+    assert machine.code(f"cmp {CONFIG} /usr/share/aitbcd/aitbcd.toml") == 0
+    assert "# newer" not in machine(f"cat {CONFIG}")
+    apt(machine, "install /root/aitbcd_*+test2_*.deb")
+    assert "# newer" in machine(f"cat {CONFIG}")
+    assert machine("ls /etc/aitbcd") == "aitbcd.toml\n"
+    # The next test has one of its own.
+    apt(machine, "purge aitbcd")
 
 
 def test_an_upgrade_to_what_does_not_run_says_what_to_do(machine: Machine) -> None:
