@@ -102,6 +102,16 @@ class _Window:
             unread.discard(entry.waiting.wish)
         return self.has_all_wishes and not unread
 
+    def firsts(self) -> Iterator[Waiting]:
+        """Yield the first job of each wish."""
+        seen: set[Wish] = set()
+        for _, _, waiting in self.entries:
+            if waiting.wish not in seen:
+                yield waiting
+                seen.add(waiting.wish)
+                if len(seen) == len(self.counts):
+                    return
+
     def pop(self, place: int) -> Entry:
         entry = self.entries.pop(place)
         wish = entry.waiting.wish
@@ -163,7 +173,8 @@ class Backlog:
 
     def overdue(self, before: int, started: Mapping[tuple[int, Wish], int]) -> Iterator[Turn]:
         """Yield of each lane the first job that has waited for long: see the planner."""
-        for line in self.lines():
+        for lane, window in self._windows.items():
+            line = Line(lane, window.firsts())
             if (turn := planner.first_overdue(line, before, started)) is not None:
                 yield turn
 

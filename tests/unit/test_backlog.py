@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aitbcd.allotment import Wish
 from aitbcd.backlog import WINDOW, WISHES, Backlog, lane_of
 from aitbcd.model import Front, Job, JobState, Lane, Owner, Priority
 
@@ -201,6 +202,22 @@ def test_it_is_known_whether_all_that_stand_before_a_job_were_counted() -> None:
     assert not backlog.knows_all_before(rest[-1])
     # Whoever comes later is before it too, where he has a higher priority.
     assert not backlog.knows_all_before(job(1, -1))
+
+
+def test_of_each_lane_the_first_is_overdue_whose_like_was_not_started_lately() -> None:
+    backlog = Backlog()
+    jobs = [job(1, gpus=1), job(2, gpus=1), job(3, gpus=2), job(4, gpus=3), job(5, uid=2)]
+    refill(backlog, jobs)
+    started = {(1, Wish(1)): 90, (1, Wish(2)): 9}
+
+    def overdue(before: int) -> list[int]:
+        return [turn.waiting.number for turn in backlog.overdue(before, started)]
+
+    assert overdue(10) == [3, 5]
+    backlog.take(lane_of(jobs[2]), 3)
+    assert overdue(10) == [4, 5]
+    # Who came later has not waited for long.
+    assert overdue(3) == []
 
 
 # What one wishes for
