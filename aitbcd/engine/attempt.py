@@ -387,7 +387,7 @@ class Attempt:
         self._note_started(report["at"], report["pid"])
         if said := self._unsaid():
             # Nothing waits for it: should it fail, the final commit takes it along.
-            self._move(*said).add_done_callback(_note_failure)
+            self._move(*said, can_wait=True).add_done_callback(_note_failure)
 
     # -- ends ---------------------------------------------------------------------------------
 
@@ -706,9 +706,9 @@ class Attempt:
             expires_at=expires_at,
         )
 
-    def _move(self, *moves: Move) -> asyncio.Future[list[Event]]:
+    def _move(self, *moves: Move, can_wait: bool = False) -> asyncio.Future[list[Event]]:
         """Ask for changes of a job's status; when they are committed, ``job`` and readers know."""
-        future = self._parts.store.move(*moves)
+        future = self._parts.store.move(*moves, can_wait=can_wait)
         self._moving = future
         future.add_done_callback(lambda done: self._on_moved(moves, done))
         return future
@@ -735,7 +735,7 @@ class Attempt:
         pause_s = AGAIN_FIRST_S
         while True:
             try:
-                await self._move(*moves)
+                await self._move(*moves, can_wait=True)
                 break
             except (StorageFull, Unavailable) as error:
                 self._parts.reserve.release()

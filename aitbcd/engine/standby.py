@@ -1,8 +1,8 @@
 """Jobs that are committed as assigned before there is room for them, while short ones run.
 
 Between two jobs a slot waits for the commit that assigns the next one, and where jobs are over
-sooner than a commit takes, that is most of the time. So while they are, as many as there are slots
-are assigned ahead; each starts when its room is free, in order, before anything that waits.
+sooner than a commit takes, that is most of the time. So while they are, ``AHEAD`` for each slot are
+assigned ahead; each starts when its room is free, in order, before anything that waits.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ SHORT_S = 0.05
 STREAM = 8
 
 
+#: How many can be over in a slot until a commit that waits for company is done.
+AHEAD = 4
+
+
 class Standby:
     def __init__(self, slots: int) -> None:
-        self._slots = slots
+        self._most = AHEAD * slots
         self._line: deque[Attempt] = deque()
         self._short_ones = 0
 
@@ -30,7 +34,7 @@ class Standby:
     @property
     def vacancies(self) -> int:
         """How many may be assigned ahead now."""
-        return self._slots - len(self._line) if self._short_ones >= STREAM else 0
+        return self._most - len(self._line) if self._short_ones >= STREAM else 0
 
     def add(self, attempt: Attempt) -> None:
         self._line.append(attempt)

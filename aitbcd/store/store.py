@@ -165,15 +165,18 @@ class Store:
         work = Submission(owner, at, plan, pending_max=pending_max), pieces
         return self._writer.submit(self._changes.submit_many, work, is_alone=True)
 
-    def move(self, *moves: Move) -> asyncio.Future[list[Event]]:
+    def move(self, *moves: Move, can_wait: bool = False) -> asyncio.Future[list[Event]]:
         """Change statuses: all moves or none, in their order. The only way a status changes.
+
+        Args:
+            can_wait: as for ``Writer.submit``.
 
         Raises:
             WrongState: a job is not as expected; its field ``state`` says how it is.
             IllegalTransition: the table of ``lifecycle`` has no such move.
             StorageFull: nothing could be written; the same moves may be tried again.
         """
-        return self._writer.submit(self._changes.move, moves)
+        return self._writer.submit(self._changes.move, moves, can_wait=can_wait)
 
     def note(self, note: Note) -> asyncio.Future[list[Event]]:
         """Add to a job's events what changes no status; returns it, or nothing.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aitbcd.engine import standby
-from aitbcd.engine.standby import STREAM
+from aitbcd.engine.standby import AHEAD, STREAM
 from aitbcd.model import Job, JobState, Reason
 from tests.integration.engines import Rig, engine_in, scenario
 from tests.service import DEADLINE_S
@@ -41,7 +41,8 @@ async def stream_then_long(rig: Rig, folder: Path, *next_ones: str) -> tuple[Job
 @scenario
 async def test_who_stands_by_starts_in_order_when_there_is_room(folder: Path) -> None:
     async with engine_in(folder, ONE_SLOT) as rig:
-        long, (standing, other) = await stream_then_long(rig, folder, "standing", "other")
+        more = [str(number) for number in range(AHEAD)]
+        long, (standing, *_, other) = await stream_then_long(rig, folder, "standing", *more)
         assert (await rig.job(other)).status is JobState.PENDING
         assert rig.engine.waiting(await rig.job(standing)) == STANDS_BY
         assert not (folder / "standing").exists()

@@ -239,6 +239,19 @@ async def test_a_job_goes_its_whole_way_and_each_step_is_an_event(store: Store) 
 
 
 @on_store
+async def test_what_can_wait_is_committed_soon_and_with_whatever_comes(store: Store) -> None:
+    await store.submit(ANN, TRUE, at=NOW)
+    await store.move(assign(1))
+    started = store.move(run(1), can_wait=True)
+    await store.submit(ANN, TRUE, at=NOW)
+    assert started.done()
+    # Nothing comes.
+    end = Move(1, 1, S.RUNNING, Trigger.COMPLETE, NOW, ending=ending(exit_code=0), expires_at=NOW)
+    [event] = await store.move(end, can_wait=True)
+    assert event.status is S.COMPLETED
+
+
+@on_store
 async def test_every_part_of_an_ending_is_kept(store: Store) -> None:
     end = Ending(
         NOW + 9, Reason.SIGNAL, Cause.CUDA_OOM, "killed\nby 9", None, 9, 11, 12, 2**40,
