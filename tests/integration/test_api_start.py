@@ -170,7 +170,8 @@ def test_a_newer_store_is_left_alone_and_both_versions_are_said(tmp_path: Path) 
             connection.execute("PRAGMA user_version = 999")
         connection.close()
         before = database.read_bytes()
-        said = refused("--state-dir", box.service.state, "--runtime-dir", tmp_path / "r")
+        where = ["--state-dir", box.service.state, "--runtime-dir", tmp_path / "r"]
+        said = refused(*where, code=2)
         assert "999" in said
         assert re.search(rf"\b{version}\b", said)
         assert database.read_bytes() == before
@@ -181,7 +182,7 @@ def test_a_damaged_store_is_left_alone(short: Path) -> None:
     (short / "state").mkdir()
     database = short / "state/queue.db"
     database.write_bytes(b"no database at all" * 1000)
-    said = refused(*in_folder(short))
+    said = refused(*in_folder(short), code=2)
     assert str(database) in said
     assert database.read_bytes() == b"no database at all" * 1000
 

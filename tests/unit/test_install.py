@@ -86,5 +86,6 @@ def test_the_jobs_unit_of_a_user_is_the_system_s_but_for_what_only_root_may() ->
         return {line for line in lines if line and not line.startswith(("#", "Description="))}
 
     more = settings("aitbcd-jobs.service") - settings("user/aitbcd-jobs.service")
-    assert {line.partition("=")[0] for line in more} <= {"Documentation", "OOMScoreAdjust", "Slice"}
+    of_root = {"After", "Documentation", "OOMScoreAdjust", "Slice"}
+    assert {line.partition("=")[0] for line in more} <= of_root
     assert settings("user/aitbcd-jobs.service") <= settings("aitbcd-jobs.service")
