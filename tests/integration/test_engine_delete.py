@@ -214,7 +214,7 @@ async def test_who_stops_the_removal_of_his_results_stops_nobody_elses(folder: P
 
             async def has_stopped_two() -> bool:
                 stopped = _stop_all(stopping.uid)
-                return len(stopped) == 2
+                return len(stopped) >= 2
 
             await until("two of his are stopped", has_stopped_two)
             await rig.engine.delete(others)

@@ -442,7 +442,9 @@ def scripted(machine: Machine) -> Iterator[Callable[..., None]]:
     unit.unlink()
     path.unlink()
     file.write_text(right)
-    machine("systemctl daemon-reload && systemctl restart aitbcd")
+    # Or they would be lost ones until the next boot.
+    forget = "rm /var/lib/aitbcd/gpus.json"
+    machine(f"systemctl daemon-reload && {forget} && systemctl restart aitbcd")
     shutil.rmtree(folder)
 
 
