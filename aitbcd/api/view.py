@@ -119,7 +119,7 @@ async def waiting(api: Api, job: Job, ends: dict[int, int | None]) -> str | None
     for each in api.engine.awaited(job):
         if each.number not in ends:
             ends[each.number] = await estimate(api, each, progress_of(api, each))
-    return api.engine.waiting(job, {number: at for number, at in ends.items() if at is not None})
+    return api.engine.waiting(job, ends)
 
 
 async def _digest(api: Api, job: Job) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -22,7 +22,7 @@ from aitbcd.engine.attempt import Attempt, Parts, clear
 from aitbcd.engine.evidence import Evidence
 from aitbcd.engine.holds import Holds
 from aitbcd.engine.pool import Pool
-from aitbcd.engine.queue import Queue
+from aitbcd.engine.queue import Ends, Queue
 from aitbcd.engine.removals import Removals
 from aitbcd.engine.room import Disk, Quota
 from aitbcd.engine.sampling import Sampling
@@ -55,7 +55,7 @@ from aitbcd.wire import rfc3339
 _DELETE_S = 2.0
 #: That no GPU is known may be that old when a job is refused for want of them.
 _KNOWN_S = 10.0
-_NONE: Mapping[int, int] = {}
+_NONE: Ends = {}
 
 Pieces = Callable[[], Iterable[Sequence[JobSpec]]]
 
@@ -429,7 +429,7 @@ class Engine:
                 await removal.is_over.wait()
         return freed, removal.is_gone
 
-    def waiting(self, job: Job, expected: Mapping[int, int] = _NONE) -> str | None:
+    def waiting(self, job: Job, expected: Ends = _NONE) -> str | None:
         """Return what keeps a job from going on, as a sentence; None when nothing does.
 
         Args:

@@ -32,6 +32,9 @@ from aitbcd.wire import rfc3339
 
 _log = logging.getLogger(__name__)
 
+#: By number, when jobs are expected to end; None for one of which nobody knows.
+Ends = Mapping[int, int | None]
+
 #: How often it is looked whether there is enough room on the disk, while jobs wait for that.
 _SPACE_S = 2.0
 #: How often GPUs are looked at that no job has and none can get, while jobs wait for such.
@@ -415,7 +418,7 @@ class Queue:
                 found += self._running()
         return list({each.number: each for each in found}.values())
 
-    def waiting(self, job: Job, expected: Mapping[int, int]) -> str:
+    def waiting(self, job: Job, expected: Ends) -> str:
         """Return what a job of the queue waits for, as a sentence.
 
         Args:
@@ -481,7 +484,7 @@ class Queue:
         turn = self._left.first
         return self._backlog.find(turn.lane, turn.waiting.number) if turn else None
 
-    def _lacking(self, job: Job, expected: Mapping[int, int]) -> str:
+    def _lacking(self, job: Job, expected: Ends) -> str:
         """Return which cores and memory a job waits for, and who has them; empty: for none."""
         claim = claim_of(job)
         if not (lack := planner.lacking(claim, self._free, self.whole)):
@@ -498,7 +501,7 @@ class Queue:
             parts = {each.number: str(each.cpus) for each in jobs}
         return "; ".join([lack, *_having(jobs, parts, expected, count)])
 
-    def _behind_first(self, job: Job, expected: Mapping[int, int]) -> str:
+    def _behind_first(self, job: Job, expected: Ends) -> str:
         first = self._first()
         if first is None or first.number == job.number:
             return ""
@@ -535,7 +538,7 @@ class Queue:
         """Return what is there for a job, without what is kept for others."""
         return self._pool.stock().without(self._kept_from(job))
 
-    def _lacking_gpus(self, job: Job, expected: Mapping[int, int]) -> str:
+    def _lacking_gpus(self, job: Job, expected: Ends) -> str:
         """Return which GPUs a job waits for and who has them; empty: it waits for none."""
         wish = wish_of(job)
         if not wish.count or (available := self._available(job)).allot(wish) is not None:
@@ -578,9 +581,7 @@ class Queue:
                 yield f"GPU {', '.join(gpus)} {verb} kept for {found.job_id}, which needs {asked}"
 
 
-def _having(
-    jobs: list[Job], parts: Mapping[int, str], expected: Mapping[int, int], count: int
-) -> Iterator[str]:
+def _having(jobs: list[Job], parts: Mapping[int, str], expected: Ends, count: int) -> Iterator[str]:
     """Yield who has which part of something, by number, and until when.
 
     Args:
@@ -592,7 +593,7 @@ def _having(
         yield f"{more} more {'job holds' if more == 1 else 'jobs hold'} others"
 
 
-def _first_end(jobs: list[Job], expected: Mapping[int, int]) -> str:
+def _first_end(jobs: list[Job], expected: Ends) -> str:
     """Return which of these jobs ends first; empty where nobody knows."""
     for job in _by_end(jobs, expected)[:1]:
         if end := _end(job, expected):
@@ -614,7 +615,7 @@ def _deadline(job: Job) -> int | None:
     return job.started_at + round(job.timeout_s * 1e6)
 
 
-def _by_end(jobs: list[Job], expected: Mapping[int, int]) -> list[Job]:
+def _by_end(jobs: list[Job], expected: Ends) -> list[Job]:
     """Return jobs by when they end; of whom nobody knows last."""
 
     def end(job: Job) -> float:
@@ -624,7 +625,7 @@ def _by_end(jobs: list[Job], expected: Mapping[int, int]) -> list[Job]:
     return sorted(jobs, key=end)
 
 
-def _end(job: Job, expected: Mapping[int, int], link: str = "") -> str:
+def _end(job: Job, expected: Ends, link: str = "") -> str:
     """Return when a job ends, as the end of a sentence; empty where nobody knows."""
     at, deadline = expected.get(job.number), _deadline(job)
     if at is not None and (deadline is None or at < deadline):

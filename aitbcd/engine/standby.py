@@ -15,9 +15,7 @@ from aitbcd.engine.attempt import Attempt
 SHORT_S = 0.05
 #: So many short ones in a row are a stream of them, and so many have to wait for it to go on.
 STREAM = 8
-
-
-#: How many can be over in a slot until a commit that waits for company is done.
+#: How many are ahead for each slot: they share a commit, and all that comes later is behind them.
 AHEAD = 4
 
 

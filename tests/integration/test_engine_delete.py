@@ -17,7 +17,7 @@ from aitbcd.errors import NoSuchJob, WrongState
 from aitbcd.model import JobState, Owner, Priority
 from tests.integration.conftest import new_user
 from tests.integration.engines import Rig, engine_in, scenario, until
-from tests.service import let_others_reach
+from tests.service import descendants, let_others_reach
 
 ANN = Owner(os.getuid(), "ann")
 only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
@@ -213,23 +213,23 @@ async def test_who_stops_the_removal_of_his_results_stops_nobody_elses(folder: P
             deleting = [asyncio.create_task(rig.engine.delete(job)) for job in his]
 
             async def has_stopped_two() -> bool:
-                stopped = _stop_all(stopping.uid)
-                return len(stopped) >= 2
+                stopped = _stop_all(rig, stopping.uid)
+                return len(stopped) == 2
 
             await until("two of his are stopped", has_stopped_two)
             await rig.engine.delete(others)
             await rig.gone_alone(others)
             await asyncio.gather(*deleting)
-            for pid in _stop_all(stopping.uid):
+            for pid in _stop_all(rig, stopping.uid):
                 os.kill(pid, signal.SIGCONT)
             for job in his:
                 await rig.gone_alone(job)
 
 
-def _stop_all(uid: int) -> list[int]:
-    """Stop all processes of a user, as he can himself, and return them."""
+def _stop_all(rig: Rig, uid: int) -> list[int]:
+    """Stop all that the launcher has a user do, as he can himself; return the processes."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for folder in (Path(f"/proc/{pid}") for pid in descendants(rig.engine.launcher_pid)):
         try:
             if folder.stat().st_uid == uid or f"\nUid:\t{uid}\t" in (folder / "status").read_text():
                 os.kill(int(folder.name), signal.SIGSTOP)
