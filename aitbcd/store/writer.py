@@ -9,8 +9,8 @@ copy every page that is touched, out of the common path. What is large enough to
 has one to itself.
 
 What somebody waits for is committed at once, with all that is there. The rest has a pause of
-``_PAUSE_S`` since the last commit to wait for company: where short jobs follow each other, four
-changes share a commit that each would have had alone (PostgreSQL's ``commit_delay``).
+``_PAUSE_S`` since the last commit to wait for company (PostgreSQL's ``commit_delay``): where short
+jobs follow each other, three changes share a commit in place of one or two.
 
 FULL, IOERR, NOMEM and any error of COMMIT end the transaction for all (SQLite drops the savepoints
 with it): then nothing of the group is stored, and every caller is told so.
