@@ -257,6 +257,8 @@ class Attempt:
                 never_ran = False
         finally:
             self.assigned.set()
+            # Should it stand by, it is to be given none any more.
+            self.has_room.set()
 
     async def _assign(self) -> bool:
         """Commit that this attempt is to run; False when the job is no longer in the queue."""

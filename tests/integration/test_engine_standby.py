@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,14 @@ STANDS_BY = "starts when a job before it has ended"
 ONE_SLOT = "[slots]\ncpus = 1\n"
 
 
-async def stream_then_long(rig: Rig, folder: Path, *next_ones: str) -> tuple[Job, list[Job]]:
-    """Let short jobs run, then one that lasts, with others behind it; the first stands by."""
+async def stream_then_long(
+    rig: Rig, folder: Path, *next_ones: str, gone: int = 0
+) -> tuple[Job, list[Job]]:
+    """Let short jobs run, then one that lasts, with others behind it; the first stands by.
+
+    Args:
+        gone: before those, so many that are no longer in the queue when they are to stand by.
+    """
     gate = folder / "gate"
     os.mkfifo(gate)
     first = await rig.submit("sh", "-c", f"read x < {gate}")
@@ -26,6 +34,8 @@ async def stream_then_long(rig: Rig, folder: Path, *next_ones: str) -> tuple[Job
     for _ in range(20):
         await rig.submit("true")
     long = await rig.submit("sleep", "1000")
+    for _ in range(gone):
+        _take_away(folder, await rig.submit("true"))
     behind = [await rig.submit("touch", str(folder / name)) for name in next_ones]
     for _ in range(STREAM):
         await rig.submit("true")
@@ -67,6 +77,21 @@ async def test_who_stands_by_is_canceled_at_once_and_never_runs(folder: Path) ->
         await rig.engine.cancel(await rig.job(long), force=True)
         assert (await rig.ended(other)).status is JobState.COMPLETED
         assert not (folder / "standing").exists()
+
+
+def _take_away(folder: Path, job: Job) -> None:
+    """Change a job behind the back of the queue, as it is when it was read before it ended."""
+    with closing(sqlite3.connect(folder / "state/queue.db")) as store, store:
+        store.execute("UPDATE jobs SET attempt = 1 WHERE number = ?", (job.number,))
+
+
+@scenario
+async def test_who_cannot_be_assigned_ahead_takes_nobody_s_room(folder: Path) -> None:
+    async with engine_in(folder, ONE_SLOT) as rig:
+        long, (standing,) = await stream_then_long(rig, folder, "standing", gone=2)
+        await rig.engine.cancel(await rig.job(long), force=True)
+        assert (await rig.ended(standing)).status is JobState.COMPLETED
+        assert (await rig.run("true")).status is JobState.COMPLETED
 
 
 @scenario
