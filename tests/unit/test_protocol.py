@@ -160,10 +160,13 @@ def fill(sock: socket.socket, size: int) -> int:
     raise AssertionError("never full")
 
 
+GARBAGE = [b"\xff", b"{", b"[]", b"null", b"7", b'"memfd"', b'["memfd"]', b'{"memfd":1}']
+#: JSON, but with something around it.
+NOT_ALONE = [b"{}{}", b"{} ", b"{}\n", b"{}\0", b" {}", b"\n{}", b"\xef\xbb\xbf{}"]
+
+
 @pytest.mark.parametrize(
-    "packet",
-    [b"\xff", b"{", b"[]", b"null", b"7", b'"memfd"', b'["memfd"]', b'{"memfd":1}', b"[" * 60_000],
-    ids=lambda packet: packet[:12],
+    "packet", [*GARBAGE, b"[" * 60_000, *NOT_ALONE], ids=lambda packet: packet[:12]
 )
 def test_garbage_is_refused(pair: Pair, packet: bytes) -> None:
     ours, theirs = pair
