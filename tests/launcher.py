@@ -155,6 +155,7 @@ class Stage:
         return self.process.wait(DEADLINE_S)
 
     def supervisors(self) -> list[int]:
+        """Return all that there are: with an attempt, between two, and some that had none yet."""
         return children(self.pid)
 
     def said(self) -> str:
@@ -276,10 +277,14 @@ class Stage:
 class Supervised:
     """An attempt, as its daemon sees it."""
 
-    def __init__(self, stage: Stage, spec: Message, channel: Channel, worker: int) -> None:
+    def __init__(
+        self, stage: Stage, spec: Message, channel: Channel, supervisor: int, worker: int
+    ) -> None:
         self.stage = stage
         self.spec = spec
         self.channel = channel
+        #: The pid of its supervisor, and its number where the launcher has told it.
+        self.supervisor = supervisor
         self.worker = worker
 
     @property
@@ -400,7 +405,7 @@ class Daemon:
 
     def placed(self, spec: Message, answer: Message) -> Supervised:
         worker = answer["worker"]
-        return Supervised(self.stage, spec, self.channels[worker], worker)
+        return Supervised(self.stage, spec, self.channels[worker], answer["pid"], worker)
 
     def run(self, spec: Message) -> Done:
         """See an attempt through to its recorded end."""
@@ -424,7 +429,7 @@ class Daemon:
         sock = wait_for(f"{spec['job']} is to be found", connected, log=self.stage.log)
         channel = Channel(sock)
         self._adopted.append(channel)
-        return Supervised(self.stage, spec, channel, -1)
+        return Supervised(self.stage, spec, channel, protocol.peer_pid(sock), -1)
 
     def forget(self, attempt: Supervised) -> None:
         """Close the channel to a supervisor that is gone."""

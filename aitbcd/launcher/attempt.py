@@ -183,9 +183,14 @@ class Attempt:
         if self._kill_at is not None and now >= self._kill_at:
             self._kill(now)
         if self.facts is None and self.logs and self.logs.look_at and now >= self.logs.look_at:
-            if self._oom_kills is None:
-                # Not at the start: it would cost short jobs more than they can learn from it.
-                self._oom_kills = machine_oom_kills()
+            self.look(now)
+
+    def look(self, now: float) -> None:
+        """Keep the logs within their limit, from when the program has run for a moment."""
+        if self._oom_kills is None:
+            # Not at the start: it would cost short jobs more than they can learn from it.
+            self._oom_kills = machine_oom_kills()
+        if self.logs:
             self.logs.look(now)
 
     def _kill(self, now: float) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 from aitbcd.launcher import protocol
-from aitbcd.launcher.linux import close_all_but
+from aitbcd.launcher.linux import close_all_but, highest_descriptor
 from aitbcd.launcher.protocol import Message
 
 
@@ -42,24 +42,26 @@ def send(action: Callable[[], Message], *kept: int) -> Errand:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
+        highest = highest_descriptor()
         pid = os.fork()
     except OSError:
         ours.close()
         theirs.close()
         raise
     if pid == 0:
-        _run(action, theirs, kept)
+        _run(action, theirs, highest, kept)
     theirs.close()
     ours.setblocking(False)
     return Errand(pid, os.pidfd_open(pid), ours)
 
 
-def _run(action: Callable[[], Message], answer: socket.socket, kept: tuple[int, ...]) -> NoReturn:
+def _run(
+    action: Callable[[], Message], answer: socket.socket, highest: int, kept: tuple[int, ...]
+) -> NoReturn:
     """Live as the child. What else is open is its parent's."""
     try:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        close_all_but(answer.fileno(), *kept)
+        close_all_but(highest, answer.fileno(), *kept)
         protocol.send(answer, action())
     except BaseException:
         sys.excepthook(*sys.exc_info())

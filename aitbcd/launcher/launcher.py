@@ -23,22 +23,24 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 from aitbcd import __version__
-from aitbcd.launcher import cgroups, containers, errand, package, processes, protocol, seal
+from aitbcd.launcher import cgroups, containers, errand, package, processes, protocol, seal, signals
 from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher.errand import Errand
 from aitbcd.launcher.folder import Folder, Taken
 from aitbcd.launcher.identity import do_as, of_spec
 from aitbcd.launcher.jobgroup import JobGroup
-from aitbcd.launcher.linux import become_subreaper, close_all_but
+from aitbcd.launcher.linux import become_subreaper, close_all_but, highest_descriptor
 from aitbcd.launcher.protocol import CANCELED, LAUNCHER_LOCK, LAUNCHER_SOCKET, Message
 from aitbcd.launcher.rehearsal import rehearse
 from aitbcd.launcher.removal import remove_package
 from aitbcd.launcher.rules import Refusal, Rules
 from aitbcd.launcher.supervisor import Supervisor
 
-#: Idle supervisors that are kept, each costs about a megabyte; and at most, as long as they are
-#: needed every so many seconds.
+#: Idle supervisors that are kept, each has two megabytes of its own, half of one before its first
+#: attempt; and at most, as long as they are needed every so many seconds.
 _KEEP_IDLE, _KEEP_IDLE_MOST, _IDLE_S = 8, 64, 2.0
+#: Supervisors that are forked at a time.
+_AT_ONCE = 4
 #: How long the first daemon may take to connect; it may have been killed meanwhile.
 _PATIENCE_S = 60.0
 _IN_A_USERS_NAME = frozenset({"start", "seal", "sweep", "remove_package"})
@@ -132,13 +134,12 @@ class Launcher:
         self._add(self._listener.fileno(), self._on_connect)
 
     def run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        rehearse(self._run_fd, self._cgroups.jobs)
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, self._reload if self._rules else signal.SIG_IGN)
-        # Where whoever started us ignored it, the kernel would reap our children.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signals.listen()
+        signals.at_stop(self._stop)
+        if self._rules:
+            signals.at_reload(self._rules.reload)
+        with signals.held():
+            rehearse(self._run_fd, self._cgroups.jobs)
         # What is there now is shared with every supervisor; a collection would copy it.
         gc.collect()
         gc.disable()
@@ -158,13 +159,9 @@ class Launcher:
             return max(0.0, self._look_at - time.monotonic())
         return _PATIENCE_S if self._generation == 0 and not self._is_lasting else None
 
-    def _stop(self, *_: object) -> None:
+    def _stop(self) -> None:
         """Supervisors go on; a new launcher does without the ones that are busy."""
         os._exit(0)
-
-    def _reload(self, *_: object) -> None:
-        assert self._rules is not None
-        self._rules.reload()
 
     def _is_done(self) -> bool:
         if self._is_lasting or self._daemon or self._generation == 0:
@@ -294,7 +291,8 @@ class Launcher:
         self._unused = min(self._unused, len(self._idle))
         try:
             if worker is None:
-                worker = self._fork_worker()
+                self._fork_workers()
+                worker = self._idle.pop()
             self._place(worker, spec, name)
         except Taken as taken:
             self._reply(spec, {"op": "refused", "why": taken.why, "error": str(taken)})
@@ -351,29 +349,48 @@ class Launcher:
             # daemon to look again.
             signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
 
-    def _fork_worker(self) -> Worker:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            self._be_supervisor(theirs)
-        theirs.close()
+    def _fork_workers(self) -> None:
+        """Fork some, as many as can be.
+
+        One right after the other, and more than are asked for: a page that we write on between two
+        forks is shared no more. Forked one by one each would cost a tenth more.
+
+        Raises:
+            OSError: there can be no further process.
+        """
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(_AT_ONCE)]
+        highest = highest_descriptor()
+        pids: list[int] = []
+        try:
+            for _, theirs in pairs:
+                pids.append(os.fork() or self._be_supervisor(theirs, highest))
+        except OSError:
+            if not pids:
+                raise
+        finally:
+            for _, theirs in pairs:
+                theirs.close()
+            for ours, _ in pairs[len(pids) :]:
+                ours.close()
+        for pid, (ours, _) in zip(pids, pairs, strict=False):
+            self._take_on(pid, ours)
+
+    def _take_on(self, pid: int, control: socket.socket) -> None:
         self._count += 1
-        worker = Worker(self._count, pid, os.pidfd_open(pid), ours)
+        worker = Worker(self._count, pid, os.pidfd_open(pid), control)
         self._workers[pid] = worker
         self._add(worker.pidfd, lambda: self._on_death(worker))
-        self._add(ours.fileno(), lambda: self._on_word(worker))
-        return worker
+        self._add(control.fileno(), lambda: self._on_word(worker))
+        self._idle.append(worker)
 
-    def _be_supervisor(self, control: socket.socket) -> NoReturn:
+    def _be_supervisor(self, control: socket.socket, highest: int) -> NoReturn:
         """Let go of all that is the launcher's, then live as a supervisor."""
         code = 70
         try:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             cgroups.enter(*self._cgroups.supervisors)
             # Our lock, and the other ends of others' sockets. Their objects live on in our
             # caller's frames, which a child never returns to.
-            close_all_but(control.fileno(), self._run_fd, self._results_fd)
+            close_all_but(highest, control.fileno(), self._run_fd, self._results_fd)
             Supervisor(
                 control, self._run_fd, self._results_fd, self._daemon_uid, self._cgroups.jobs
             ).run()

@@ -26,6 +26,7 @@ _IN_MODIFY, _IN_ONESHOT = 0x2, 0x80000000
 # linux/mempolicy.h; as for ioprio_set, there is no function for it.
 _MPOL_PREFERRED, _MPOL_PREFERRED_MANY = 1, 5
 _SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237, "ppc64le": 261, "s390x": 270}
+_OOM_KILLS = b"\noom_kill "
 #: No kernel has more nodes (CONFIG_NODES_SHIFT is 10 at most).
 _NODES = 1024
 
@@ -92,14 +93,22 @@ def notify(state: str) -> None:
 def machine_oom_kills() -> int | None:
     """Return how many processes the kernel's OOM killer has ended since the machine started.
 
-    None before Linux 4.13, which does not count them (/proc/vmstat).
+    None before Linux 4.13, which does not count them (/proc/vmstat). Read without a file object,
+    for which a supervisor would copy several pages that it shares.
     """
     try:
-        with open("/proc/vmstat", "rb") as file:
-            _, found, behind = file.read().partition(b"\noom_kill ")
+        fd = os.open("/proc/vmstat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    return int(behind.split(b"\n", 1)[0]) if found else None
+    text = b""
+    try:
+        # The kernel hands out a page at a time.
+        while piece := os.read(fd, 4096):
+            text += piece
+    finally:
+        os.close(fd)
+    at = text.find(_OOM_KILLS)
+    return int(text[at + len(_OOM_KILLS) : text.index(b"\n", at + 1)]) if at >= 0 else None
 
 
 def become_subreaper() -> None:
@@ -150,13 +159,18 @@ def log_in(uid: int) -> None:
         pass
 
 
-def close_all_but(*kept: int) -> None:
-    """Close all descriptors but these and the standard streams."""
+def highest_descriptor() -> int:
+    """Return the highest that is open: what a fork has to close, which would copy pages to ask."""
+    return max(int(name) for name in os.listdir("/proc/self/fd"))
+
+
+def close_all_but(highest: int, *kept: int) -> None:
+    """Close all descriptors up to the highest but these and the standard streams."""
     low = 3
     for fd in sorted(kept):
         os.closerange(low, fd)
         low = fd + 1
-    os.closerange(low, max(int(name) for name in os.listdir("/proc/self/fd")) + 1)
+    os.closerange(low, highest + 1)
 
 
 def be_idle() -> None:

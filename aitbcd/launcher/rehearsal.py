@@ -7,12 +7,10 @@ those pages are shared by all supervisors; done in each, they cost each of them 
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import time
 from typing import Any
 
-from aitbcd.launcher import folder, logs, package, protocol
+from aitbcd.launcher import folder, package, processes, protocol
 from aitbcd.launcher.protocol import Message
 from aitbcd.launcher.supervisor import Supervisor
 
@@ -25,6 +23,9 @@ def rehearse(run_fd: int, groups: str | None) -> None:
 
     A crash leaves what ``folder.clear_temporary`` removes with all that is in it.
     """
+    if processes.own_children():
+        # Of whoever became us. A supervisor ends all that is below it.
+        return
     try:
         os.mkdir(_STAGE, 0o700, dir_fd=run_fd)
         stage = os.open(_STAGE, package.DIRECTORY, dir_fd=run_fd)
@@ -40,69 +41,80 @@ def rehearse(run_fd: int, groups: str | None) -> None:
         os.close(stage)
 
 
-class _Broken(BaseException):
-    """What a supervisor would outlive for the sake of its job."""
+class _Broken(Exception):
+    """The supervisor of the rehearsal gave up, as on a full disk."""
 
 
-class _Rehearsal(Supervisor):
-    """A supervisor whose launcher and daemon are played by itself."""
+class _Rehearsal:
+    """A supervisor, and its launcher and daemon, who answer it between its turns.
+
+    It is no subclass: what is cached is cached for the class whose code it is.
+    """
 
     def __init__(self, stage: int, groups: str | None) -> None:
-        self._launcher_end, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._daemon_end, self._channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        super().__init__(control, stage, stage, os.getuid(), groups)
         self._stage = stage
         self._left = _TIMES
-        self._hand_over([*self._build(), self._channel.detach()])
+        self._launcher, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._daemon, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._launcher.setblocking(False)
+        self._daemon.setblocking(False)
+        self._supervisor = Supervisor(control, stage, stage, os.getuid(), groups)
+        made = folder.build(stage, self._spare)
+        self._hand_over([*made, channel.detach()])
 
-    def _build(self) -> list[int]:
-        made = folder.build(self._stage, self._spare)
-        return list(made)
+    @property
+    def _spare(self) -> str:
+        return folder.spare_name(os.getpid())
+
+    def run(self) -> None:
+        self._supervisor.open()
+        try:
+            while self._supervisor.has_work():
+                self._supervisor.turn()
+                self._answer()
+        finally:
+            self._launcher.close()
+            self._daemon.close()
+            self._supervisor.close()
+
+    def _answer(self) -> None:
+        job = _spec(self._left)
+        for message in _all_from(self._daemon):
+            match message["op"]:
+                case "running":
+                    # A job that is over so soon never comes to it.
+                    self._supervisor.look()
+                case "exited":
+                    protocol.send(self._daemon, {"op": "seal", **job})
+                case "sealed" | "seal_failed":
+                    protocol.send(self._daemon, {"op": "done", **job})
+        if _all_from(self._launcher):
+            self._left -= 1
+            if self._left:
+                self._hand_over([])
+            else:
+                self._launcher.close()
 
     def _hand_over(self, fds: list[int]) -> None:
         spec = _spec(self._left)
         name = protocol.folder_name(spec["job"], spec["attempt"])
         folder.publish(self._stage, self._spare, name)
-        protocol.send(self._launcher_end, spec, fds)
+        protocol.send(self._launcher, spec, fds)
         protocol.close_all(fds)
 
-    def _obey(self, message: Message, samples: int | None) -> None:
+
+def _all_from(sock: socket.socket) -> list[Message]:
+    """Return what is there to be read."""
+    found: list[Message] = []
+    while sock.fileno() >= 0:
         try:
-            super()._obey(message, samples)
-        except OSError as error:
-            raise _Broken from error
-
-    def _tell(self, message: Message) -> None:
-        super()._tell(message)
-        if self._attempt and self._attempt.logs:
-            # A job that is over so soon never comes to it.
-            self._attempt.logs.look(time.monotonic())
-        job = _spec(self._left)
-        match message["op"]:
-            case "exited":
-                protocol.send(self._daemon_end, {"op": "seal", **job})
-            case "sealed" | "seal_failed":
-                protocol.send(self._daemon_end, {"op": "done", **job})
-
-    def _become_free(self) -> None:
-        super()._become_free()
-        protocol.receive(self._launcher_end)
-        self._left -= 1
-        if self._left:
-            self._hand_over([])
-        else:
-            self._launcher_end.close()
-
-    def _on_shutdown(self, *_: object) -> None:
-        os._exit(0)
-
-    def run(self) -> None:
-        super().run()
-        self._daemon_end.close()
-        self._drop_daemon()
-        logs.forget_watch()
-        signal.set_wakeup_fd(-1)
-        protocol.close_all(list(self._wakeup))
+            received = protocol.receive(sock)
+        except BlockingIOError:
+            break
+        if received is None:
+            raise _Broken
+        found.append(received[0])
+    return found
 
 
 def _spec(number: int) -> dict[str, Any]:

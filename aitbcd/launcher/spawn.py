@@ -16,7 +16,6 @@ import resource
 import select
 import signal
 import stat
-from functools import lru_cache
 from typing import Any
 
 from aitbcd.launcher.cgroups import enter
@@ -90,7 +89,6 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
                     file_actions=streams,
                     setsid=True,
                     setsigmask=(),
-                    setsigdef=_ignored_by(os.getpid()),
                 )
             except OSError as error:
                 _explain(program, error)
@@ -192,10 +190,6 @@ def _become_program(
             prefer_memory_of(limits.get("near_nodes", []))
         signal.set_wakeup_fd(-1)
         os.setsid()
-        # As our parent had them, which need not ask again.
-        for number in _ignored_by(os.getppid()):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if who is not None:
             # As root, so that it is root's: users may have few keys.
             leave_session_keyring()
@@ -292,18 +286,6 @@ def _what_of(error: OSError) -> str:
         case errno.EACCES:
             return "is closed to the job's user"
     return f"cannot be opened: {os.strerror(error.errno or 0)}"
-
-
-@lru_cache(maxsize=1)
-def _ignored_by(pid: int) -> list[int]:
-    """Return the signals that exec would leave ignored: Python's SIGPIPE, a nohup's SIGHUP.
-
-    Args:
-        pid: of the supervisor that we are, or have just been: it ignores the same all its life.
-    """
-    return [
-        number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN
-    ]
 
 
 def _shown(text: str) -> str:

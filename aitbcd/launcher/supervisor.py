@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from aitbcd.launcher import errand, processes, protocol, seal
+from aitbcd.launcher import errand, logs, processes, protocol, seal, signals
 from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher.attempt import Attempt
 from aitbcd.launcher.errand import Errand
@@ -33,7 +33,7 @@ _STOP_TRIES, _STOP_PAUSE_S = 40, 0.05
 
 
 class Supervisor:
-    """``run`` is the whole life of the process."""
+    """``run`` is the whole life of the process; the rehearsal takes the turns itself."""
 
     def __init__(
         self,
@@ -67,17 +67,38 @@ class Supervisor:
         self._handlers: dict[int, Callable[[], None]] = {}
 
     def run(self) -> None:
+        self.open()
+        while self.has_work():
+            self.turn()
+        self._leave()
+
+    def open(self) -> None:
         become_subreaper()
         self._listen_to_signals()
         if self._control:
             self._add(self._control.fileno(), self._on_control)
-        while self._has_work():
-            for fd, _ in self._poller.poll(self._timeout_ms()):
-                # An earlier handler of this turn may have closed it.
-                if handler := self._handlers.get(fd):
-                    handler()
-            self._look_after_attempt()
+
+    def turn(self) -> None:
+        for fd, _ in self._poller.poll(self._timeout_ms()):
+            # An earlier handler of this turn may have closed it.
+            if handler := self._handlers.get(fd):
+                handler()
+        self._look_after_attempt()
+
+    def look(self) -> None:
+        """Do now what is done when a program has run for a moment."""
+        if self._attempt:
+            self._attempt.look(time.monotonic())
+
+    def close(self) -> None:
+        """Let go of all that is kept, in a process that goes on."""
         self._leave()
+        self._leave_launcher()
+        self._drop_daemon()
+        self._stop_listening()
+        logs.forget_watch()
+        signal.set_wakeup_fd(-1)
+        protocol.close_all(list(self._wakeup))
 
     def _leave(self) -> None:
         """Remove the folder that was kept for a next attempt."""
@@ -89,15 +110,14 @@ class Supervisor:
                 pass
             self._folder = None
 
-    def _has_work(self) -> bool:
+    def has_work(self) -> bool:
         return self._control is not None or self._attempt is not None
 
     def _listen_to_signals(self) -> None:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wakeup = (reading, writing)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._on_shutdown)
+        signals.at_stop(self._on_shutdown)
         self._add(reading, lambda: self._on_wakeup(reading))
 
     def _on_wakeup(self, fd: int) -> None:
@@ -105,7 +125,7 @@ class Supervisor:
         if self._attempt:
             self._attempt.reap()
 
-    def _on_shutdown(self, *_: object) -> None:
+    def _on_shutdown(self) -> None:
         """The machine or the whole service stops in order: what ends now is not the job's fault."""
         if self._attempt:
             self._attempt.end("shutdown", self._attempt.spec["grace_s"])
@@ -152,9 +172,7 @@ class Supervisor:
         assert self._control is not None
         received = protocol.receive(self._control)
         if received is None:
-            self._forget(self._control.fileno())
-            self._control.close()
-            self._control = None
+            self._leave_launcher()
             return
         spec, fds = received
         if self._folder is None:
@@ -163,6 +181,13 @@ class Supervisor:
         if fds:
             self._use_daemon(socket.socket(fileno=fds[0]))
         self._begin(Attempt(spec, self._folder, self._groups))
+
+    def _leave_launcher(self) -> None:
+        """Take no further attempt."""
+        if self._control:
+            self._forget(self._control.fileno())
+            self._control.close()
+            self._control = None
 
     def _begin(self, attempt: Attempt) -> None:
         self._attempt = attempt
@@ -276,10 +301,13 @@ class Supervisor:
             # The launcher gives the next attempt a channel of its own.
             self._drop_daemon()
         name = protocol.folder_name(attempt.spec["job"], attempt.spec["attempt"])
-        if self._control is None or not _is_alone():
+        if not _is_alone():
+            # What would not die is the launcher's to reap.
+            self._leave_launcher()
+        if self._control is None:
+            self._folder = None
             run_folder.remove(self._run_fd, attempt.folder, name)
-            # What would not die is the launcher's to reap now.
-            os._exit(0)
+            return
         run_folder.recycle(self._run_fd, attempt.folder, name, self._spare)
         self._become_free()
 

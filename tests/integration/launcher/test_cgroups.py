@@ -186,8 +186,7 @@ def test_what_a_killed_supervisor_left_is_ended(stage: Stage, group: Group) -> N
     daemon = group.launch(stage)
     attempt = daemon.start(stage.shell("env -i setsid sleep 1000 & sleep 1000"))
     pid = attempt.running()["pid"]
-    (supervisor,) = stage.supervisors()
-    os.kill(supervisor, signal.SIGKILL)
+    os.kill(attempt.supervisor, signal.SIGKILL)
     attempt.wait_lost()
     wait_gone(pid)
     wait_for("its cgroup is gone", lambda: not group.jobs)

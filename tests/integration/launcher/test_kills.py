@@ -87,7 +87,8 @@ def test_idle_supervisors_end_with_their_launcher(stage: Stage, daemon: Daemon) 
         attempt.exited()
         attempt.finish()
     pids = stage.supervisors()
-    assert pids
+    # One of them never had one.
+    assert set(pids) > {attempt.supervisor for attempt in attempts}
     stage.kill()
     for pid in pids:
         wait_gone(pid)
@@ -98,19 +99,23 @@ def test_idle_supervisors_end_with_their_launcher(stage: Stage, daemon: Daemon) 
 @pytest.mark.parametrize("when", ["between two jobs", "with a job on its way"])
 def test_a_killed_idle_supervisor_costs_nothing(stage: Stage, daemon: Daemon, when: str) -> None:
     daemon.run(stage.spec("true"))
-    [pid] = stage.supervisors()
+    idle = set(stage.supervisors())
     spec = stage.spec("true")
     if when == "with a job on its way":
-        os.kill(pid, signal.SIGSTOP)
+        for pid in idle:
+            os.kill(pid, signal.SIGSTOP)
         attempt = daemon.start(spec)
         assert stage.is_locked(spec)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(attempt.supervisor, signal.SIGKILL)
         attempt.wait_lost()
         daemon.forget(attempt)
         assert not (stage.run_folder(spec) / protocol.STARTED).exists()
+        for pid in idle - {attempt.supervisor}:
+            os.kill(pid, signal.SIGCONT)
     else:
-        os.kill(pid, signal.SIGKILL)
-        wait_for("its death is dealt with", lambda: not children(stage.pid))
+        for pid in idle:
+            os.kill(pid, signal.SIGKILL)
+        wait_for("their deaths are dealt with", lambda: not children(stage.pid))
     done = daemon.run(spec)
     assert done.facts["exit_code"] == 0
     assert daemon.hello()["pid"] == stage.pid
@@ -127,8 +132,8 @@ def test_a_killed_supervisor_takes_all_that_it_had_started_along(
     theirs = pids_of(stage, further)
     # A process of the same user that a job has not started.
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as stranger:
-        supervisor = next(pid for pid in stage.supervisors() if pids[-1] in children(pid))
-        os.kill(supervisor, signal.SIGKILL)
+        others = set(stage.supervisors()) - {attempt.supervisor}
+        os.kill(attempt.supervisor, signal.SIGKILL)
         attempt.wait_lost()
         for pid in pids:
             wait_gone(pid)
@@ -139,7 +144,7 @@ def test_a_killed_supervisor_takes_all_that_it_had_started_along(
     assert not stage.is_locked(spec)
     assert (stage.run_folder(spec) / protocol.STARTED).exists()
     assert not (stage.run_folder(spec) / protocol.EXIT).exists()
-    wait_for("no zombie is left", lambda: len(children(stage.pid)) == 1)
+    wait_for("no zombie is left", lambda: set(children(stage.pid)) == others)
     assert daemon.ask("sweep", **about(spec))["left"] == []
     spared.cancel(0)
     spared.exited()
@@ -155,10 +160,9 @@ def test_a_sweep_deals_with_a_death_that_nobody_has_noticed(stage: Stage, daemon
     spec = family(stage, FAMILY)
     attempt = daemon.start(spec)
     pids = pids_of(stage, spec)
-    [supervisor] = stage.supervisors()
     os.kill(stage.pid, signal.SIGSTOP)
     rid = daemon.tell("sweep", **about(spec))
-    os.kill(supervisor, signal.SIGKILL)
+    os.kill(attempt.supervisor, signal.SIGKILL)
     attempt.wait_lost()
     os.kill(stage.pid, signal.SIGCONT)
     assert daemon.answer(rid)["left"] == []
@@ -250,11 +254,20 @@ def test_what_another_user_may_start_is_not_swept(stage: Stage, daemon: Daemon, 
 
 
 def test_an_order_to_end_leaves_busy_supervisors_alone(stage: Stage, daemon: Daemon) -> None:
-    spec = stage.spec("sleep", "1000")
-    attempt = daemon.start(spec)
+    # So that the busy one is the first that was forked, which could hold on to all others.
+    # The busy one is the first that was forked, so it could hold on to all the others.
+    over = [daemon.start(stage.spec("true")) for _ in range(3)]
+    attempt = daemon.start(stage.spec("sleep", "1000"))
     pid = attempt.running()["pid"]
+    for each in over:
+        each.exited()
+        each.finish()
+    idle = set(stage.supervisors()) - {attempt.supervisor}
+    assert idle
     os.kill(stage.pid, signal.SIGTERM)
     assert stage.wait() == 0
+    for supervisor in idle:
+        wait_gone(supervisor)
     assert is_alive(pid)
     attempt.cancel(0)
     assert attempt.exited()["ended_by"] == "cancel"
@@ -273,19 +286,77 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_a_launcher_that_was_started_with_all_signals_ignored_and_blocked(stage: Stage) -> None:
+@pytest.mark.parametrize("whose", ["mine", "mine, with a fork", "another user's"])
+def test_a_launcher_that_was_started_with_all_signals_ignored_and_blocked(
+    stage: Stage, whose: str, request: pytest.FixtureRequest
+) -> None:
+    who: Who = request.getfixturevalue("other") if whose == "another user's" else myself()
     assert stage.launch(before=(sys.executable, "-I", "-S", "-c", STUBBORN)), stage.said()
     daemon = stage.connect()
-    status = daemon.run(stage.spec("cat", "/proc/self/status")).stdout.decode()
-    fields = proc_status(status)
+    is_forked = whose != "mine"
+    spec = stage.spec("cat", "/proc/self/status", who=who, no_new_privs=is_forked)
+    fields = proc_status(daemon.run(spec).stdout.decode())
     # glibc's posix_spawn(3) ignores the two signals that are its own, 32 and 33.
-    assert int(fields["SigBlk"], 16) == int(fields["SigIgn"], 16) & ~(3 << 31) == 0
+    its_own = 0 if is_forked else 3 << 31
+    assert int(fields["SigBlk"], 16) == int(fields["SigIgn"], 16) & ~its_own == 0
     # It reaps its supervisors: it sees one that is killed, and ends with its daemon.
-    [supervisor] = stage.supervisors()
+    supervisor = stage.supervisors()[0]
     os.kill(supervisor, signal.SIGKILL)
-    wait_for("it is reaped", lambda: not children(stage.pid))
+    wait_for("it is reaped", lambda: supervisor not in children(stage.pid))
     daemon.hang_up()
     assert stage.wait() == 0
+
+
+#: Takes its user a while to find: a program is looked for between fork and exec.
+FAR = ":".join(["/nowhere"] * 2_000_000)
+
+
+def test_who_is_asked_to_end_before_it_has_become_a_program_ends(
+    stage: Stage, daemon: Daemon
+) -> None:
+    attempt = daemon.start(stage.spec("nothing", env={"PATH": FAR}, no_new_privs=True))
+    [child] = wait_for("it is forked", lambda: children(attempt.supervisor))
+    # What comes earlier Python forgets in a fork.
+    wait_for("it leads its session", lambda: os.getsid(child) == child)
+    os.kill(child, signal.SIGTERM)
+    facts = attempt.exited()
+    assert (facts["signal"], facts["ended_by"]) == (signal.SIGTERM, None)
+    # Its supervisor was not asked.
+    attempt.finish()
+    assert daemon.run(stage.spec("true")).worker == attempt.worker
+
+
+#: Takes long enough to be seen.
+LONG_REHEARSAL = "from aitbcd.launcher import rehearsal; rehearsal._TIMES = 100"
+
+
+def test_a_launcher_that_is_asked_to_end_while_it_tries_itself_out_leaves_nothing(
+    stage: Stage,
+) -> None:
+    assert stage.launch(prelude=LONG_REHEARSAL), stage.said()
+    wait_for("it tries itself out", (stage.run / ".new.rehearsal").exists)
+    os.kill(stage.pid, signal.SIGTERM)
+    assert stage.wait() == 0
+    assert sorted(os.listdir(stage.run)) == ["launcher.lock", "launcher.log", "launcher.sock"]
+    assert os.listdir(stage.results) == []
+    assert stage.said() == ""
+
+
+#: Starts a program, and becomes the launcher.
+PARENT = """
+import os, subprocess, sys
+subprocess.Popen(["sleep", "1000"])
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_launcher_that_has_children_before_it_begins_leaves_them_alone(stage: Stage) -> None:
+    assert stage.launch(before=(sys.executable, "-I", "-S", "-c", PARENT)), stage.said()
+    daemon = stage.connect()
+    daemon.hello()
+    [child] = children(stage.pid)
+    assert daemon.run(stage.spec("true")).facts["exit_code"] == 0
+    assert is_alive(child)
 
 
 def test_a_launcher_that_no_daemon_ever_finds_ends(stage: Stage) -> None:

@@ -158,6 +158,33 @@ def test_no_further_process(stage: Stage, other: Who) -> None:
     assert daemon.hello()["pid"] == stage.pid
 
 
+#: Lets its user have one more process, and what is forked as many as he likes.
+ONE_MORE = """
+most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+resource.setrlimit(resource.RLIMIT_NPROC, (2, most))
+allow = lambda: resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+os.register_at_fork(after_in_child=allow)
+"""
+
+
+def test_one_further_process_where_several_are_made_at_a_time(stage: Stage, other: Who) -> None:
+    daemon = stage.launch_as(other, ONE_MORE)
+    attempt = daemon.start(stage.spec("sleep", "1000", who=other))
+    attempt.running()
+    assert stage.supervisors() == [attempt.supervisor]
+    spec = stage.spec("true", who=other)
+    open_before = os.listdir(f"/proc/{stage.pid}/fd")
+    answer = daemon.ask("start", **spec)
+    assert (answer["op"], answer["why"]) == ("refused", "storage")
+    assert os.strerror(errno.EAGAIN) in answer["error"]
+    assert os.listdir(f"/proc/{stage.pid}/fd") == open_before
+    attempt.cancel(0)
+    attempt.exited()
+    attempt.finish()
+    for _ in range(2):
+        assert daemon.run(spec | {"job": f"{spec['job']}x"}).worker == attempt.worker
+
+
 #: Tries to be allowed more, and starts what it may.
 MANY = """
 ulimit -p; ulimit -H -p
@@ -211,9 +238,8 @@ def test_a_user_who_stops_his_sealing_stops_it_only_so_long(stage: Stage, other:
     spec = stage.shell('truncate -s 100G "$AITBC_ARTIFACTS_DIR/big"', who=other)
     attempt = daemon.start(spec)
     attempt.exited()
-    [supervisor] = stage.supervisors()
     attempt.tell("seal", **stage.order(spec))
-    sealer = wait_for("it seals in turn", lambda: sealer_below(supervisor))
+    sealer = wait_for("it seals in turn", lambda: sealer_below(attempt.supervisor))
     stop_as(other, sealer)
     failed = attempt.channel.word(attempt.key, "sealed", "seal_failed")
     assert (failed["op"], failed["errno"]) == ("seal_failed", errno.ETIMEDOUT)
@@ -243,9 +269,8 @@ def test_what_seals_is_not_for_its_user_to_look_into(stage: Stage, other: Who) -
     spec = stage.shell('truncate -s 100G "$AITBC_ARTIFACTS_DIR/big"', who=other)
     attempt = daemon.start(spec)
     attempt.exited()
-    [supervisor] = stage.supervisors()
     attempt.tell("seal", **stage.order(spec))
-    pid = wait_for("it seals in turn", lambda: sealer_below(supervisor))
+    pid = wait_for("it seals in turn", lambda: sealer_below(attempt.supervisor))
     stop_as(other, pid)
     ids = proc_status(Path(f"/proc/{pid}/status").read_text())["Uid"]
     assert ids.split() == [str(other.uid)] * 4
@@ -300,9 +325,8 @@ def test_a_sealing_that_its_user_kills_is_told(stage: Stage, other: Who) -> None
     spec = stage.shell('truncate -s 300M "$AITBC_ARTIFACTS_DIR/big"', who=other)
     attempt = daemon.start(spec)
     attempt.exited()
-    [supervisor] = stage.supervisors()
     attempt.tell("seal", **stage.order(spec))
-    sealer = wait_for("it seals in turn", lambda: sealer_below(supervisor))
+    sealer = wait_for("it seals in turn", lambda: sealer_below(attempt.supervisor))
     os.kill(sealer, signal.SIGKILL)
     failed = attempt.channel.word(attempt.key, "sealed", "seal_failed")
     assert (failed["op"], failed["errno"]) == ("seal_failed", errno.EOWNERDEAD)
@@ -318,12 +342,12 @@ def test_a_sealing_without_supervisor_that_is_killed_leaves_nobody_at_it(
     spec = stage.shell('truncate -s 300M "$AITBC_ARTIFACTS_DIR/big"', who=other)
     attempt = daemon.start(spec)
     attempt.exited()
-    [supervisor] = stage.supervisors()
-    os.kill(supervisor, signal.SIGKILL)
+    others = set(stage.supervisors()) - {attempt.supervisor}
+    os.kill(attempt.supervisor, signal.SIGKILL)
     attempt.wait_lost()
-    wait_for("its supervisor is buried", lambda: not children(stage.pid))
+    wait_for("its supervisor is buried", lambda: set(children(stage.pid)) == others)
     rid = daemon.tell("seal", **stage.order(spec))
-    [task] = wait_for("it seals", lambda: children(stage.pid))
+    [task] = wait_for("it seals", lambda: set(children(stage.pid)) - others)
     [sealer] = wait_for("it seals as the user", lambda: children(task))
     stop_as(other, sealer)
     os.kill(task, signal.SIGKILL)
