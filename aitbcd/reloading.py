@@ -66,16 +66,25 @@ class Reloading:
         while True:
             self._woken.clear()
             with ExitStack() as stack:
-                # There may be no such folder, or no watch left: then SIGHUP is left.
+                # There may be no watch left: then SIGHUP is left.
                 for folder in {path.parent for path in self._files}:
                     with suppress(OSError):
-                        stack.enter_context(self._watches.on_save(folder, self._woken))
+                        self._watch(folder, stack)
                 # What was saved before the watch was set.
                 if not self._is_told and not self._is_saved():
                     await self._woken.wait()
             if self._is_told or self._is_saved():
                 self._is_told = False
                 self._reload()
+
+    def _watch(self, folder: Path, stack: ExitStack) -> None:
+        """Watch a folder, or while there is none the one that it will be made in."""
+        # A user's first configuration is often in a folder that was made for it.
+        while (made := _made_of(folder)) != folder:
+            stack.enter_context(self._watches.on_arrival(made, self._woken))
+            if _made_of(folder) == made:
+                return
+        stack.enter_context(self._watches.on_save(folder, self._woken))
 
     def _contents(self) -> list[bytes | None]:
         return [_digest(path) for path in self._files]
@@ -107,6 +116,11 @@ class Reloading:
         self._say(f"read {self._path}: {what}")
         if late:
             self._say(f"  {', '.join(late)} will count from the next start of the daemon")
+
+
+def _made_of(folder: Path) -> Path:
+    """Return the longest beginning of a path that is a folder."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def _digest(path: Path) -> bytes | None:

@@ -74,6 +74,16 @@ class Watches:
         with self._once(os.fspath(folder), _CLOSE_WRITE | _MOVED_TO | _ATTRIB, woken):
             yield
 
+    @contextmanager
+    def on_arrival(self, folder: str | os.PathLike[str], woken: asyncio.Event) -> Iterator[None]:
+        """Set ``woken`` when something is made in the folder, put there, or opened to us.
+
+        Raises:
+            OSError: there is no such folder, or the user's limit of watches is reached.
+        """
+        with self._once(os.fspath(folder), _CREATE | _MOVED_TO | _ATTRIB, woken):
+            yield
+
     def close(self) -> None:
         self._loop.remove_reader(self._fd)
         os.close(self._fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import Box, serving
-from tests.service import PLAIN_CONFIG, wait_for
+from tests.service import PLAIN_CONFIG, Service, wait_for
 
 
 @pytest.fixture
@@ -34,6 +35,17 @@ def by_renaming(path: Path, text: str) -> None:
 def said(box: Box, words: str, times: int = 1) -> None:
     log = box.service.log
     wait_for(f"{words!r} is said", lambda: log.read_text().count(words) >= times, log=log)
+
+
+def watched(service: Service, folder: Path) -> None:
+    """Wait until the daemon has an inotify watch of a folder (proc(5), fdinfo)."""
+    of_it = f"ino:{folder.stat().st_ino:x} "
+    told = Path(f"/proc/{service.pid}/fdinfo")
+    wait_for(
+        f"{folder} is watched",
+        lambda: any(of_it in path.read_text() for path in told.iterdir()),
+        log=service.log,
+    )
 
 
 def contact_of_a_failure(box: Box) -> str:
@@ -73,6 +85,22 @@ def test_sighup_reads_it_and_a_missing_one_means_the_defaults_only_then(own: Box
     os.kill(own.service.pid, signal.SIGHUP)
     said(own, "server.contact", 2)
     assert "her" not in contact_of_a_failure(own)
+
+
+def test_the_folder_of_a_configuration_may_be_made_while_the_daemon_runs(tmp_path: Path) -> None:
+    service = Service(tmp_path / "daemon")
+    home = service.folder / "home"
+    service.config = home / "aitbcd" / "aitbcd.toml"
+    service.config.parent.mkdir(parents=True)
+    in_place(service.config, PLAIN_CONFIG)
+    with service:
+        shutil.rmtree(home)
+        for folder in (home, service.config.parent):
+            watched(service, folder.parent)
+            folder.mkdir()
+        watched(service, service.config.parent)
+        in_place(service.config, f'{PLAIN_CONFIG}contact = "her"\n')
+        said(Box(service), "changed: server.contact")
 
 
 def test_what_counts_from_the_start_only_is_said(own: Box) -> None:
