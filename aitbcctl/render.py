@@ -31,8 +31,14 @@ def plain(text: object) -> str:
     if raw.isprintable():
         return raw
     return "".join(
-        char if char.isprintable() or char in _JOINERS else ascii(char)[1:-1] for char in raw
+        char if char.isprintable() or char in _JOINERS else _escape(char) for char in raw
     )
+
+
+def _escape(char: str) -> str:
+    # What is no UTF-8 comes as lone surrogates (os.fsdecode), of which nobody knows the byte.
+    byte = ord(char) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else ascii(char)[1:-1]
 
 
 def escaped(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ import click
 from aitbcctl import options, render
 from aitbcctl.client import Json, job_path
 from aitbcctl.terminal import put, put_json, say
+from aitbcd import manifest
 
 _MEANING = {
     "changed": "its content differs from its checksum",
@@ -56,6 +57,13 @@ def _lines(answer: Json) -> str:
     if answer["ok"]:
         return f"verified: {answer['files']} files, {render.size(answer['bytes'])}, all as sealed"
     return "\n".join(
-        f"{kind:<8}  {render.plain(render.text_of(path))}  ({_MEANING.get(kind, kind)})"
-        for kind, path in ((one["kind"], one["path"]) for one in answer["differences"])
+        f"{one['kind']:<8}  {render.plain(render.text_of(one['path']))}  ({_meaning(one)})"
+        for one in answer["differences"]
     )
+
+
+def _meaning(difference: Json) -> str:
+    kind = difference["kind"]
+    if kind == "missing" and difference["path"] == manifest.FILE_NAME:
+        return "the list of checksums itself is gone: nothing tells what else was sealed"
+    return _MEANING.get(kind, str(kind))

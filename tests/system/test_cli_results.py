@@ -289,6 +289,7 @@ def test_downloading_twice_is_fine_and_overwriting_is_not(cli: Cli, job: str) ->
         (lambda at: (at / "logs/stderr.log").unlink(), "missing", "logs/stderr.log", False),
         (lambda at: (at / "artifacts/more").write_bytes(b""), "extra", "artifacts/more", True),
         (lambda at: (at / "output.sha256").write_bytes(b""), "manifest", "output.sha256", False),
+        (lambda at: (at / "output.sha256").unlink(), "missing", "output.sha256", False),
     ],
 )  # fmt: skip
 def test_each_difference_is_named_by_verify_and_met_by_download(
@@ -308,6 +309,14 @@ def test_each_difference_is_named_by_verify_and_met_by_download(
         assert name in done.stderr.decode()
     assert os.listdir(cli.folder).count(job) == int(copied)
     assert not [entry for entry in os.listdir(cli.folder) if entry.startswith(".job_")]
+
+
+def test_a_list_that_is_gone_is_not_said_to_be_listed(cli: Cli, job: str) -> None:
+    stored(cli, job).chmod(0o755)
+    (stored(cli, job) / "output.sha256").unlink()
+    assert (
+        b"output.sha256  (the list of checksums itself is gone" in cli("verify", job, code=1).stdout
+    )
 
 
 def test_results_are_there_only_at_the_end(own_cli: Cli, gate: Gate) -> None:

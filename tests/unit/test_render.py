@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,6 +54,11 @@ def test_no_text_reaches_a_terminal_as_a_command(text: str) -> None:
     assert all(char.isprintable() or char in "\u200c\u200d" for char in shown)
     if text.isprintable():
         assert shown == text
+
+
+def test_a_byte_that_is_no_utf8_is_shown_as_the_byte() -> None:
+    assert render.plain(os.fsdecode(b"no\xff\x80")) == r"no\xff\x80"
+    assert render.plain("\ud800\x1b") == r"\ud800\x1b"
 
 
 @given(st.binary(), st.lists(st.integers(0, 60), max_size=5))
