@@ -448,26 +448,52 @@ def bare_python() -> int:
     return size
 
 
+@contextmanager
+def bare_uvicorn(folder: Path) -> Iterator[int]:
+    """Run uvicorn as it is, with an application of nothing, on a socket; yield its pid."""
+    address = folder / "uvicorn.sock"
+    options = "lifespan='off', log_config=None"
+    code = f"import sys, uvicorn; uvicorn.run(lambda scope: None, uds=sys.argv[1], {options})"
+    with subprocess.Popen([sys.executable, "-c", code, address]) as child:
+        try:
+            wait_for("uvicorn listens", address.is_socket)
+            yield child.pid
+        finally:
+            child.kill()
+
+
 def idle(bench: Bench) -> list[Row]:
     plain = bare_python()
-    with bench.service(2, name="idle") as service, Connection(service.socket) as connection:
+    with (
+        bench.service(2, name="idle") as service,
+        bare_uvicorn(service.folder) as uvicorn,
+        Connection(service.socket) as connection,
+    ):
         job = connection.submit("/bin/true")
         wait_until(service.socket, job, "completed")
         connection.close()
         launcher = launcher_of(service)
         time.sleep(bench.counts.idle_s / 5)  # what the job left to do is done
-        first = proc.switches(service.pid), proc.switches(launcher)
+        waking = service.pid, launcher, uvicorn
+        first = [proc.switches(pid) for pid in waking]
         time.sleep(bench.counts.idle_s)
-        wakeups, others = (
-            (now - then) / bench.counts.idle_s
-            for now, then in zip(
-                (proc.switches(service.pid), proc.switches(launcher)), first, strict=True
-            )
+        ours, others, bare = (
+            (proc.switches(pid) - then) / bench.counts.idle_s
+            for pid, then in zip(waking, first, strict=True)
         )
         size, small = proc.pss(service.pid), proc.pss(launcher)
     return [
-        Row("idle daemon, wakeups", f"{wakeups:.1f}/s", "", "", "0/s", wakeups == 0),
-        Row("idle launcher, wakeups", f"{others:.1f}/s", "", "", "0/s", others == 0),
+        *(
+            Row(
+                f"idle {what}, wakeups",
+                f"{rate:.1f}/s",
+                f"uvicorn as it is {bare:.1f}/s",
+                f"x{rate / bare:.2f}",
+                "0/s",
+                rate == 0,
+            )
+            for what, rate in (("daemon", ours), ("launcher", others))
+        ),
         Row(
             "idle daemon, memory (PSS)",
             f"{size / MIB:.1f} MiB",

@@ -27,6 +27,7 @@ def test_measure_runs_with_tiny_counts_and_leaves_nothing(measure: str, tmp_path
     rows = [Row(**row) for row in json.loads(done.stdout)]
     assert rows
     assert all(row.what and row.figure for row in rows)
+    assert [row.what for row in rows if row.goal and not row.baseline] == []
     assert list(tmp_path.iterdir()) == []
 
 
