@@ -352,7 +352,12 @@ def _post_batch(client: Client, file: str, defaults: Json) -> Json:
     # Each line is parsed here, so that one that is no JSON is named by its line in the file.
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
     jobs = [_batch_line(file, number, lines[number - 1]) for number in numbers]
-    body = json.dumps({"defaults": defaults, "jobs": jobs}).encode()
+    try:
+        body = _as_json({"defaults": defaults, "jobs": jobs})
+    except (ValueError, RecursionError):
+        for number, job in zip(numbers, jobs, strict=True):
+            _check_line(file, number, job)
+        raise
     try:
         return client.post("/v1/jobs:batch", body)
     except AitbcError as error:
@@ -367,8 +372,33 @@ def _post_batch(client: Client, file: str, defaults: Json) -> Json:
 def _batch_line(file: str, number: int, line: bytes) -> Json:
     try:
         job = json.loads(line)
-        if not isinstance(job, dict):
-            raise ValueError("expected a JSON object")
-    except ValueError as error:
-        raise Usage(f"{file}, line {number}: {error}; nothing was submitted") from None
+    except json.JSONDecodeError as error:
+        why = f"is not JSON: {error.msg}, at character {error.pos + 1}"
+        raise _wrong_line(file, number, why) from None
+    except UnicodeDecodeError as error:
+        raise _wrong_line(file, number, f"is not UTF-8, at byte {error.start + 1}") from None
+    except RecursionError:
+        raise _wrong_line(file, number, "is nested too deeply") from None
+    if not isinstance(job, dict):
+        raise _wrong_line(file, number, "expected a JSON object")
     return job
+
+
+def _check_line(file: str, number: int, job: Json) -> None:
+    """Refuse what Python reads as JSON, and nobody else does."""
+    try:
+        _as_json(job)
+    except UnicodeEncodeError:
+        raise _wrong_line(file, number, "has a \\u that is no character") from None
+    except ValueError:
+        raise _wrong_line(file, number, "has a number that is not finite") from None
+    except RecursionError:
+        raise _wrong_line(file, number, "is nested too deeply") from None
+
+
+def _as_json(value: Json) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _wrong_line(file: str, number: int, why: str) -> Usage:
+    return Usage(f"{file}, line {number}: {why}; nothing was submitted")

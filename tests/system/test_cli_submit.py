@@ -381,9 +381,15 @@ class TestBatch:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            (b'{"command": "true"}\n{"command": \n', "line 2"),
+            (
+                b'{"command": "true"}\n{"command": \n',
+                "line 2: is not JSON: Expecting value, at char",
+            ),
             (b'{"command": "true"}\n\n[1]\n', "line 3"),
-            (b'{"command": "true"}\n\xff\n', "line 2"),
+            (b'{"command": "true"}\n"\xff"\n', "line 2: is not UTF-8, at byte 2"),
+            (b'{"command": "true"}\n{"a":' + b"[" * 100_000, "line 2: is nested too deeply"),
+            (b'{"command": "true"}\n{"cpus": NaN}\n', "line 2: has a number that is not finite"),
+            (b'{"command": "true"}\n{"name": "\\ud800"}\n', r"line 2: has a \u that is no"),
             (b'{"command": "true"}\n\n{"comand": "x"}\n', "-, line 3: unknown field"),
             (b"{}\n", "argv"),
         ],
