@@ -142,8 +142,10 @@ def recycle(run_fd: int, folder: Folder, name: str, spare: str) -> None:
     A crash half way leaves what ``remove`` or ``clear_temporary`` removes.
     """
     os.rename(name, spare, src_dir_fd=run_fd, dst_dir_fd=run_fd)
-    for used, ready in ((EXIT, EXIT_RESERVED), (STARTED, STARTED_RESERVED)):
-        os.rename(used, ready, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+    os.rename(EXIT, EXIT_RESERVED, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+    # An attempt that the disk kept from starting has not used it.
+    if has(folder.fd, STARTED):
+        os.rename(STARTED, STARTED_RESERVED, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
     unlink(folder.fd, SOCKET)
     unlink(folder.fd, LEFT_OUT)
 
