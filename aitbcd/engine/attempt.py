@@ -19,7 +19,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from aitbcd import causes, launch, outcome, output, users
+from aitbcd import causes, launch, model, outcome, output, users
 from aitbcd.clock import Clock, now_us
 from aitbcd.devices import Near
 from aitbcd.engine.evidence import Evidence, Seen
@@ -111,6 +111,9 @@ class Attempt:
         self.has_room = asyncio.Event()
         #: Too late to cancel: its processes are gone.
         self.is_over = False
+        #: Its job goes back into the queue; set when it is there again.
+        self._returns = False
+        self._has_returned = asyncio.Event()
         self._parts = parts
         self._spec = spec
         self._boot_id = boot_id
@@ -134,8 +137,10 @@ class Attempt:
 
     # -- its owner's wish -----------------------------------------------------------------------
 
-    async def cancel(self, grace_s: float, wish: str) -> Job:
+    async def cancel(self, grace_s: float, wish: str) -> Job | None:
         """End it, as somebody wishes (``by ...``); returns the job as it is then: canceling.
+
+        None: this attempt is over, and its job is in the queue again for another one.
 
         Without a grace the wish also reaches a job whose results are being stored: what it left in
         its artifacts is given up, and it ends as it has ended.
@@ -144,6 +149,9 @@ class Attempt:
             WrongState: it has ended by itself.
         """
         await self._settled()
+        if self._returns:
+            await self._has_returned.wait()
+            return None
         if self.is_over:
             if grace_s <= 0:
                 await self._give_up_artifacts()
@@ -399,13 +407,14 @@ class Attempt:
             facts = facts | {"undead": [*facts.get("undead", []), *await self._sweep()]}
         seen = self._parts.evidence.take(self.job)
         self.free()
+        retries_left = await self._retries_left()
         await self._settled()
         if facts.get("storage"):
             await self._put_back(facts["cannot_start"] or "storage failed", handle)
             return
-        self.is_over = True
         self._note_started(facts.get("started_at"), facts.get("pid"))
-        decided = outcome.judge(facts, self.status, retries_left=self._retries_left())
+        decided = outcome.judge(facts, self.status, retries_left=retries_left)
+        self._note_decided(decided)
         decided = await self._with_wish(decided)
         if decided.wants_a_cause:
             decided = await self._explained(decided, facts, seen)
@@ -444,8 +453,19 @@ class Attempt:
         ]
         return f"canceled {wishes[-1]}" if wishes and wishes[-1] else "canceled"
 
-    def _retries_left(self) -> int:
-        return self.job.retries - (self.job.attempt - 1)
+    def _note_decided(self, decided: Outcome) -> None:
+        """Take note, in the same turn of the loop, of what a wish to cancel it would meet."""
+        self.is_over = True
+        self._returns = decided.trigger is Trigger.REQUEUE
+
+    async def _retries_left(self) -> int:
+        """Return how often it may be tried again; what the disk kept from starting is no try."""
+        job = self.job
+        if not job.retries or job.attempt == 1:
+            return job.retries
+        earlier = await self._parts.store.attempts(job.number)
+        tries = [one for one in earlier if one.attempt < job.attempt and not _was_put_back(one)]
+        return job.retries - len(tries)
 
     async def _lose_swept(self) -> None:
         left = await self._sweep()
@@ -458,16 +478,11 @@ class Attempt:
 
     async def _lose(self, message: str, left: list[str], until: int | None = None) -> None:
         """Record an attempt whose end nobody saw; ``until``: its last sign of life, if known."""
-        await self._settled()
-        self.is_over = True
         self.free()
-        decided = outcome.lost(
-            now_us(),
-            message,
-            self.status,
-            retries_left=self._retries_left(),
-            left=left,
-        )
+        retries_left = await self._retries_left()
+        await self._settled()
+        decided = outcome.lost(now_us(), message, self.status, retries_left=retries_left, left=left)
+        self._note_decided(decided)
         decided = await self._with_wish(decided)
         used_us = self._used_us(until or decided.ending.finished_at)
         await self._end(decided, None, [], used_us)
@@ -509,6 +524,7 @@ class Attempt:
     async def _requeue(self, ending: Ending, handle: Supervised | None) -> None:
         move = self._next(Trigger.REQUEUE, ending=ending)
         await self._commit(*self._unsaid(), move)
+        self._has_returned.set()
         await self._dismiss(handle)
 
     async def _put_back(self, obstacle: str, handle: Supervised | None = None) -> None:
@@ -517,6 +533,7 @@ class Attempt:
         if self.status is JobState.CANCELING:
             await self._record_unrun(handle)
             return
+        self._returns = True
         ending = Ending(now_us(), Reason.STORAGE, message=obstacle)
         self._parts.on_obstacle(f"waits for the disk: {obstacle}")
         await self._requeue(ending, handle)
@@ -612,6 +629,7 @@ class Attempt:
 
         It lies with its user, who can have changed it; at least it ended, and not in the future.
         """
+        self.free()
         until = at = min(ending.finished_at, now_us())
         if ending.reason is Reason.LOST:
             until = reported.last_sign(self._folder(is_sealed=True)) or at
@@ -765,6 +783,10 @@ _FINAL_TRIGGERS = {
     JobState.FAILED: Trigger.FAIL,
     JobState.CANCELED: Trigger.CANCELED,
 }
+
+
+def _was_put_back(attempt: model.Attempt) -> bool:
+    return attempt.ending is not None and attempt.ending.reason is Reason.STORAGE
 
 
 def _note_failure(done: asyncio.Future[list[Event]]) -> None:

@@ -323,9 +323,10 @@ class Engine:
         while True:
             if attempt := self._active.get(job.number):
                 await attempt.assigned.wait()
-                if self._active.get(job.number) is attempt:
-                    return await attempt.cancel(grace_s, wish)
-                continue
+                if self._active.get(job.number) is not attempt:
+                    continue
+                if canceled := await attempt.cancel(grace_s, wish):
+                    return canceled
             try:
                 return await self._cancel_waiting(job, wish)
             except WrongState:
@@ -337,6 +338,7 @@ class Engine:
                         f"{job.job_id} is over ({status}): there is nothing to cancel",
                         state=status,
                     ) from None
+                job = current
                 await asyncio.sleep(0)
 
     async def _cancel_waiting(self, job: Job, wish: str) -> Job:
