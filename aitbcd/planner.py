@@ -4,7 +4,8 @@ First comes the higher priority, then whoever has fewest GPUs in use, then fewes
 come. So that nobody starves who has something already, whoever has waited for long comes before
 those who have less: one job of each user in so long a time (``first_overdue``).
 
-A job that lacks cores or memory is overtaken by nobody, so that small ones cannot starve it. A job
+A job that lacks cores or memory is overtaken by nobody, so that small ones cannot starve it; one
+that asks for more than there is at all, which was taken in when there was more, by all. A job
 that lacks GPUs is overtaken by those that do without: GPUs of its kind are kept for it, free ones
 and those that shares have yet to leave, as long as enough of them can come without anybody's doing.
 """
@@ -129,6 +130,8 @@ def plan(
     caps: Mapping[int, Cap] | None = None,
     ahead: Collection[Turn] = (),
     left: Left | None = None,
+    *,
+    whole: Claim | None = None,
 ) -> list[Placement]:
     """Return the jobs to start, in order.
 
@@ -138,6 +141,7 @@ def plan(
         caps: by uid, who may have no more.
         ahead: jobs of the lines that come before those of who has less, whoever it is.
         left: is told why others have to wait.
+        whole: what jobs share; None: there is room for each of these.
     """
     stock = stock or Stock()
     left = left or Left()
@@ -150,6 +154,9 @@ def plan(
     while (found := turns.first()) is not None:
         lane, waiting = found
         number, claim, wish, _ = waiting
+        if whole is not None and not claim.fits(whole):
+            turns.advance()
+            continue
         uuids = stock.allot(wish)
         if uuids is None:
             turns.refuse(wish)
@@ -269,6 +276,8 @@ def first_overdue(line: Line, before: int, started: Mapping[tuple[int, Wish], in
 
 def lacking(claim: Claim, free: Claim, whole: Claim) -> str:
     """Return as a sentence what a job at the head of the queue waits for; empty: for nothing."""
+    if not claim.fits(whole):
+        return f"asks for {_too_much(claim, whole)} here ([slots] in the configuration)"
     lacks = []
     if claim.cpus > free.cpus:
         lacks.append(f"{_count(claim.cpus, 'CPU core')} ({max(free.cpus, 0)} of {whole.cpus} free)")
@@ -276,6 +285,12 @@ def lacking(claim: Claim, free: Claim, whole: Claim) -> str:
         left = f"{_gib(max(free.memory, 0))} of {_gib(whole.memory)} free"
         lacks.append(f"{_gib(claim.memory)} of memory ({left})")
     return "waits for " + " and ".join(lacks) if lacks else ""
+
+
+def _too_much(claim: Claim, whole: Claim) -> str:
+    if claim.cpus > whole.cpus:
+        return f"{_count(claim.cpus, 'CPU core')} and jobs share {whole.cpus}"
+    return f"{_gib(claim.memory)} of memory and jobs share {_gib(whole.memory)}"
 
 
 def _count(number: int, noun: str) -> str:

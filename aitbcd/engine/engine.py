@@ -15,7 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from aitbcd import launch, plans, users
-from aitbcd.backlog import Entry
+from aitbcd.backlog import Entry, claim_of
 from aitbcd.clock import Clock
 from aitbcd.engine import admission, strays
 from aitbcd.engine.attempt import Attempt, Parts, clear
@@ -181,6 +181,9 @@ class Engine:
     def _may_stand_by(self, job: Job, boot_id: str) -> bool:
         """Tell whether nothing of an assigned job has been started, so that it may wait."""
         if job.status is not JobState.ASSIGNED or job.gpu_uuids:
+            return False
+        if not claim_of(job).fits(self._whole):
+            # Jobs shared more when it was assigned; there will never be room.
             return False
         return self._runs.find(job.job_id, job.attempt, boot_id).found is Found.NEVER_RAN
 

@@ -253,7 +253,9 @@ class Queue:
         for uid in {line.lane.uid for line in lines}:
             if limits := self._terms.limits(uid):
                 caps[uid] = Cap(limits.running, limits.gpus)
-        return planner.plan(lines, free, self._pool.stock(), self._uses, caps, ahead, left)
+        return planner.plan(
+            lines, free, self._pool.stock(), self._uses, caps, ahead, left, whole=self.whole
+        )
 
     def _is_waiting(self, turn: Turn) -> bool:
         return self._backlog.place(turn.lane, turn.waiting.number) is not None
@@ -426,6 +428,8 @@ class Queue:
         """
         if lack := self._obstacle or self._quota.lack(job.owner.uid):
             return lack
+        if not claim_of(job).fits(self.whole):
+            return planner.lacking(claim_of(job), self._free, self.whole)
         if lack := self._over_limit(job):
             return f"{lack}{_first_end(self.awaited(job), expected)}"
         place = self._backlog.place(lane_of(job), job.number)

@@ -343,3 +343,12 @@ def test_what_is_lacking_is_said_with_numbers() -> None:
         "waits for 1 CPU core (0 of 8 free) and 16.0 GiB of memory (8.0 GiB of 64.0 GiB free)"
     )
     assert lacking(Claim(1), Claim(1), WHOLE) == ""
+
+
+def test_what_asks_for_more_than_there_is_is_overtaken_by_all() -> None:
+    lines = [line(ANN, one(1, cpus=8), one(2)), line(BEN, one(3, cpus=8)), line(BEN, one(4, 1))]
+    left = Left()
+    chosen = plan(lines, Claim(2), stock(1), left=left, whole=Claim(4))
+    assert sorted(placed.number for placed in chosen) == [2, 4]
+    assert left.first is None
+    assert [placed.number for placed in plan(lines, Claim(8), whole=Claim(8))] == [1]
