@@ -252,6 +252,13 @@ class Backlog:
             else:
                 window.unread.add(Wish())
 
+    def outdated(self) -> None:
+        """Note that others may start than those who are here."""
+        self._arrivals += 1
+        self._is_known = False
+        for window in self._windows.values():
+            window.is_torn = True
+
     def returned(self, job: Job) -> None:
         """Note that a job came back into the queue, to where it was."""
         self._arrivals += 1

@@ -206,6 +206,8 @@ class Engine:
 
     async def _look_again(self) -> None:
         await self._terms.learn_again()
+        self._quota.forget()
+        self._queue.read_again()
         self._queue.has_space()
         self._queue.pump()
 

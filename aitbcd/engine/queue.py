@@ -136,6 +136,11 @@ class Queue:
         self._backlog.arrived(uid)
         self.pump()
 
+    def read_again(self) -> None:
+        """Find out anew who may start."""
+        self._backlog.outdated()
+        self.pump()
+
     def returned(self, job: Job) -> None:
         """Note that a job is in the queue again."""
         self._backlog.returned(job)
@@ -329,26 +334,34 @@ class Queue:
 
     async def _refill(self) -> None:
         try:
-            arrivals, begin = self._backlog.begin_refill()
-            limit = WINDOW + self._starting()
-            unread = self._backlog.full()
-            fronts = await self._fronts(limit, begin, unread)
-            jobs = [job for front in fronts.values() for job in front.jobs]
-            specs = await self._store.specs(self._backlog.without_spec(jobs))
-            for owner in {job.owner for job in jobs}:
-                if self._terms.limits(owner.uid) is None:
-                    await self._terms.learn(owner)
-            self._backlog.refill(
-                {lane: each for lane, each in fronts.items() if not self._quota.lack(lane.uid)},
-                specs,
-                but=self._active,
-                limit=limit,
-                unread=unread,
-                arrivals=arrivals,
-            )
+            await self._read()
+        except Exception:
+            # Nobody else would come back to it, and all that waits would wait for ever.
+            _log.exception("the queue could not be read; trying again")
+            await asyncio.sleep(_PAUSE_S)
         finally:
             self._is_refilling = False
         self.pump()
+
+    async def _read(self) -> None:
+        """Read the front of the queue."""
+        arrivals, begin = self._backlog.begin_refill()
+        limit = WINDOW + self._starting()
+        unread = self._backlog.full()
+        fronts = await self._fronts(limit, begin, unread)
+        jobs = [job for front in fronts.values() for job in front.jobs]
+        specs = await self._store.specs(self._backlog.without_spec(jobs))
+        for owner in {job.owner for job in jobs}:
+            if self._terms.limits(owner.uid) is None:
+                await self._terms.learn(owner)
+        self._backlog.refill(
+            {lane: each for lane, each in fronts.items() if not self._quota.lack(lane.uid)},
+            specs,
+            but=self._active,
+            limit=limit,
+            unread=unread,
+            arrivals=arrivals,
+        )
 
     def _starting(self) -> int:
         """Return how many jobs the store may not know yet as chosen, at most."""

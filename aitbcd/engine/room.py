@@ -75,6 +75,10 @@ class Quota:
         """Return the users whose jobs wait."""
         return [uid for uid in self._used if self.lack(uid)]
 
+    def forget(self) -> None:
+        """Ask anew what users keep: the configuration has changed."""
+        self._used.clear()
+
     async def learn(self, uids: Iterable[int]) -> bool:
         """Get to know users; tell whether one of them has to wait."""
         if self._storage.quota is None:
@@ -97,8 +101,9 @@ class Quota:
         try:
             while self._outdated:
                 uid = self._outdated.pop()
+                used = await self._store.usage(uid)
                 had_to_wait = self.lack(uid) is not None
-                self._used[uid] = await self._store.usage(uid)
+                self._used[uid] = used
                 has_to_wait = self.lack(uid) is not None
                 if has_to_wait != had_to_wait:
                     self._on_change(uid, has_to_wait)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from aitbcd.model import JobState
-from tests.integration.engines import engine_in, scenario
+from tests.integration.engines import Rig, engine_in, scenario, until
 
 FOUR, TWO = "[slots]\ncpus = 4\n", "[slots]\ncpus = 2\n"
 
@@ -39,3 +43,34 @@ async def test_one_that_was_assigned_when_there_was_more_runs(folder: Path) -> N
     async with engine_in(folder, TWO) as rig:
         assert (await rig.ended(large)).status is JobState.COMPLETED
         assert (await rig.ended(small)).status is JobState.COMPLETED
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    with closing(sqlite3.connect(folder / "state/queue.db")) as store:
+        store.execute(f"ALTER TABLE {old} RENAME TO {new}")
+
+
+def test_a_queue_that_could_not_be_read_is_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(folder: Path) -> None:
+        async with engine_in(folder, FOUR) as rig:
+            await rig.reached(await rig.submit("sleep", "1000", cpus=4), JobState.RUNNING)
+            waiting = await rig.submit("true", cpus=4)
+        async with engine_in(folder, TWO) as rig:
+            await until("nothing runs whose end would have it read", lambda: idle(rig))
+        rename(folder, "specs", "gone")
+        async with engine_in(folder, FOUR) as rig:
+            await until("it was tried", lambda: is_said(caplog, "could not be read"))
+            rename(folder, "gone", "specs")
+            assert (await rig.ended(waiting)).status is JobState.COMPLETED
+
+    scenario(test)(tmp_path)
+
+
+async def idle(rig: Rig) -> bool:
+    return rig.engine.active_count == 0
+
+
+async def is_said(caplog: pytest.LogCaptureFixture, words: str) -> bool:
+    return words in caplog.text

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aitbcd import settings
 from aitbcd.engine.room import Disk
 from aitbcd.model import Job, JobSpec, JobState, Owner
 from aitbcd.settings import Storage
@@ -122,3 +123,33 @@ async def test_a_quota_is_known_again_after_a_restart(folder: Path) -> None:
         await rig.ended(holder)
         await waits_for(rig, waiting, "waits for room")
         assert (await rig.job(waiting)).status is JobState.PENDING
+
+
+@scenario
+async def test_a_larger_quota_lets_those_start_who_waited_for_it(folder: Path) -> None:
+    async with engine_in(folder, QUOTA) as rig:
+        await rig.run(*KEEP_5M, owner=ANN)
+        waiting = await rig.submit("true", owner=ANN)
+        await waits_for(rig, waiting, "waits for room")
+        configure(rig, folder, QUOTA.replace("4M", "40M"))
+        assert (await rig.ended(waiting)).status is JobState.COMPLETED
+
+
+@scenario
+async def test_a_smaller_quota_keeps_those_who_wait_from_starting(folder: Path) -> None:
+    async with engine_in(folder, QUOTA.replace("4M", "40M")) as rig:
+        await rig.run(*KEEP_5M, owner=ANN)
+        holder = await rig.reached(await rig.submit("sleep", "1000", cpus=4), JobState.RUNNING)
+        waiting = await rig.submit("true", owner=ANN)
+        configure(rig, folder, QUOTA)
+        await waits_for(rig, waiting, "waits for room")
+        await rig.engine.cancel(holder, force=True)
+        assert (await rig.run("true", owner=BEN)).status is JobState.FAILED
+        assert (await rig.job(waiting)).status is JobState.PENDING
+
+
+def configure(rig: Rig, folder: Path, text: str) -> None:
+    """Have the configuration read again."""
+    (folder / "aitbcd.toml").write_text(text)
+    rig.engine._settings.take(settings.load(folder / "aitbcd.toml"))
+    rig.engine.on_settings()
