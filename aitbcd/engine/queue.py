@@ -388,9 +388,10 @@ class Queue:
         """Start nothing for a while: what is in the way is in the way of every job."""
         if self._obstacle is None:
             _log.warning("no job starts for now: %s", obstacle)
+            # Once for all that met it together: the pause grows with the tries.
+            self._set_timer(self._obstacle_pause_s)
+            self._obstacle_pause_s = min(2 * self._obstacle_pause_s, AGAIN_MOST_S)
         self._obstacle = obstacle
-        self._set_timer(self._obstacle_pause_s)
-        self._obstacle_pause_s = min(2 * self._obstacle_pause_s, AGAIN_MOST_S)
 
     def succeeded(self) -> None:
         """Note that nothing was in a job's way."""

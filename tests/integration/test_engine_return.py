@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from aitbcd.engine.attempt import AGAIN_MOST_S
 from aitbcd.model import Job, JobState, Priority, Reason
 from tests.integration.engines import Rig, engine_in, scenario, until
 
@@ -106,3 +108,27 @@ async def test_what_the_disk_kept_from_starting_costs_no_retry(folder: Path) -> 
         attempts = await rig.store.attempts(job.number)
         reasons = [each.ending and each.ending.reason for each in attempts]
         assert reasons == [Reason.STORAGE, Reason.EXIT, Reason.EXIT]
+
+
+@scenario
+async def test_jobs_that_are_put_back_together_wait_once(folder: Path) -> None:
+    async with engine_in(folder, "[slots]\ncpus = 16\n") as rig:
+        os.kill(rig.runs.launcher_pid, signal.SIGSTOP)
+        jobs = [await rig.submit("true") for _ in range(16)]
+        in_the_way = [folder / f"state/run/{job.job_id}.1" for job in jobs]
+        for path in in_the_way:
+            path.touch()
+
+        async def are_asked_for() -> bool:
+            return len(rig.runs._asked) == len(jobs)
+
+        await until("all are to be started", are_asked_for)
+        with unwritable(folder):
+            os.kill(rig.runs.launcher_pid, signal.SIGCONT)
+            # It answers in order.
+            await rig.runs.remove("job_00000000", 1)
+            for path in in_the_way:
+                path.unlink()
+        begin = time.monotonic()
+        assert [(await rig.ended(job)).status for job in jobs] == [JobState.COMPLETED] * 16
+        assert time.monotonic() - begin < AGAIN_MOST_S / 2
