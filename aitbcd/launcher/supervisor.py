@@ -28,6 +28,8 @@ from aitbcd.launcher.protocol import SOCKET, Message
 _ANNOUNCE_S = 0.01
 #: poll(2) takes no more than 24 days; a job may.
 _LONGEST_WAIT_S = 24 * 3600.0
+#: Pause before one that could not listen for the next daemon tries again.
+_LISTEN_AGAIN_S = 1.0
 #: How often a sealer is killed that is to end, and the pause between: it may hang in the kernel.
 _STOP_TRIES, _STOP_PAUSE_S = 40, 0.05
 
@@ -62,6 +64,8 @@ class Supervisor:
         self._sealer: Errand | None = None
         #: When to say that the program runs; None: it is said, or there is nothing to say.
         self._announce_at: float | None = None
+        #: When to try again to listen; None: it does, or need not.
+        self._listen_at: float | None = None
         self._was_reported = False
         self._poller = select.poll()
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -131,9 +135,11 @@ class Supervisor:
             self._attempt.end("shutdown", self._attempt.spec["grace_s"])
 
     def _timeout_ms(self) -> int | None:
-        if self._attempt is None or self._attempt.facts:
+        if self._attempt is None:
             return None
-        times = (self._attempt.wake_at, self._announce_at)
+        times = [self._listen_at]
+        if self._attempt.facts is None:
+            times += [self._attempt.wake_at, self._announce_at]
         wake_at = min((when for when in times if when is not None), default=None)
         if wake_at is None:
             return None
@@ -145,6 +151,8 @@ class Supervisor:
         if attempt is None:
             return
         attempt.tick()
+        if self._listen_at is not None and time.monotonic() >= self._listen_at:
+            self._listen()
         if self._announce_at is not None and time.monotonic() >= self._announce_at:
             self._tell_running(attempt)
         self._follow_log_watch(attempt)
@@ -344,21 +352,26 @@ class Supervisor:
     def _listen(self) -> None:
         """Be found: a socket in the run folder, for the daemon's user alone."""
         assert self._attempt is not None
+        self._listen_at = None
         if self._listener:
             return
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
+            # It may be there from a try that got no further.
+            run_folder.unlink(self._attempt.folder.fd, SOCKET)
             listener.bind(protocol.address(self._attempt.folder.fd, SOCKET))
             os.chmod(SOCKET, 0o660, dir_fd=self._attempt.folder.fd)
             listener.listen(4)
         except OSError:
-            # A full disk: the daemon will look at the lock and at exit.json instead.
+            # A full disk. While we have the folder nobody else can see to the attempt.
             listener.close()
+            self._listen_at = time.monotonic() + _LISTEN_AGAIN_S
             return
         self._listener = listener
         self._add(listener.fileno(), self._on_connect)
 
     def _stop_listening(self) -> None:
+        self._listen_at = None
         if self._listener:
             self._forget(self._listener.fileno())
             self._listener.close()

@@ -72,6 +72,19 @@ def mounted(stage: Stage, kind: str, options: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", stage.state], check=True)
 
 
+def use_up_inodes(folder: Path) -> None:
+    for number in range(100):
+        try:
+            (folder / str(number)).touch()
+        except OSError:
+            return
+
+
+def give_back_inodes(folder: Path) -> None:
+    for each in folder.glob("[0-9]*"):
+        each.unlink()
+
+
 def test_the_end_of_a_job_is_recorded_on_a_full_disk(stage: Stage) -> None:
     with mounted(stage, "tmpfs", "size=8m"):
         assert stage.launch(), stage.said()
@@ -97,25 +110,46 @@ def test_what_the_disk_kept_from_starting_is_not_blamed_on_the_job(stage: Stage)
         assert stage.launch(), stage.said()
         daemon = stage.connect()
         daemon.run(stage.spec("true"))
-        fill = stage.folder / "state/results"
-        for number in range(100):
-            try:
-                (fill / str(number)).touch()
-            except OSError:
-                break
+        use_up_inodes(stage.results)
         spec = stage.spec("true")
         attempt = daemon.start(spec)
         facts = attempt.exited()
         assert facts["storage"]
         assert facts["started_at"] is None
         assert os.strerror(errno.ENOSPC) in str(facts["cannot_start"])
-        for each in fill.glob("[0-9]*"):
-            each.unlink()
+        give_back_inodes(stage.results)
         attempt.done()
         # Its supervisor takes another, though not at once the next: there are some that wait.
         next_ones = [daemon.start(stage.spec("true")) for _ in range(4)]
         assert attempt.supervisor in [each.supervisor for each in next_ones]
         assert [each.exited()["exit_code"] for each in next_ones] == [0] * 4
+
+
+@pytest.mark.parametrize("line", ["exit 5", "read _ < gate; exit 5"])
+def test_the_next_daemon_finds_what_could_not_listen_on_a_full_disk(
+    stage: Stage, line: str
+) -> None:
+    with mounted(stage, "tmpfs", "size=8m,nr_inodes=60"):
+        assert stage.launch(), stage.said()
+        daemon = stage.connect()
+        os.mkfifo(stage.folder / "gate")
+        spec = stage.shell(line, cwd=str(stage.folder))
+        attempt = daemon.start(spec)
+        if "gate" in line:
+            attempt.running()
+        else:
+            attempt.exited()
+        use_up_inodes(stage.results)
+        its_own = Path(f"/proc/{attempt.supervisor}/fd")
+        before = len(os.listdir(its_own))
+        daemon.hang_up()
+        wait_for("it sees that", lambda: len(os.listdir(its_own)) < before)
+        give_back_inodes(stage.results)
+        found = stage.connect().adopt(spec)
+        if "gate" in line:
+            (stage.folder / "gate").write_text("\n")
+        assert found.exited()["exit_code"] == 5
+        assert found.finish()["op"] == "sealed"
 
 
 def test_no_run_folder_can_be_made(stage: Stage) -> None:
@@ -124,11 +158,7 @@ def test_no_run_folder_can_be_made(stage: Stage) -> None:
         daemon = stage.connect()
         # What it tries itself out with is gone then.
         daemon.hello()
-        for number in range(100):
-            try:
-                (stage.results / str(number)).touch()
-            except OSError:
-                break
+        use_up_inodes(stage.results)
         spec = stage.spec("true")
         answer = daemon.ask("start", **spec)
         assert (answer["op"], answer["why"]) == ("refused", "storage")
