@@ -29,7 +29,12 @@ from aitbcd.launcher.errand import Errand
 from aitbcd.launcher.folder import Folder, Taken
 from aitbcd.launcher.identity import do_as, of_spec
 from aitbcd.launcher.jobgroup import JobGroup
-from aitbcd.launcher.linux import become_subreaper, close_all_but, highest_descriptor
+from aitbcd.launcher.linux import (
+    be_called,
+    become_subreaper,
+    close_all_but,
+    highest_descriptor,
+)
 from aitbcd.launcher.protocol import CANCELED, LAUNCHER_LOCK, LAUNCHER_SOCKET, Message
 from aitbcd.launcher.rehearsal import rehearse
 from aitbcd.launcher.removal import remove_package
@@ -134,6 +139,7 @@ class Launcher:
         self._add(self._listener.fileno(), self._on_connect)
 
     def run(self) -> None:
+        be_called(b"aitbcd-launcher")
         signals.listen()
         signals.at_stop(self._stop)
         if self._rules:
@@ -387,6 +393,7 @@ class Launcher:
         """Let go of all that is the launcher's, then live as a supervisor."""
         code = 70
         try:
+            be_called(b"aitbcd-supervisor")
             cgroups.enter(*self._cgroups.supervisors)
             # Our lock, and the other ends of others' sockets. Their objects live on in our
             # caller's frames, which a child never returns to.

@@ -53,6 +53,22 @@ def test_an_attempt_that_is_over_at_once_is_reported_once(stage: Stage, daemon: 
     assert first["op"] == "exited"
 
 
+def test_who_looks_at_processes_sees_which_are_ours(stage: Stage, daemon: Daemon) -> None:
+    spec = stage.spec("/bin/cat", "/proc/self/comm")
+    daemon.run(spec)
+    assert (stage.sealed(spec) / "logs/stdout.log").read_text() == "cat\n"
+    assert called(stage.pid) == "aitbcd-launcher"
+    # The kernel keeps 15 bytes.
+    wait_for(
+        "all supervisors are called so",
+        lambda: {called(pid) for pid in stage.supervisors()} == {"aitbcd-supervis"},
+    )
+
+
+def called(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 def test_supervisors_of_many_short_jobs_are_kept_as_long_as_they_are_needed(
     stage: Stage, daemon: Daemon
 ) -> None:
