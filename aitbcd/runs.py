@@ -217,6 +217,11 @@ class Supervised:
         self._reports: deque[Message | None] = deque()
         self._waiting: asyncio.Future[None] | None = None
 
+    @property
+    def is_there(self) -> bool:
+        """Tell whether its supervisor can be told something."""
+        return self.channel is not None and self.channel.packets.is_open
+
     async def report(self) -> Message | None:
         """Return the next word of the supervisor; None when it is gone: look again."""
         while not self._reports:

@@ -689,7 +689,7 @@ class Attempt:
 
     async def _dismiss(self, handle: Supervised | None) -> None:
         """Let the run folder go: its end is in the store."""
-        if handle:
+        if handle and handle.is_there:
             handle.done()
         else:
             await clear(self._parts.runs, self.job.job_id, self.job.attempt)

@@ -88,6 +88,8 @@ def test_storing_can_be_given_up(box: Box, before: Callable[[Box], None]) -> Non
     assert (package / "logs/stdout.log").read_text() == "said\n"
     assert os.listdir(package / "artifacts") == []
     box.verify(job)
+    run = box.service.state / "run"
+    wait_for("its run folder goes", lambda: not list(run.glob(f"{job}.*")))
 
 
 def test_a_sealing_that_is_killed_costs_nothing(box: Box) -> None:
