@@ -451,12 +451,12 @@ def bare_python() -> int:
 @contextmanager
 def bare_uvicorn(folder: Path) -> Iterator[int]:
     """Run uvicorn as it is, with an application of nothing, on a socket; yield its pid."""
-    address = folder / "uvicorn.sock"
-    options = "lifespan='off', log_config=None"
-    code = f"import sys, uvicorn; uvicorn.run(lambda scope: None, uds=sys.argv[1], {options})"
-    with subprocess.Popen([sys.executable, "-c", code, address]) as child:
+    options = "uds='uvicorn.sock', lifespan='off', log_config=None"
+    code = f"import uvicorn; uvicorn.run(lambda scope: None, {options})"
+    # There, because the folder's name can be longer than a socket's may be.
+    with subprocess.Popen([sys.executable, "-c", code], cwd=folder) as child:
         try:
-            wait_for("uvicorn listens", address.is_socket)
+            wait_for("uvicorn listens", (folder / "uvicorn.sock").is_socket)
             yield child.pid
         finally:
             child.kill()

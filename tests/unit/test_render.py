@@ -186,11 +186,11 @@ def test_details_name_variables_and_commands_as_a_shell_would() -> None:
         manifest_sha256="0" * 64,
     )  # fmt: skip
     text = render.detail_block(details, NOW)
-    assert r"sh -c 'a | b' '\udcff'" in text
+    assert r"sh -c 'a | b' '\xff'" in text
     assert "4 cores, 1.0 GiB of memory, at most 2 h 00 min, high priority, 2 retries" in text
     assert "exit code 3  peak 1.0 MiB  with all processes and cached files 3.0 MiB" in text
     assert "failed: exit code 3" in text
-    assert r"HOME \udcff" in text
+    assert r"HOME \xff" in text
 
 
 @pytest.mark.parametrize(
