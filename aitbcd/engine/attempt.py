@@ -114,6 +114,8 @@ class Attempt:
         #: Its job goes back into the queue; set when it is there again.
         self._returns = False
         self._has_returned = asyncio.Event()
+        #: Nobody attends to it any more.
+        self._has_ended = False
         self._parts = parts
         self._spec = spec
         self._boot_id = boot_id
@@ -212,10 +214,13 @@ class Attempt:
     async def _bury(self) -> None:
         """Keep an attempt that may not be placed yet from starting."""
         try:
-            await self._parts.runs.tombstone(self.job.job_id, self.job.attempt)
+            is_marked = await self._parts.runs.tombstone(self.job.job_id, self.job.attempt)
         except LauncherGone:
             # ``attend`` looks at the files again, and sees that it is to be canceled.
-            pass
+            return
+        if is_marked and self._has_ended:
+            # It was placed before, and has run and ended before a slow launcher came to this.
+            await clear(self._parts.runs, self.job.job_id, self.job.attempt)
 
     @property
     def gpu_use(self) -> GpuUse | None:
@@ -264,6 +269,7 @@ class Attempt:
                     pause_s = min(2 * pause_s, AGAIN_MOST_S)
                 never_ran = False
         finally:
+            self._has_ended = True
             self.assigned.set()
             # Should it stand by, it is to be given none any more.
             self.has_room.set()

@@ -74,3 +74,16 @@ async def idle(rig: Rig) -> bool:
 
 async def is_said(caplog: pytest.LogCaptureFixture, words: str) -> bool:
     return words in caplog.text
+
+
+@scenario
+async def test_a_wish_to_cancel_that_the_launcher_hears_too_late_leaves_nothing(
+    folder: Path,
+) -> None:
+    async with engine_in(folder, FOUR) as rig:
+        job = await rig.reached(await rig.submit("sleep", "0.05"), JobState.RUNNING)
+        attempt = rig.engine._active[job.number]
+        await rig.ended(job)
+        await until("nobody attends to it", lambda: idle(rig))
+        await attempt._bury()
+        assert list((folder / "state/run").glob("job_*")) == []
