@@ -44,7 +44,9 @@ async def stream_then_long(
         patch.setattr(standby, "SHORT_S", DEADLINE_S)
         gate.write_text("go\n")
         await rig.reached(long, JobState.RUNNING)
-        await rig.reached(behind[0], JobState.ASSIGNED)
+        # Read once more, one that was gone may be the only one that stands by.
+        if not gone:
+            await rig.reached(behind[0], JobState.ASSIGNED)
     return long, behind
 
 
