@@ -1,13 +1,15 @@
 """The result package while it is built: ``results/.job_<ID>/``.
 
-Made empty for each attempt. Where the supervisor is root the package belongs to the job's user:
-everything is made below a folder that only root can enter, and given away last.
+Made empty for each attempt, or kept ready for the next one in its run folder: making inodes is what
+a short job would wait for longest. Where the supervisor is root the package belongs to the job's
+user: everything is made below a folder that only root can enter, and given away last.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import Any, NamedTuple
 
 from aitbcd.launcher.identity import Identity, do_as
@@ -20,9 +22,14 @@ _LOG = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_C
 #: Names of the package that are ours.
 LOGS, ARTIFACTS, RESULT, PROGRESS = "logs", "artifacts", "result.txt", "progress"
 STDOUT, STDERR = "stdout.log", "stderr.log"
+_ALL = ("", LOGS, ARTIFACTS, f"{LOGS}/{STDOUT}", f"{LOGS}/{STDERR}")
+#: What a package that is kept ready is called in its run folder.
+_READY = "package"
 #: Beside the logs: what the daemon saw of the job's GPUs.
 SAMPLES = "gpu.csv"
 
+#: What making a folder says where something lies, and renaming one where it cannot be replaced.
+_IS_THERE = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 #: What removing says of another user's things, of a mount point, and of a folder that holds those.
 _NOT_OURS = frozenset({errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOTEMPTY, errno.EEXIST})
 #: Seconds that emptying a previous attempt's package as its user may take.
@@ -38,26 +45,90 @@ class Package(NamedTuple):
         os.close(self.stderr)
 
 
-def create(results_fd: int, job_id: str, who: Identity | None) -> Package:
-    """Make an empty package and open its logs.
+class Ready(NamedTuple):
+    """An empty package that lies in a run folder until an attempt begins with it."""
+
+    folder_fd: int
+    package: Package
+
+
+def prepare(folder_fd: int) -> Ready:
+    """Make an empty package in a run folder, for no job yet.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    discard(folder_fd, _READY)
+    return Ready(folder_fd, _build(folder_fd, _READY))
+
+
+def discard_ready(folder_fd: int) -> None:
+    """Remove the package that a run folder may hold."""
+    discard(folder_fd, _READY)
+
+
+def is_alike(run_fd: int, results_fd: int) -> bool:
+    """Tell whether what is made in the one and moved to the other is as if it was made there.
+
+    A new file has what its directory hands on: a group, and an access control list (acl(5)).
+    """
+    run, results = os.fstat(run_fd), os.fstat(results_fd)
+    return run.st_dev == results.st_dev and _handed_on(run_fd, run) == _handed_on(
+        results_fd, results
+    )
+
+
+def _handed_on(fd: int, found: os.stat_result) -> tuple[int | None, bytes]:
+    try:
+        acl = os.getxattr(fd, "system.posix_acl_default")
+    except OSError:
+        # None, or a file system that has none.
+        acl = b""
+    return found.st_gid if found.st_mode & stat.S_ISGID else None, acl
+
+
+def create(
+    results_fd: int, job_id: str, who: Identity | None, ready: Ready | None = None
+) -> Package:
+    """Make a job's empty package and open its logs.
 
     Raises:
         OSError: the disk refused; a later attempt starts over.
     """
+    if ready is not None:
+        try:
+            return _create(results_fd, job_id, who, ready)
+        except OSError:
+            # Then as if there was none.
+            ready.package.close()
+    return _create(results_fd, job_id, who, None)
+
+
+def _create(results_fd: int, job_id: str, who: Identity | None, ready: Ready | None) -> Package:
     name = package_name(job_id, is_sealed=False)
     try:
-        os.mkdir(name, 0o700, dir_fd=results_fd)
-    except FileExistsError:
+        made = _place(results_fd, name, ready)
+    except OSError as error:
+        if error.errno not in _IS_THERE:
+            raise
         # Given away last: what is still ours was never used, and nobody else can enter it.
         is_unfinished = owner(results_fd, name) == os.getuid()
         remove(results_fd, name, None if is_unfinished else who)
         _put_away(results_fd, job_id)
-        os.mkdir(name, 0o700, dir_fd=results_fd)
-    top = os.open(name, DIRECTORY, dir_fd=results_fd)
-    try:
-        return _fill(top, who)
-    finally:
-        os.close(top)
+        made = _place(results_fd, name, ready)
+    if who is not None:
+        _give_all(results_fd, name, made, who)
+    return made
+
+
+def _place(results_fd: int, name: str, ready: Ready | None) -> Package:
+    if ready is None:
+        return _build(results_fd, name)
+    for each in _ALL:
+        # When the supervisor last had nothing to do is no time of the job's.
+        os.utime(f"{_READY}/{each}", dir_fd=ready.folder_fd)
+    os.rename(_READY, name, src_dir_fd=ready.folder_fd, dst_dir_fd=results_fd)
+    return ready.package
 
 
 def _put_away(results_fd: int, job_id: str) -> None:
@@ -74,26 +145,32 @@ def _put_away(results_fd: int, job_id: str) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            if error.errno not in _IS_THERE:
                 raise
         count += 1
         target = f"{gone}/{count}"
 
 
-def _fill(top: int, who: Identity | None) -> Package:
-    os.mkdir(LOGS, 0o700, dir_fd=top)
-    os.mkdir(ARTIFACTS, 0o700, dir_fd=top)
-    stdout = os.open(f"{LOGS}/{STDOUT}", _LOG, 0o640, dir_fd=top)
-    stderr = os.open(f"{LOGS}/{STDERR}", _LOG, 0o640, dir_fd=top)
-    if who is not None:
-        os.fchown(stdout, who.uid, os.getgid())
-        os.fchown(stderr, who.uid, os.getgid())
-        for directory in (LOGS, ARTIFACTS):
-            fd = os.open(directory, DIRECTORY, dir_fd=top)
-            _give(fd, who)
-            os.close(fd)
-        _give(top, who)
+def _build(folder: int, name: str) -> Package:
+    os.mkdir(name, 0o700, dir_fd=folder)
+    os.mkdir(f"{name}/{LOGS}", 0o700, dir_fd=folder)
+    os.mkdir(f"{name}/{ARTIFACTS}", 0o700, dir_fd=folder)
+    stdout = os.open(f"{name}/{LOGS}/{STDOUT}", _LOG, 0o640, dir_fd=folder)
+    try:
+        stderr = os.open(f"{name}/{LOGS}/{STDERR}", _LOG, 0o640, dir_fd=folder)
+    except OSError:
+        os.close(stdout)
+        raise
     return Package(stdout, stderr)
+
+
+def _give_all(results_fd: int, name: str, package: Package, who: Identity) -> None:
+    os.fchown(package.stdout, who.uid, os.getgid())
+    os.fchown(package.stderr, who.uid, os.getgid())
+    for directory in (f"{name}/{LOGS}", f"{name}/{ARTIFACTS}", name):
+        fd = os.open(directory, DIRECTORY, dir_fd=results_fd)
+        _give(fd, who)
+        os.close(fd)
 
 
 def _give(fd: int, who: Identity) -> None:
@@ -121,6 +198,21 @@ def remove(results_fd: int, name: str, who: Identity | None) -> None:
         try_rmdir(results_fd, name)
     except FileNotFoundError:
         pass
+
+
+def discard(folder: int, name: str) -> None:
+    """Remove a folder of ours and all that is in it, if it is there."""
+    fd = -1
+    try:
+        fd = os.open(name, DIRECTORY, dir_fd=folder)
+        empty_directory(fd)
+        os.rmdir(name, dir_fd=folder)
+    except FileNotFoundError:
+        # Who made it removes it too.
+        pass
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def empty(results_fd: int, name: str) -> dict[str, Any]:
@@ -211,7 +303,7 @@ def _move(source: int, name: bytes, target: int, moved: int) -> int:
             os.rename(name, b"%d" % moved, src_dir_fd=source, dst_dir_fd=target)
             return moved
         except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            if error.errno not in _IS_THERE:
                 raise
 
 

@@ -109,8 +109,12 @@ def test_what_the_disk_kept_from_starting_is_not_blamed_on_the_job(stage: Stage)
     with mounted(stage, "tmpfs", "size=8m,nr_inodes=90"):
         assert stage.launch(), stage.said()
         daemon = stage.connect()
-        daemon.run(stage.spec("true"))
+        # Then it cannot keep a package ready either.
+        earlier = daemon.start(stage.spec("true"))
+        earlier.exited()
+        earlier.seal()
         use_up_inodes(stage.results)
+        earlier.done()
         spec = stage.spec("true")
         attempt = daemon.start(spec)
         facts = attempt.exited()
