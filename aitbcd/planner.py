@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from aitbcd.allotment import Held, Stock, Wish
 from aitbcd.model import Lane
+from aitbcd.units import format_size
 
 
 class Claim(NamedTuple):
@@ -277,25 +278,25 @@ def first_overdue(line: Line, before: int, started: Mapping[tuple[int, Wish], in
 def lacking(claim: Claim, free: Claim, whole: Claim) -> str:
     """Return as a sentence what a job at the head of the queue waits for; empty: for nothing."""
     if not claim.fits(whole):
-        return f"asks for {_too_much(claim, whole)} here ([slots] in the configuration)"
+        _, asked = too_much(claim, whole)
+        return f"{asked} ([slots] in the configuration)"
     lacks = []
     if claim.cpus > free.cpus:
         lacks.append(f"{_count(claim.cpus, 'CPU core')} ({max(free.cpus, 0)} of {whole.cpus} free)")
     if claim.memory > free.memory:
-        left = f"{_gib(max(free.memory, 0))} of {_gib(whole.memory)} free"
-        lacks.append(f"{_gib(claim.memory)} of memory ({left})")
+        left = f"{format_size(max(free.memory, 0))} of {format_size(whole.memory)} free"
+        lacks.append(f"{format_size(claim.memory)} of memory ({left})")
     return "waits for " + " and ".join(lacks) if lacks else ""
 
 
-def _too_much(claim: Claim, whole: Claim) -> str:
+def too_much(claim: Claim, whole: Claim) -> tuple[str, str]:
+    """Return which field of a claim is more than jobs share, and that as a sentence of a job."""
     if claim.cpus > whole.cpus:
-        return f"{_count(claim.cpus, 'CPU core')} and jobs share {whole.cpus}"
-    return f"{_gib(claim.memory)} of memory and jobs share {_gib(whole.memory)}"
+        cores = _count(claim.cpus, "CPU core")
+        return "cpus", f"asks for {cores} and jobs share {whole.cpus} here"
+    asked, shared = format_size(claim.memory), format_size(whole.memory)
+    return "memory", f"asks for {asked} of memory and jobs share {shared} here"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from aitbcd import allotment
+from aitbcd import allotment, planner
 from aitbcd.backlog import wish_of
 from aitbcd.devices import Inventory
 from aitbcd.errors import Forbidden, NotSatisfiable
 from aitbcd.model import JobSpec, Owner
 from aitbcd.planner import Claim
 from aitbcd.settings import Limits
-from aitbcd.units import format_size
 
 
 def check(
@@ -38,18 +37,13 @@ def check(
             f"this daemon runs as uid {runs_as} and cannot run jobs of {owner.name}",
             hint="start aitbcd as yourself, or ask the administrator for a system-wide one",
         )
-    if spec.cpus > whole.cpus:
+    claim = Claim(spec.cpus, spec.memory or 0)
+    if not claim.fits(whole):
+        field, asked = planner.too_much(claim, whole)
         raise NotSatisfiable(
-            f"the job asks for {spec.cpus} CPU cores and jobs share {whole.cpus} here",
-            hint="ask for fewer, or raise [slots] cpus in the configuration",
-            field="cpus",
-        )
-    if (spec.memory or 0) > whole.memory:
-        raise NotSatisfiable(
-            f"the job asks for {format_size(spec.memory or 0)} of memory and jobs share"
-            f" {format_size(whole.memory)} here",
-            hint="ask for less, or raise [slots] memory in the configuration",
-            field="memory",
+            f"the job {asked}",
+            hint=f"ask for less, or raise [slots] {field} in the configuration",
+            field=field,
         )
     return _with_gpus(spec, inventory, limits) if spec.gpus else spec
 

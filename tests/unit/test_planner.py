@@ -340,7 +340,7 @@ def test_what_is_lacking_is_said_with_numbers() -> None:
     assert said == "waits for 4 CPU cores (1 of 8 free)"
     said = lacking(Claim(1, 16 << 30), Claim(0, 8 << 30), WHOLE)
     assert said == (
-        "waits for 1 CPU core (0 of 8 free) and 16.0 GiB of memory (8.0 GiB of 64.0 GiB free)"
+        "waits for 1 CPU core (0 of 8 free) and 16 GiB of memory (8 GiB of 64 GiB free)"
     )
     assert lacking(Claim(1), Claim(1), WHOLE) == ""
 
