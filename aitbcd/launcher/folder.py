@@ -143,9 +143,11 @@ def recycle(run_fd: int, folder: Folder, name: str, spare: str) -> None:
     """
     os.rename(name, spare, src_dir_fd=run_fd, dst_dir_fd=run_fd)
     os.rename(EXIT, EXIT_RESERVED, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
-    # An attempt that the disk kept from starting has not used it.
-    if has(folder.fd, STARTED):
+    try:
         os.rename(STARTED, STARTED_RESERVED, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+    except FileNotFoundError:
+        # The disk kept the attempt from starting.
+        pass
     unlink(folder.fd, SOCKET)
     unlink(folder.fd, LEFT_OUT)
 
