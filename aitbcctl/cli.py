@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from aitbcctl.terminal import (
     BROKEN_PIPE,
+    INTERRUPTED,
     BrokenOutput,
     abandon_output,
     complain,
@@ -76,7 +77,7 @@ def _answer(name: str, words: list[str], verb: list[str]) -> int:
 
         return verbs.run(name, words)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except AitbcError as error:
         complain(error)
         return error.exit_code

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 from aitbcctl import terminal
 from aitbcctl.client import Client, Json, Response, job_path
@@ -175,7 +176,6 @@ def to_its_end(client: Client, submitted: Json, *, with_logs: bool) -> Json:
             final = _told(client, job_id) if is_seen else ended(client, job_id)
     except KeyboardInterrupt:
         detached(job_id)
-        raise
     if final["status"] != "completed" or is_seen:
         say(f"{job_id} {ending(final)}")
     return final
@@ -210,8 +210,7 @@ def all_to_their_end(client: Client, job_ids: Sequence[str]) -> list[Json]:
             if final["status"] != "completed" or terminal.is_shown(2):
                 say(f"{job_id} {ending(final)}")
     except KeyboardInterrupt:
-        say("\ndetached; the jobs go on: aitbcctl list")
-        raise
+        terminal.leave("detached; the jobs go on: aitbcctl list")
     return finals
 
 
@@ -225,10 +224,10 @@ def exit_code(final: Json) -> int:
     return int(final.get("exit_code") or 1)
 
 
-def detached(job_id: str) -> None:
-    """Say how to come back to a job that goes on."""
-    say(
-        f"\ndetached; {job_id} goes on. To come back: aitbcctl watch {job_id}\n"
+def detached(job_id: str) -> NoReturn:
+    """Say how to come back to a job that goes on, and go."""
+    terminal.leave(
+        f"detached; {job_id} goes on. To come back: aitbcctl watch {job_id}\n"
         f"or, with what it prints: aitbcctl logs -f {job_id}"
     )
 

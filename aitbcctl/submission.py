@@ -17,7 +17,7 @@ from typing import Any
 from aitbcctl import environment, files
 from aitbcctl.client import Client, Json
 from aitbcctl.refusals import Usage
-from aitbcctl.terminal import complain, flush, put, put_json, say
+from aitbcctl.terminal import complain, flush, leave, put, put_json, say
 from aitbcd.errors import AitbcError
 
 #: The daemon's limit for a batch with defaults, which is one JSON document.
@@ -131,8 +131,7 @@ def submit(client: Client, description: Json) -> Json:
     try:
         return client.post("/v1/jobs", json.dumps(description).encode())
     except KeyboardInterrupt:
-        say("\ninterrupted before the daemon answered; whether it took the job: aitbcctl list")
-        raise
+        leave("interrupted before the daemon answered; whether it took the job: aitbcctl list")
 
 
 def describe(

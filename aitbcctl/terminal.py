@@ -8,11 +8,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from typing import NoReturn
 
 from aitbcd.errors import AitbcError
 
 #: What a shell shows for a program that SIGPIPE ended.
 BROKEN_PIPE = 141
+#: The same of one that ^C ended.
+INTERRUPTED = 130
+
+
+class Left(KeyboardInterrupt):
+    """^C came, and what becomes of the job was said."""
 
 
 class BrokenOutput(Exception):
@@ -41,6 +48,12 @@ def say(text: str) -> None:
         sys.stderr.flush()
     except BrokenPipeError:
         raise BrokenOutput from None
+
+
+def leave(text: str) -> NoReturn:
+    """Say, below the ``^C`` that the terminal shows, what becomes of the job, and go."""
+    say(f"\n{text}")
+    raise Left from None
 
 
 def draw(line: str) -> None:

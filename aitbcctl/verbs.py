@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from aitbcctl.terminal import INTERRUPTED, Left
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -61,6 +63,13 @@ class Verbs(click.Group):
         )
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Left:
+            # click would print an empty line below what was said.
+            return INTERRUPTED
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -9,7 +9,7 @@ import click
 
 from aitbcctl import following, options, render
 from aitbcctl.client import Client, Json, job_path
-from aitbcctl.terminal import complain, is_meant, put, put_json, say
+from aitbcctl.terminal import complain, is_meant, leave, put, put_json, say
 from aitbcd.errors import WrongState
 
 
@@ -80,8 +80,7 @@ def _wait(client: Client, status: Json) -> Json:
     try:
         return following.ended(client, job_id)
     except KeyboardInterrupt:
-        say(f"\nleft; {job_id} is still being canceled: aitbcctl status {job_id}")
-        raise
+        leave(f"left; {job_id} is still being canceled: aitbcctl status {job_id}")
 
 
 def _became(status: Json) -> str:

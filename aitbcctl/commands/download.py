@@ -11,7 +11,7 @@ from aitbcctl import checksums, options, package, render, sources
 from aitbcctl.client import Client, Json, job_path
 from aitbcctl.meter import Meter
 from aitbcctl.refusals import Usage
-from aitbcctl.terminal import put, put_json, say
+from aitbcctl.terminal import leave, put, put_json, say
 from aitbcd.errors import Forbidden, NoResults, NoSuchJob, WrongState
 from aitbcd.manifest import FILE_NAME
 
@@ -80,8 +80,7 @@ def command(
     except KeyboardInterrupt:
         is_kept = os.path.lexists(package.partial_of(os.path.abspath(shown)))
         rest = "the same command goes on from what came" if is_kept else "nothing was left"
-        say(f"\ninterrupted; {rest}")
-        raise
+        leave(f"interrupted; {rest}")
     except sources.Corrupt as error:
         error.hint = f"what exactly differs: aitbcctl verify {job_id}"
         raise

@@ -8,7 +8,7 @@ import click
 
 from aitbcctl import following, options, render, terminal
 from aitbcctl.client import Client, Json
-from aitbcctl.terminal import flush, put, put_json, say
+from aitbcctl.terminal import flush, put, put_json
 
 
 @click.command("watch")
@@ -29,8 +29,8 @@ def command(job: str | None, job_id: str | None, as_json: bool) -> int:
     try:
         final = _watch(client, status, as_json)
     except KeyboardInterrupt:
-        say(f"\nleft; {status['job_id']} goes on. To come back: aitbcctl watch {status['job_id']}")
-        raise
+        job_id = status["job_id"]
+        terminal.leave(f"left; {job_id} goes on. To come back: aitbcctl watch {job_id}")
     return 0 if final["status"] == "completed" else 1
 
 

@@ -269,7 +269,9 @@ class TestWatch:
         watching.send_signal(signal.SIGINT)
         said = watching.communicate(timeout=DEADLINE_S)[1]
         assert watching.returncode == 130
-        assert f"aitbcctl watch {job}".encode() in said
+        # Below the ^C that a terminal shows, and with nothing below it.
+        assert said.startswith(b"\n")
+        assert said.endswith(f"aitbcctl watch {job}\n".encode())
         assert cli.status(job)["status"] == "running"
 
 
