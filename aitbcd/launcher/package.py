@@ -8,8 +8,10 @@ user: everything is made below a folder that only root can enter, and given away
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import struct
 from typing import Any, NamedTuple
 
 from aitbcd.launcher.identity import Identity, do_as
@@ -32,6 +34,12 @@ SAMPLES = "gpu.csv"
 _IS_THERE = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 #: What removing says of another user's things, of a mount point, and of a folder that holds those.
 _NOT_OURS = frozenset({errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOTEMPTY, errno.EEXIST})
+#: How often a folder of ours is emptied that somebody else empties or fills meanwhile.
+_DISCARD_TRIES = 10
+#: What a new file has of its directory beside its group: an access list and a security label.
+_LABELS = ("system.posix_acl_default", "security.selinux")
+#: linux/fs.h: asks for the attributes of a file (chattr(1)), and those that a directory hands on.
+_GET_ATTRIBUTES, _HANDED_ON = 0x80086601, 0x6281C4CF
 #: Seconds that emptying a previous attempt's package as its user may take.
 _REMOVAL_S = 120.0
 
@@ -56,10 +64,13 @@ def prepare(folder_fd: int) -> Ready:
     """Make an empty package in a run folder, for no job yet.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the disk refused; nothing is left.
     """
-    discard(folder_fd, _READY)
-    return Ready(folder_fd, _build(folder_fd, _READY))
+    try:
+        return Ready(folder_fd, _build(folder_fd, _READY))
+    except OSError:
+        discard_ready(folder_fd)
+        raise
 
 
 def discard_ready(folder_fd: int) -> None:
@@ -68,67 +79,97 @@ def discard_ready(folder_fd: int) -> None:
 
 
 def is_alike(run_fd: int, results_fd: int) -> bool:
-    """Tell whether what is made in the one and moved to the other is as if it was made there.
-
-    A new file has what its directory hands on: a group, and an access control list (acl(5)).
-    """
-    run, results = os.fstat(run_fd), os.fstat(results_fd)
-    return run.st_dev == results.st_dev and _handed_on(run_fd, run) == _handed_on(
-        results_fd, results
-    )
+    """Tell whether what is made in the one and moved to the other is as if it was made there."""
+    return _can_move(run_fd, results_fd) and _handed_on(run_fd) == _handed_on(results_fd)
 
 
-def _handed_on(fd: int, found: os.stat_result) -> tuple[int | None, bytes]:
+def _can_move(source: int, target: int) -> bool:
+    """Tell whether the two directories are on one mount, and there of one device."""
+    if os.fstat(source).st_dev != os.fstat(target).st_dev:
+        return False
     try:
-        acl = os.getxattr(fd, "system.posix_acl_default")
+        # Nobody can rename this: what the kernel looks at first is the mount.
+        os.rename(".", ".", src_dir_fd=source, dst_dir_fd=target)
+    except OSError as error:
+        return error.errno != errno.EXDEV
+    return False
+
+
+def _handed_on(fd: int) -> tuple[object, ...]:
+    """Return what a new file may have of its directory.
+
+    Its group also where the file system is mounted with ``grpid``, which nobody can ask for.
+    """
+    found = os.fstat(fd)
+    group = found.st_gid, found.st_mode & stat.S_ISGID
+    return *group, _attributes(fd), *(_label(fd, name) for name in _LABELS)
+
+
+def _attributes(fd: int) -> int:
+    try:
+        found = fcntl.ioctl(fd, _GET_ATTRIBUTES, bytes(8))
     except OSError:
-        # None, or a file system that has none.
-        acl = b""
-    return found.st_gid if found.st_mode & stat.S_ISGID else None, acl
+        # A file system that has none.
+        return 0
+    # The kernel writes an int, whatever the number of the request says.
+    (attributes,) = struct.unpack_from("I", found)
+    return int(attributes) & _HANDED_ON
+
+
+def _label(fd: int, name: str) -> bytes:
+    try:
+        return os.getxattr(fd, name)
+    except OSError:
+        # It has none, or its file system knows none.
+        return b""
 
 
 def create(
     results_fd: int, job_id: str, who: Identity | None, ready: Ready | None = None
 ) -> Package:
-    """Make a job's empty package and open its logs.
+    """Make a job's empty package and open its logs; what is ready is used up.
 
     Raises:
         OSError: the disk refused; a later attempt starts over.
     """
-    if ready is not None:
+    name = package_name(job_id, is_sealed=False)
+    if ready is not None and _place(results_fd, name, ready):
+        made = ready.package
+    else:
+        made = _make(results_fd, job_id, who)
+    if who is not None:
         try:
-            return _create(results_fd, job_id, who, ready)
+            _give_all(results_fd, name, made, who)
         except OSError:
-            # Then as if there was none.
-            ready.package.close()
-    return _create(results_fd, job_id, who, None)
+            made.close()
+            raise
+    return made
 
 
-def _create(results_fd: int, job_id: str, who: Identity | None, ready: Ready | None) -> Package:
+def _place(results_fd: int, name: str, ready: Ready) -> bool:
+    """Move it to where it belongs; where that cannot be, it is as if there was none."""
+    try:
+        for each in _ALL:
+            # When the supervisor last had nothing to do is no time of the job's.
+            os.utime(f"{_READY}/{each}", dir_fd=ready.folder_fd)
+        os.rename(_READY, name, src_dir_fd=ready.folder_fd, dst_dir_fd=results_fd)
+    except OSError:
+        ready.package.close()
+        discard_ready(ready.folder_fd)
+        return False
+    return True
+
+
+def _make(results_fd: int, job_id: str, who: Identity | None) -> Package:
     name = package_name(job_id, is_sealed=False)
     try:
-        made = _place(results_fd, name, ready)
-    except OSError as error:
-        if error.errno not in _IS_THERE:
-            raise
+        return _build(results_fd, name)
+    except FileExistsError:
         # Given away last: what is still ours was never used, and nobody else can enter it.
         is_unfinished = owner(results_fd, name) == os.getuid()
         remove(results_fd, name, None if is_unfinished else who)
         _put_away(results_fd, job_id)
-        made = _place(results_fd, name, ready)
-    if who is not None:
-        _give_all(results_fd, name, made, who)
-    return made
-
-
-def _place(results_fd: int, name: str, ready: Ready | None) -> Package:
-    if ready is None:
-        return _build(results_fd, name)
-    for each in _ALL:
-        # When the supervisor last had nothing to do is no time of the job's.
-        os.utime(f"{_READY}/{each}", dir_fd=ready.folder_fd)
-    os.rename(_READY, name, src_dir_fd=ready.folder_fd, dst_dir_fd=results_fd)
-    return ready.package
+    return _build(results_fd, name)
 
 
 def _put_away(results_fd: int, job_id: str) -> None:
@@ -169,8 +210,10 @@ def _give_all(results_fd: int, name: str, package: Package, who: Identity) -> No
     os.fchown(package.stderr, who.uid, os.getgid())
     for directory in (f"{name}/{LOGS}", f"{name}/{ARTIFACTS}", name):
         fd = os.open(directory, DIRECTORY, dir_fd=results_fd)
-        _give(fd, who)
-        os.close(fd)
+        try:
+            _give(fd, who)
+        finally:
+            os.close(fd)
 
 
 def _give(fd: int, who: Identity) -> None:
@@ -201,17 +244,23 @@ def remove(results_fd: int, name: str, who: Identity | None) -> None:
 
 
 def discard(folder: int, name: str) -> None:
-    """Remove a folder of ours and all that is in it, if it is there."""
-    fd = -1
-    try:
-        fd = os.open(name, DIRECTORY, dir_fd=folder)
-        empty_directory(fd)
-        os.rmdir(name, dir_fd=folder)
-    except FileNotFoundError:
-        # Who made it removes it too.
-        pass
-    finally:
-        if fd >= 0:
+    """Remove a folder of ours and all that is in it, if it is there.
+
+    A supervisor that has just lost its launcher may be removing it too, or still making something
+    in it. What is there at last, the next launcher clears.
+    """
+    for _ in range(_DISCARD_TRIES):
+        try:
+            fd = os.open(name, DIRECTORY, dir_fd=folder)
+        except FileNotFoundError:
+            return
+        try:
+            empty_directory(fd)
+            os.rmdir(name, dir_fd=folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
+        finally:
             os.close(fd)
 
 

@@ -7,15 +7,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher import package
+from aitbcd.launcher.identity import Identity, do_as
 from tests.launcher import Daemon, Stage, Supervised, Who, myself, wait_gone
-from tests.service import wait_for
+from tests.service import DEADLINE_S, wait_for
 
 #: Seconds since the epoch when nobody had submitted anything.
 LONG_AGO = 1_000_000_000
@@ -89,9 +91,17 @@ def test_what_an_earlier_attempt_left_makes_way(stage: Stage, daemon: Daemon, wh
     first.wait_lost()
     assert daemon.ask("remove", job=spec["job"], attempt=1)["done"]
     kept, _ = prepared(stage, daemon)
-    line = 'echo second; ls "$AITBC_ARTIFACTS_DIR"'
-    second = daemon.start(stage.shell(line, job=spec["job"], attempt=2, who=who))
+    line = 'echo second; ls "$AITBC_ARTIFACTS_DIR"; read _ < gate'
+    os.mkfifo(stage.folder / "gate", 0o644)
+    (stage.folder / "gate").chmod(0o644)
+    second = daemon.start(
+        stage.shell(line, job=spec["job"], attempt=2, who=who, cwd=str(stage.folder))
+    )
     assert second.supervisor == kept.supervisor
+    second.running()
+    # An older launcher would not know of it, and could not remove the folder.
+    assert not (stage.run_folder(second.spec) / "package").exists()
+    (stage.folder / "gate").write_text("\n")
     assert second.exited()["exit_code"] == 0
     assert stage.log_of(spec) == b"second\n"
     assert second.finish()["op"] == "sealed"
@@ -111,9 +121,50 @@ def test_it_needs_no_inode_of_a_full_disk(stage: Stage) -> None:
         assert attempt.exited()["exit_code"] == 0
 
 
+def test_what_no_room_is_left_for_takes_none(stage: Stage) -> None:
+    with mounted(stage.state, "nr_inodes=20"), opened(stage.run) as folder:
+        while (left := os.statvfs(stage.state).f_ffree) > 3:
+            (stage.results / str(left)).touch()
+        with pytest.raises(OSError, match="No space left"):
+            package.prepare(folder)
+        assert os.statvfs(stage.state).f_ffree == left
+
+
+def test_a_launcher_can_clear_up_what_its_owner_is_still_at(stage: Stage) -> None:
+    with opened(stage.run) as run_fd, ThreadPoolExecutor(1) as owner:
+        for _ in range(200):
+            made = run_folder.build(run_fd, ".new.owner")
+            leaving = owner.submit(prepare_and_leave, run_fd, made)
+            run_folder.clear_temporary(run_fd)
+            leaving.result()
+            assert os.listdir(run_fd) == []
+
+
+def prepare_and_leave(run_fd: int, made: run_folder.Folder) -> None:
+    """Do what a supervisor does that sees only then that its launcher is gone."""
+    with suppress(OSError):
+        package.prepare(made.fd).package.close()
+    with suppress(OSError):
+        run_folder.remove(run_fd, made, ".new.owner")
+
+
+def test_a_package_that_cannot_be_given_away_keeps_no_file_open(stage: Stage, other: Who) -> None:
+    stage.results.chmod(0o777)
+
+    def leaked() -> dict[str, int]:
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(PermissionError):
+            package.create(results, "job_1", Identity(other.uid + 1, other.gid, "nobody"))
+        return {"files": len(os.listdir("/proc/self/fd")) - len(before)}
+
+    with opened(stage.results) as results:
+        assert do_as(Identity(*other), leaked, DEADLINE_S) == {"files": 0}
+
+
 def test_what_was_taken_away_is_made_anew(stage: Stage, daemon: Daemon) -> None:
     kept, ready = prepared(stage, daemon)
-    package.discard(os.open(ready.parent, os.O_RDONLY), ready.name)
+    with opened(ready.parent) as folder:
+        package.discard_ready(folder)
     attempt = daemon.start(stage.shell("echo here"))
     assert attempt.supervisor == kept.supervisor
     assert attempt.exited()["exit_code"] == 0
@@ -138,22 +189,26 @@ def test_it_is_no_trace_of_a_start_that_was_killed_before_it_began(
     stage: Stage, daemon: Daemon
 ) -> None:
     spec = stage.spec("true")
-    run_fd = os.open(stage.run, os.O_RDONLY)
-    made = run_folder.build(run_fd, ".new.killed")
-    package.prepare(made.fd).package.close()
-    run_folder.publish(run_fd, ".new.killed", stage.run_folder(spec).name)
-    made.close()
-    os.close(run_fd)
+    with opened(stage.run) as run_fd:
+        made = run_folder.build(run_fd, ".new.killed")
+        package.prepare(made.fd).package.close()
+        run_folder.publish(run_fd, ".new.killed", stage.run_folder(spec).name)
+        made.close()
     assert daemon.run(spec).facts["exit_code"] == 0
     assert not stage.run_folder(spec).exists()
 
 
-def test_none_is_made_where_results_are_on_another_disk(stage: Stage) -> None:
-    with mounted(stage.results, "size=8m"):
+@pytest.mark.parametrize("how", ["-t tmpfs none", "--bind ."])
+def test_none_is_made_where_results_are_mounted(
+    stage: Stage, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = stage.folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    with mounted_as(stage.results, *how.split()):
+        assert not are_alike(stage)
         launched(stage)
-        second = begun_second(stage)
-        # One that cannot be moved would still be there.
-        assert not (stage.run_folder(second.spec) / "package").exists()
+        begun_second(stage)
 
 
 def test_none_is_made_where_results_hand_on_a_group(stage: Stage, other: Who) -> None:
@@ -163,6 +218,30 @@ def test_none_is_made_where_results_hand_on_a_group(stage: Stage, other: Who) ->
     second = begun_second(stage)
     found = all_of(stage.building(second.spec["job"]))
     assert {stat.st_gid for stat in found.values()} == {other.gid}
+
+
+def test_none_is_made_where_results_hand_on_a_label(stage: Stage) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can label")
+    for folder, label in ((stage.run, b"u:r:run_t"), (stage.results, b"u:r:results_t")):
+        os.setxattr(folder, "security.selinux", label)
+    assert not are_alike(stage)
+    os.setxattr(stage.results, "security.selinux", b"u:r:run_t")
+    assert are_alike(stage)
+
+
+def test_none_is_made_where_results_hand_on_attributes(stage: Stage) -> None:
+    tried = subprocess.run(["chattr", "+A", stage.results], check=False, capture_output=True)
+    if tried.returncode:
+        pytest.skip("this file system has none")
+    assert not are_alike(stage)
+    subprocess.run(["chattr", "+A", stage.run], check=True)
+    assert are_alike(stage)
+
+
+def are_alike(stage: Stage) -> bool:
+    with opened(stage.run) as run_fd, opened(stage.results) as results_fd:
+        return package.is_alike(run_fd, results_fd)
 
 
 def begun_second(stage: Stage) -> Supervised:
@@ -182,14 +261,29 @@ def launched(stage: Stage) -> None:
 
 
 @contextmanager
-def mounted(where: Path, options: str) -> Iterator[None]:
+def opened(folder: Path) -> Iterator[int]:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def mounted(state: Path, options: str) -> Iterator[None]:
+    """Have a state directory on a disk of its own."""
+    with mounted_as(state, "-t", "tmpfs", "-o", options, "none"):
+        for folder in ("run", "results"):
+            (state / folder).mkdir()
+        yield
+
+
+@contextmanager
+def mounted_as(where: Path, *arguments: str) -> Iterator[None]:
     if os.getuid() != 0:
         pytest.skip("only root can mount")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", where], check=True)
+    subprocess.run(["mount", *arguments, where], check=True)
     try:
-        for folder in ("run", "results"):
-            if where.name == "state":
-                (where / folder).mkdir()
         yield
     finally:
         subprocess.run(["umount", "--lazy", where], check=True)
