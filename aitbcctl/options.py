@@ -30,12 +30,12 @@ def job_argument(function: _Command) -> _Command:
     return click.argument("job", metavar="[ID]", required=False, shell_complete=jobs)(function)
 
 
-def job_arguments(function: _Command) -> _Command:
+def job_arguments(function: _Command, metavar: str = "[ID]...") -> _Command:
     """Give a verb its jobs: ``ID...`` or ``--job-id ID``; ``named_jobs`` reads the two."""
     function = click.option("--job-id", metavar="ID", help="The same as ID.", shell_complete=jobs)(
         function
     )
-    return click.argument("named", metavar="[ID]...", nargs=-1, shell_complete=jobs)(function)
+    return click.argument("named", metavar=metavar, nargs=-1, shell_complete=jobs)(function)
 
 
 #: The states in which a verb has something to do; not said here: any.

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Sequence
+from functools import partial
+
 import click
 
 from aitbcctl import options, render
 from aitbcctl.client import Json, job_path
+from aitbcctl.refusals import Usage
 from aitbcctl.terminal import put, put_json, say
 from aitbcd import manifest
 
@@ -18,7 +24,7 @@ _MEANING = {
 
 
 @click.command("verify")
-@options.job_argument
+@partial(options.job_arguments, metavar="[ID]")
 @click.option(
     "--path",
     metavar="DIR",
@@ -27,7 +33,7 @@ _MEANING = {
     "knows the job is asked for its list's checksum, and none is needed.",
 )
 @options.json_option("Print the answer as the API gives it.")
-def command(job: str | None, job_id: str | None, path: str | None, as_json: bool) -> int:
+def command(named: Sequence[str], job_id: str | None, path: str | None, as_json: bool) -> int:
     """Check a job's results; names each changed, missing and extra file.
 
     The exit code is 0 when everything is as it was sealed, 1 otherwise.
@@ -37,6 +43,8 @@ def command(job: str | None, job_id: str | None, path: str | None, as_json: bool
       aitbcctl verify job_7k3m9q2x
       aitbcctl verify --path results/job_7k3m9q2x
     """
+    _check_is_one(named, path)
+    job = next(iter(named), None)
     if path is None:
         # As long as it takes: a package can have terabytes.
         target = job_path(options.named_job(job, job_id), "verify")
@@ -51,6 +59,18 @@ def command(job: str | None, job_id: str | None, path: str | None, as_json: bool
         count = len(answer["differences"])
         say(f"verification failed: {count} difference{'s' * (count != 1)}")
     return 0 if answer["ok"] else 1
+
+
+def _check_is_one(named: Sequence[str], path: str | None) -> None:
+    """Refuse what a pattern of the shell became: many copies, where one was meant."""
+    if path is not None and named and (len(named) > 1 or "/" in named[0]):
+        copies = os.path.join(os.path.dirname(path) and shlex.quote(os.path.dirname(path)), "job_*")
+        raise Usage(
+            "--path takes one copy, and you gave several",
+            hint=f'for copy in {copies}; do aitbcctl verify --path "$copy"; done',
+        )
+    if len(named) > 1:
+        raise Usage(f"verify takes one job, and you gave {' '.join(named)}")
 
 
 def _lines(answer: Json) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from aitbcctl import package, sources
 from aitbcctl.client import Client
+from tests.service import PROGRAMS
 from tests.system.conftest import Cli, Gate
 
 pytestmark = pytest.mark.system
@@ -256,6 +257,20 @@ class TestVerifyCopy:
         assert b"own output.sha256 alone" in done.stderr
         (cli.folder / job / "result.txt").write_text("other")
         assert b"result.txt" in cli("verify", "--path", job, environ=nowhere, code=1).stdout
+
+    @pytest.mark.parametrize("count", [2, 3])
+    def test_several_copies_are_checked_as_is_said(self, cli: Cli, job: str, count: int) -> None:
+        jobs = [job, *(cli.shell("echo more") for _ in range(count - 1))]
+        for each in jobs:
+            cli.ended(each)
+            cli("download", each, "--output", "my results")
+        done = cli("verify", "--path", *(f"my results/{each}" for each in jobs), code=2)
+        said, loop = done.stderr.decode().splitlines()
+        assert "--path takes one copy" in said
+        loop = loop.replace("aitbcctl", str(PROGRAMS / "aitbcctl"))
+        checked = subprocess.check_output(["sh", "-c", loop], cwd=cli.folder, env=cli.environ)
+        assert checked.count(b"all as sealed") == count
+        assert b"verify takes one job" in cli("verify", *jobs, code=2).stderr
 
     def test_what_is_no_copy_is_said(self, cli: Cli, job: str) -> None:
         assert b"no folder and no zip" in cli("verify", "--path", "none", code=1).stderr
