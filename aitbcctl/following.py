@@ -20,7 +20,7 @@ from aitbcctl import terminal
 from aitbcctl.client import Client, Json, Response, job_path
 from aitbcctl.render import LogCleaner, change_line, ending, plain
 from aitbcctl.terminal import say
-from aitbcd.errors import Unavailable, Unreachable
+from aitbcd.errors import AmbiguousJob, NoSuchJob, Unavailable, Unreachable
 from aitbcd.model import FINAL
 
 #: How long a daemon may be away before a follower gives up.
@@ -75,8 +75,18 @@ def job(client: Client, ref: str) -> Json:
 
 
 def jobs(client: Client, refs: Sequence[str]) -> list[Json]:
-    """Return the statuses of jobs, each once, however often and in which way it is named."""
-    found = {status["job_id"]: status for status in (job(client, ref) for ref in refs)}
+    """Return the statuses of jobs, each once, however often and in which way it is named.
+
+    Raises:
+        NoSuchJob: one of them; that nothing was done to the others is said.
+    """
+    try:
+        found = {status["job_id"]: status for status in (job(client, ref) for ref in refs)}
+    except (NoSuchJob, AmbiguousJob) as error:
+        if len(refs) == 1:
+            raise
+        detail = f"{error.detail}; so nothing was done to any of them"
+        raise type(error)(detail, hint=error.hint, **error.fields) from None
     return list(found.values())
 
 

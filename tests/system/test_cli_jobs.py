@@ -359,7 +359,8 @@ class TestCancel:
         canceled = cli.json("cancel", *jobs)["jobs"]
         assert [job["job_id"] for job in canceled] == jobs
         last = cli.shell(gate.wait)
-        cli("cancel", last, "job_zzzzzzzz", code=3)
+        done = cli("cancel", last, "job_zzzzzzzz", code=3)
+        assert b"no job job_zzzzzzzz; so nothing was done to any of them" in done.stderr
         assert not cli.status(last).get("finished_at")
         cli("cancel", "--force", last)
 
