@@ -302,6 +302,18 @@ class TestLogs:
             cli.ended(waits)
             assert cli("logs", waits).stderr == b""
 
+    def test_an_interrupt_of_who_follows_says_how_to_come_back(self, cli: Cli, gate: Gate) -> None:
+        job = cli.shell(f"echo a; {gate.wait}")
+        following = cli.start("logs", "-f", job)
+        assert following.stdout is not None
+        assert following.stdout.readline() == b"a\n"
+        following.send_signal(signal.SIGINT)
+        said = following.communicate(timeout=DEADLINE_S)[1].decode()
+        assert following.returncode == 130
+        assert said.endswith(f"aitbcctl logs -f {job}\n")
+        gate.open()
+        cli.ended(job)
+
     def test_following_goes_on_to_the_end(self, cli: Cli, gate: Gate) -> None:
         job = cli.shell(f"echo a; {gate.wait}; echo b")
         following = cli.start("logs", "-f", job)
