@@ -180,7 +180,9 @@ def to_its_end(client: Client, submitted: Json, *, with_logs: bool) -> Json:
     try:
         if with_logs:
             say(_introduction(submitted))
-            stream_logs(client, job_id, {"stdout": 1, "stderr": 2})
+            is_whole = stream_logs(client, job_id, {"stdout": 1, "stderr": 2})
+            if is_seen and not is_whole:
+                say("")
             final = ended(client, job_id)
         else:
             final = _told(client, job_id) if is_seen else ended(client, job_id)
@@ -364,13 +366,16 @@ def stream_logs(
     follow: bool = True,
     tail: int | None = None,
     sink: Sink | None = None,
-) -> None:
+) -> bool:
     """Pass logs on until all are whole, followed ones until the job is over.
 
     Args:
         wanted: the log (``stdout``, ``stderr``) -> our descriptor for it.
         tail: only so many last lines of each, and what comes after them.
         sink: takes the pieces instead of the descriptors.
+
+    Returns:
+        Whether the terminal, where they went to one, is at the beginning of a line.
     """
     to_us = _Outputs(wanted)
     logs = [
@@ -389,6 +394,7 @@ def stream_logs(
         for log in logs:
             log.close()
         to_us.end()
+    return to_us.is_at_a_beginning
 
 
 class _Outputs:
@@ -397,14 +403,23 @@ class _Outputs:
     def __init__(self, wanted: dict[str, int]) -> None:
         self._fds = wanted
         self._cleaners = {name: LogCleaner() for name, fd in wanted.items() if os.isatty(fd)}
+        self.is_at_a_beginning = True
 
     def put(self, name: str, data: bytes) -> None:
         cleaner = self._cleaners.get(name)
-        terminal.put_bytes(data if cleaner is None else cleaner.feed(data), self._fds[name])
+        if cleaner is None:
+            terminal.put_bytes(data, self._fds[name])
+        else:
+            self._show(name, cleaner.feed(data))
 
     def end(self) -> None:
         for name, cleaner in self._cleaners.items():
-            terminal.put_bytes(cleaner.end(), self._fds[name])
+            self._show(name, cleaner.end())
+
+    def _show(self, name: str, data: bytes) -> None:
+        terminal.put_bytes(data, self._fds[name])
+        if data:
+            self.is_at_a_beginning = data.endswith(b"\n")
 
 
 def _readable(logs: list[_LogStream]) -> list[_LogStream]:

@@ -10,11 +10,12 @@ import stat
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 
 import pytest
 
 from tests.service import DEADLINE_S, PROGRAMS, wait_for
-from tests.system.conftest import Cli, Gate
+from tests.system.conftest import Cli, Gate, Screen
 
 pytestmark = pytest.mark.system
 
@@ -252,6 +253,18 @@ def test_following_shows_output_as_it_comes(cli: Cli, gate: Gate) -> None:
     assert following.returncode == 0
 
 
+@pytest.mark.parametrize("line", ["printf nonl; exit 3", "printf nonl >&2; exit 3"])
+def test_our_own_words_begin_a_line_after_what_the_job_wrote(
+    cli: Cli, screen: Callable[..., Screen], line: str
+) -> None:
+    shown = screen(cli, "submit", "--follow", "-c", line)
+    assert shown.end() == 3
+    assert re.search(r"nonl\r\njob_\w+ failed after", shown.text)
+    shown = screen(cli, "submit", "--follow", "-c", "echo whole; exit 3")
+    assert shown.end() == 3
+    assert re.search(r"whole\r\njob_\w+ failed after", shown.text)
+
+
 def test_following_megabytes_loses_nothing(cli: Cli) -> None:
     done = cli("submit", "--follow", "-c", "seq 1 400000")
     assert done.stdout == b"".join(b"%d\n" % number for number in range(1, 400001))
@@ -260,7 +273,7 @@ def test_following_megabytes_loses_nothing(cli: Cli) -> None:
 @pytest.mark.parametrize("how", ["--wait -c", "--follow -c", "--follow --cpus +1 -c"])
 def test_an_interrupt_detaches_and_says_how_to_come_back(cli: Cli, gate: Gate, how: str) -> None:
     before = set(cli.job_ids())
-    waiting = cli.start("submit", how, "-c", f"echo begun; {gate.wait}")
+    waiting = cli.start("submit", *how.split(), f"echo begun; {gate.wait}")
     job = wait_for("the job is there", lambda: set(cli.job_ids()) - before).pop()
     cli.until(job, "running")
     if "--follow" in how:
