@@ -12,7 +12,7 @@ from aitbcctl import options, tables, terminal
 from aitbcctl.client import Client, Json
 from aitbcctl.refusals import Usage
 from aitbcctl.render import plain
-from aitbcctl.terminal import put, put_document, put_json, say
+from aitbcctl.terminal import flush, put, put_document, put_json, say
 
 #: What the daemon gives in one page at most.
 PAGE_MAX = 200
@@ -65,6 +65,7 @@ def command(limit: int, after: str | None, shape: str | None, as_json: bool, **a
     else:
         say("no such jobs" if any(query.values()) else "no jobs")
     if cursor is not None:
+        flush()
         given = _respelled(asked) + ([] if shape is None else [f"--format={shape}"])
         words = ["aitbcctl", "list", *given, "--limit", str(limit), "--after", cursor]
         say(f"more: {plain(shlex.join(words))}")

@@ -9,7 +9,7 @@ import click
 from aitbcctl import options, tables, terminal
 from aitbcctl.client import Client, Json
 from aitbcctl.render import plain
-from aitbcctl.terminal import put, put_json, say
+from aitbcctl.terminal import flush, put, put_json, say
 
 #: What the daemon gives in one page at most.
 PAGE_MAX = 200
@@ -40,6 +40,7 @@ def command(limit: int, after: str | None, as_json: bool) -> int:
     else:
         say("nothing runs, and nothing waits")
     if cursor is not None:
+        flush()
         say(f"more: aitbcctl queue --limit {limit} --after {plain(cursor)}")
     return 0
 

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -203,6 +204,18 @@ class TestList:
         assert lines[0].startswith("JOB ")
         table = [line for line in lines if not line.startswith("more: ")]
         assert max(map(len, table)) <= 72
+
+    def test_how_to_go_on_is_the_last_line_also_where_all_goes_to_one_place(self, cli: Cli) -> None:
+        for _ in range(2):
+            cli.ended(cli.submit("--", "true"))
+        said = cli.folder / "said"
+        # Else each line goes out at once, which is not how people have it.
+        environ = {k: v for k, v in cli.environ.items() if k != "PYTHONUNBUFFERED"}
+        for shape in ("table", "ids"):
+            with said.open("wb") as file:
+                command = cli.command("list", "--limit", "1", "--format", shape)
+                subprocess.run(command, env=environ, stdout=file, stderr=file, check=True)
+            assert said.read_text().splitlines()[-1].startswith("more: aitbcctl list")
 
     def test_a_wrong_limit_or_cursor_is_a_usage_error(self, cli: Cli) -> None:
         cli("list", "--limit", "0", code=2)
