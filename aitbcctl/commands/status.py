@@ -43,9 +43,13 @@ def _what_it_wrote(client: Client, status: Json) -> list[str]:
     job_id = status["job_id"]
     if status.get("reason") == "cannot_start" or status.get("results") != "kept":
         return [f"\nmore: aitbcctl get {job_id}"]
-    lines, wrote = _last_lines(client, job_id, "stderr"), "stderr"
-    if not lines:
-        lines, wrote = _last_lines(client, job_id, "stdout"), "stdout"
+    try:
+        lines, wrote = _last_lines(client, job_id, "stderr"), "stderr"
+        if not lines:
+            lines, wrote = _last_lines(client, job_id, "stdout"), "stdout"
+    except AitbcError as error:
+        more = f"; {error.hint}" if error.hint else ""
+        return ["\n" + render.plain(f"what it wrote cannot be shown: {error.detail}{more}")]
     if not lines:
         return [f"\nit wrote nothing; more: aitbcctl get {job_id}"]
     head = f"\nthe end of its {wrote} (all of it: aitbcctl logs --stream {wrote} {job_id})"
@@ -53,10 +57,7 @@ def _what_it_wrote(client: Client, status: Json) -> list[str]:
 
 
 def _last_lines(client: Client, job_id: str, stream: str) -> list[str]:
-    try:
-        with client.open("GET", job_path(job_id, "logs", stream) + f"?tail={LINES}") as response:
-            # A line need not have an end.
-            text = response.read_at_most(LINES * 4096)
-    except AitbcError:
-        return []
+    with client.open("GET", job_path(job_id, "logs", stream) + f"?tail={LINES}") as response:
+        # A line need not have an end.
+        text = response.read_at_most(LINES * 4096)
     return [render.plain(line)[:500] for line in text.decode(errors="replace").splitlines()]

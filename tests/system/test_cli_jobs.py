@@ -48,6 +48,16 @@ def test_a_job_is_found_by_id_number_prefix_and_as_the_latest(cli: Cli) -> None:
         assert cli.json("status", "--job-id", ref)["job_id"] == job
 
 
+def test_of_results_that_are_gone_it_is_not_said_that_nothing_was_written(cli: Cli) -> None:
+    job = cli.shell("echo wrong >&2; exit 1")
+    results = Path(cli.ended(job)["result_path"])
+    assert b"  wrong\n" in cli("status", job).stdout
+    results.rename(results.with_name("elsewhere"))
+    said = cli("status", job).stdout
+    assert b"it wrote nothing" not in said
+    assert b"cannot be shown: the results of job" in said
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_has_help_with_an_example(cli: Cli, verb: str) -> None:
     text = cli(verb, "--help").stdout.decode()
