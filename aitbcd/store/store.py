@@ -12,6 +12,7 @@ SQLite in WAL mode, https://www.sqlite.org/wal.html.
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -635,9 +636,10 @@ def _set_meta(transaction: Transaction, work: tuple[str, str | None]) -> None:
 
 
 def _no_such_job(ref: str) -> NoSuchJob:
-    return NoSuchJob(
-        f"there is no job {ref}", hint="your jobs are listed by: aitbcctl list", ref=ref
-    )
+    hint = "your jobs are listed by: aitbcctl list"
+    if not (ref.isdigit() or ref.startswith(("@", "job_"))):
+        hint += f" (by name: --name {shlex.quote(ref)})"
+    return NoSuchJob(f"there is no job {ref}", hint=hint, ref=ref)
 
 
 def _ambiguous(ref: str, found: list[str]) -> AmbiguousJob:

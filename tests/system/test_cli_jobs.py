@@ -40,6 +40,16 @@ def test_an_unknown_job_is_an_exit_code_of_its_own(cli: Cli, verb: str, ref: str
     assert done.stderr.startswith(b"aitbcctl: ")
 
 
+def test_who_gives_a_name_is_told_how_to_find_it(cli: Cli) -> None:
+    job = cli.submit("--name", "not an id", "--", "true")
+    said = cli("status", "not an id", code=3).stderr.decode()
+    options = re.search(r"by: (aitbcctl list) \(by name: (.*)\)$", said)
+    assert options
+    words = shlex.split(" ".join(options.groups()))
+    assert cli(*words[1:], "--format", "ids").stdout.decode().split() == [job]
+    assert "--name" not in cli("status", "job_zzzzzzzz", code=3).stderr.decode()
+
+
 def test_a_job_is_found_by_id_number_prefix_and_as_the_latest(cli: Cli) -> None:
     job = cli.submit("--", "true")
     number = str(cli.status(job)["number"])
