@@ -419,15 +419,21 @@ def _how_to_start(tried: list[str]) -> str:
 
     One that is a service is not to be started by hand beside that.
     """
+    start = _start_of_service(tried)
+    if start is None:
+        return _START_HINT
+    return f"it is a service here: {start}; what is wrong with it: aitbcctl doctor"
+
+
+def _start_of_service(tried: list[str]) -> str | None:
+    """Return what starts the daemon of one of these sockets, where it is a service."""
     own = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     system = f"{paths.SYSTEM_RUNTIME}/{paths.SOCKET_NAME}"
     if not os.environ.get("AITBC_SOCKET") and _is_service(f"{own}/systemd/user"):
-        start = "systemctl --user start aitbcd"
-    elif system in tried and any(map(_is_service, _SYSTEM_UNITS)):
-        start = "sudo systemctl start aitbcd"
-    else:
-        return _START_HINT
-    return f"it is a service here: {start}; what is wrong with it: aitbcctl doctor"
+        return "systemctl --user start aitbcd"
+    if system in tried and any(map(_is_service, _SYSTEM_UNITS)):
+        return "sudo systemctl start aitbcd"
+    return None
 
 
 def _is_service(folder: str) -> bool:
@@ -460,16 +466,22 @@ def _stale(path: str) -> Unreachable:
     import stat
 
     try:
-        is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
+        status = os.stat(path)
     except OSError:
-        is_socket = True
+        is_socket, owner = True, os.getuid()
+    else:
+        is_socket, owner = stat.S_ISSOCK(status.st_mode), status.st_uid
     if not is_socket:
         return Unreachable(
             f"{path} is no socket", hint="set AITBC_SOCKET to the daemon's socket", socket=path
         )
+    start = _start_of_service([path]) or "aitbcd"
+    # One that this user starts would be another daemon, beside that one.
+    who = "" if owner == os.getuid() or start != "aitbcd" else f"have {_user(owner)} "
     return Unreachable(
         f"nobody listens on the socket {path}: the daemon that made it is gone",
-        hint="start it again (it replaces the stale socket; running jobs were not harmed): aitbcd",
+        hint=f"{who}start it again (it replaces the stale socket; running jobs were not harmed): "
+        + start,
         socket=path,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,30 @@ def other(open_daemon: Service, user_name: str) -> Iterator[Cli]:
     home = Path(pwd.getpwnam(user_name).pw_dir)
     with closing(Cli(open_daemon, home, as_user(user_name))) as ours:
         yield ours
+
+
+def test_a_daemon_of_somebody_else_is_his_to_start_again(other: Cli) -> None:
+    path = other.folder / "stale.sock"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(path))
+    path.chmod(0o666)
+    said = other("list", code=5, environ={"AITBC_SOCKET": str(path)}).stderr.decode()
+    assert "\n  have root start it again (" in said
+    shutil.chown(path, other.folder.owner())
+    said = other("list", code=5, environ={"AITBC_SOCKET": str(path)}).stderr.decode()
+    assert "\n  start it again (" in said
+
+
+def test_the_doctor_looks_at_the_configuration_of_the_daemon_that_answers(other: Cli) -> None:
+    """One's own is for one's own daemon, and says nothing of root's."""
+    own = other.folder / ".config/aitbcd/aitbcd.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("[nonsense]\n")
+    environ = {"HOME": str(other.folder), "XDG_CONFIG_HOME": "", "AITBCD_CONFIG": ""}
+    found = json.loads(other("doctor", "--json", environ=environ).stdout)["findings"]
+    said = [each["detail"] for each in found if each["about"] == "configuration"]
+    assert len(said) == 1
+    assert "/etc/aitbcd/aitbcd.toml" in said[0]
 
 
 def test_the_doctor_takes_nothing_of_ones_own_for_somebody_else_s_daemon(other: Cli) -> None:
