@@ -50,14 +50,15 @@ _CONTROLLERS = {
 def look(client: Client) -> Iterator[Finding]:
     """Yield all findings, in the order in which to read them."""
     yield from _units()
-    yield from _configuration()
     try:
         health = client.get("/healthz")
         mine = client.get("/v1/jobs", limit=1)
     except AitbcError as error:
+        yield from _configuration(_configuration_here())
         yield Finding("daemon", FAIL, error.detail, error.hint)
         yield from custody.look(_state_here())
         return
+    yield from _configuration(_configuration_of(health))
     yield from _daemon(health, mine)
     yield from _cgroups(health)
     state = health.get("state_dir")
@@ -146,11 +147,29 @@ def _lingering() -> Iterator[Finding]:
         yield Finding("lingering", WARN, "your jobs end when you log out", hint)
 
 
-def _configuration() -> Iterator[Finding]:
-    own = paths.resolve(environ=os.environ, uid=os.getuid()).config
-    path = own if own.exists() else Path(paths.SYSTEM_CONFIG)
+def _configuration_here() -> Path:
+    """Return the configuration of a daemon of ours where there is one, or the system's."""
+    own = paths.resolve(environ=os.environ, uid=os.getuid())
+    system = Path(paths.SYSTEM_CONFIG)
+    if own.config_is_named or own.config.exists() or not system.exists():
+        return own.config
+    return system
+
+
+def _configuration_of(health: Json) -> Path:
+    """Return the file that the daemon reads which answers: ours, or that of the system's."""
+    own = paths.resolve(environ=os.environ, uid=os.getuid())
+    try:
+        is_ours = os.stat(health["state_dir"]).st_uid == os.getuid()
+    except (KeyError, TypeError, OSError):
+        return _configuration_here()
+    return own.config if is_ours or own.config_is_named else Path(paths.SYSTEM_CONFIG)
+
+
+def _configuration(path: Path) -> Iterator[Finding]:
+    """Look whether it is right, where there is one."""
     if not path.exists():
-        yield Finding("configuration", OK, f"there is no {own}, so all is as it comes")
+        yield Finding("configuration", OK, f"there is no {path}, so all is as it comes")
         return
     try:
         read = settings.load(path)
