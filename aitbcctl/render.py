@@ -203,11 +203,11 @@ def share_of(part: float) -> str:
     return f"{part * 100:.1f} %"
 
 
-def status_block(job: Json, now: datetime) -> str:
+def status_block(job: Json, now: datetime, width: int | None = None) -> str:
     """Return what ``status`` shows: one line a fact, only what there is to say."""
-    facts = [("job", _title(job)), ("status", _status_line(job, now))]
+    facts = [("job", _title(job)), ("status", _beside(_status_line(job, now), width))]
     if job.get("waiting"):
-        facts.append(("waiting", plain(job["waiting"])))
+        facts.append(("waiting", _beside(plain(job["waiting"]), width)))
     facts.append(("submitted", when(job["created_at"])))
     if job.get("started_at"):
         facts.append(("started", when(job["started_at"]) + _attempt(job)))
@@ -234,7 +234,7 @@ def status_block(job: Json, now: datetime) -> str:
     if job.get("cause"):
         facts.append(("cause", plain(job["cause"])))
     if job.get("advice"):
-        facts.append(("advice", plain(job["advice"])))
+        facts.append(("advice", _beside(plain(job["advice"]), width)))
     if job.get("contact"):
         facts.append(("contact", plain(job["contact"])))
     return aligned(facts)
@@ -268,7 +268,7 @@ def detail_block(
 ) -> str:
     """Return what ``get`` shows: the status, what was asked for, each attempt, file and event."""
     parts = [
-        status_block(job, now),
+        status_block(job, now, width),
         aligned(_asked(job, width)),
         _attempts(job, now),
         _shown_by(job),
@@ -289,7 +289,8 @@ def _asked(job: Json, width: int | None) -> list[tuple[str, str]]:
     if asked.get("artifacts"):
         facts.append(("artifacts", " ".join(plain(text_of(glob)) for glob in asked["artifacts"])))
     if job.get("env_names"):
-        facts.append(("variables", _words(map(text_of, job["env_names"]), width)))
+        names = (plain(text_of(name)) for name in job["env_names"])
+        facts.append(("variables", _beside(" ".join(names), width)))
     if job.get("miner_id"):
         facts.append(("machine", plain(job["miner_id"])))
     if job.get("result_files"):
@@ -303,15 +304,29 @@ def _asked(job: Json, width: int | None) -> list[tuple[str, str]]:
     return facts
 
 
-def _words(words: Iterable[str], width: int | None) -> str:
+def _beside(words: str, width: int | None) -> str:
     """Return many words as lines below each other, beside the names of facts."""
-    line = " ".join(map(plain, words))
-    if width is None:
+    indent = len("submitted  ")
+    return folded(" " * indent + words, width, indent=indent).lstrip()
+
+
+def folded(line: str, width: int | None, *, indent: int) -> str:
+    """Return a line as several where the terminal is narrower, all but the first one indented.
+
+    What has no space, as a path, stays whole.
+    """
+    if width is None or len(line) <= width:
         return line
     import textwrap
 
-    wrapped = textwrap.wrap(line, max(width - len("variables  "), 20), break_on_hyphens=False)
-    return "\n           ".join(wrapped)
+    wrapped = textwrap.wrap(
+        line,
+        max(width, indent + 20),
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return "\n".join(wrapped)
 
 
 def text_of(value: object) -> str:

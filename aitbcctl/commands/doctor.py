@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from aitbcctl import checkup, findings, options
-from aitbcctl.render import plain
+from aitbcctl import checkup, findings, options, terminal
+from aitbcctl.render import folded, plain
 from aitbcctl.terminal import put, put_json
 
 _SHOWN = {findings.OK: "OK  ", findings.WARN: "warn", findings.FAIL: "FAIL"}
@@ -26,7 +26,8 @@ def command(as_json: bool) -> int:
     for finding in checkup.look(options.client()):
         found.append(finding)
         if not as_json:
-            put(f"{_SHOWN[finding.state]}  {plain(finding.about)}: {plain(finding.detail)}")
+            said = f"{_SHOWN[finding.state]}  {plain(finding.about)}: {plain(finding.detail)}"
+            put(folded(said, terminal.columns(1), indent=6))
             if finding.hint:
                 put(f"      {plain(finding.hint)}")
     if as_json:

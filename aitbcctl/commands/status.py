@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import click
 
-from aitbcctl import options, render
+from aitbcctl import options, render, terminal
 from aitbcctl.client import Client, Json, job_path
 from aitbcctl.terminal import put, put_json
 from aitbcd.errors import AitbcError
@@ -32,7 +32,7 @@ def command(job: str | None, job_id: str | None, as_json: bool) -> int:
     if as_json:
         put_json(status)
         return 0
-    put(render.status_block(status, datetime.now(UTC)))
+    put(render.status_block(status, datetime.now(UTC), terminal.columns(1)))
     if status["status"] == "failed":
         put("\n".join(_what_it_wrote(client, status)))
     return 0

@@ -7,13 +7,14 @@ import os
 import signal
 import sqlite3
 import subprocess
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from tests.authority import Authority
 from tests.service import wait_for
-from tests.system.conftest import Cli, Gate
+from tests.system.conftest import Cli, Gate, Screen
 
 
 def findings(cli: Cli, code: int = 0, **environ: str) -> dict[str, Any]:
@@ -32,6 +33,19 @@ def test_nothing_is_wrong_while_all_is_well(cli: Cli, gate: Gate) -> None:
     assert "OK    daemon: version" in said
     gate.open()
     cli.ended(job)
+
+
+def test_on_a_terminal_a_finding_is_broken_between_words(
+    cli: Cli, screen: Callable[..., Screen]
+) -> None:
+    shown = screen(cli, "doctor", columns=60)
+    assert shown.end() == 0
+    whole = cli("doctor").stdout.decode().splitlines()
+    long = next(line for line in whole if len(line) > 60 and "cgroups" in line)
+    words = " ".join(shown.text.split())
+    assert " ".join(long.split()) in words
+    lines = shown.text.splitlines()
+    assert all(len(line) <= 60 for line in lines if "/" not in line)
 
 
 def test_a_daemon_that_is_away_fails_with_what_to_do(cli: Cli, tmp_path: Path) -> None:

@@ -237,6 +237,21 @@ def test_a_table_leaves_out_what_is_empty_and_cuts_what_may_be_cut() -> None:
     assert shown.splitlines() == ["K    N  NOTE", f"a    1  {'x' * 21}…", "bb  22  y"]
 
 
+def test_long_words_of_a_fact_stand_below_each_other_and_a_path_stays_whole() -> None:
+    waits = "waits behind 3 earlier jobs; job_9jvspc89 is next and waits for 1 CPU core (0 of 3)"
+    path = "/state/" + "long" * 20
+    text = render.status_block(job(waiting=waits, result_path=path), NOW, 40)
+    lines = text.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("waiting    waits behind"))
+    folded = lines[begin : lines.index(next(line for line in lines if line.startswith("submit")))]
+    assert len(folded) > 2
+    assert all(len(line) <= 40 for line in folded)
+    assert all(line.startswith(" " * 11) for line in folded[1:])
+    assert " ".join(line[11:].strip() for line in folded) == waits
+    assert f"results    {path}" in lines
+    assert waits in render.status_block(job(waiting=waits), NOW)
+
+
 def test_a_failed_job_says_how_to_repeat_it_and_whom_to_ask() -> None:
     text = render.status_block(
         job(**FAILED, contact="ada, room 12", charge=0.5, currency="EUR"), NOW
