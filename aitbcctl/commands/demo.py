@@ -206,7 +206,9 @@ def _daemon(client: Client, keep: bool) -> Iterator[None]:
     is_left = False
     try:
         health = _wait_until_it_answers(client, process, log)
-        put(f"   started in the background: pid {process.pid}, state {place.state}, log {log}")
+        put(f"   started in the background, pid {process.pid}")
+        put(f"   its state    {place.state}")
+        put(f"   its log      {log}")
         yield
         is_left = keep
     finally:
