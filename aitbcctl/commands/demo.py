@@ -202,10 +202,11 @@ def _daemon(client: Client, keep: bool) -> Iterator[None]:
         return
     _adopt_orphans()
     log = os.path.join(place.state, "daemon.log")
-    process = _start(place, log)
-    is_left = False
+    process, at = _start(place, log)
+    has_served = is_left = False
     try:
-        health = _wait_until_it_answers(client, process, log)
+        _wait_until_it_answers(client, process, log, at)
+        has_served = True
         put(f"   started in the background, pid {process.pid}")
         put(f"   its state    {place.state}")
         put(f"   its log      {log}")
@@ -214,7 +215,7 @@ def _daemon(client: Client, keep: bool) -> Iterator[None]:
     finally:
         if is_left:
             put(f"\nThe daemon goes on; to end it: kill {process.pid}\n")
-        else:
+        elif has_served or process.poll() is None:
             _stop(process)
 
 
@@ -235,7 +236,8 @@ def _adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _start(place: paths.Paths, log: str) -> subprocess.Popen[bytes]:
+def _start(place: paths.Paths, log: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Return the daemon that was started, and where in its log its own words begin."""
     try:
         os.makedirs(place.state, 0o711 if os.getuid() == 0 else 0o700, exist_ok=True)
         fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -244,7 +246,8 @@ def _start(place: paths.Paths, log: str) -> subprocess.Popen[bytes]:
             f"cannot write {log}: {error.strerror}", hint="set AITBCD_STATE_DIR to another folder"
         ) from None
     with os.fdopen(fd, "wb") as output:
-        return subprocess.Popen(
+        at = os.fstat(fd).st_size
+        process = subprocess.Popen(
             _program("aitbcd"),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -252,13 +255,17 @@ def _start(place: paths.Paths, log: str) -> subprocess.Popen[bytes]:
             # ^C here is not for it: it is ended in order, after its job.
             start_new_session=True,
         )
+    return process, at
 
 
-def _wait_until_it_answers(client: Client, process: subprocess.Popen[bytes], log: str) -> Json:
+def _wait_until_it_answers(
+    client: Client, process: subprocess.Popen[bytes], log: str, at: int
+) -> None:
     until = time.monotonic() + START_S
     while True:
         try:
-            return client.get("/healthz")
+            client.get("/healthz")
+            return
         except Unreachable as error:
             try:
                 # Returns at once when it ended; else it is the pause between two tries.
@@ -266,12 +273,16 @@ def _wait_until_it_answers(client: Client, process: subprocess.Popen[bytes], log
             except subprocess.TimeoutExpired:
                 if time.monotonic() < until:
                     continue
-            raise _not_started(process, log, error) from None
+            raise _not_started(process, log, at, error) from None
 
 
-def _not_started(process: subprocess.Popen[bytes], log: str, error: Unreachable) -> ClientFailure:
-    with open(log, errors="replace") as lines:
-        last = [render.plain(line) for line in lines.read().splitlines()[-5:]]
+def _not_started(
+    process: subprocess.Popen[bytes], log: str, at: int, error: Unreachable
+) -> ClientFailure:
+    with open(log, "rb") as lines:
+        lines.seek(at)
+        text = lines.read().decode(errors="replace")
+    last = [render.plain(line) for line in text.splitlines()[-5:]]
     code = process.poll()
     what = f"ended with exit code {code}" if code is not None else f"does not answer: {error}"
     return ClientFailure(

@@ -175,11 +175,15 @@ def test_an_interrupted_demo_ends_its_job_and_its_daemon(home: Home) -> None:
 
 
 def test_a_daemon_that_cannot_start_is_quoted(home: Home) -> None:
+    home.state.mkdir(mode=0o700)
+    (home.state / "daemon.log").write_text("what another one said\n")
     (home.folder / "aitbcd.toml").write_text("[sever]\n")
     demo = home.start("demo")
-    _, err = demo.communicate(timeout=DEADLINE_S)
+    out, err = demo.communicate(timeout=DEADLINE_S)
     assert demo.returncode == 1
     assert "sever" in err
+    assert "another one" not in err
+    assert "Ending" not in out
     assert home.processes() == []
 
 
