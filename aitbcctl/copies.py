@@ -98,14 +98,23 @@ def _sealed(client: Client, ref: str | None, name: str) -> str | None:
                 return str(digest)
             why = f"the daemon has no checksum of {named}"
         except NoSuchJob:
-            if ref:
-                # With whom a job was shared sees its status only.
-                client.get(job_path(ref))
-            why = f"the daemon knows no {named}"
+            why = _why_unknown(client, named, is_asked_for=ref is not None)
         except AitbcError as error:
             why = error.detail
     say(f"note: checked against the copy's own {manifest.FILE_NAME} alone: {why}")
     return None
+
+
+def _why_unknown(client: Client, named: str, *, is_asked_for: bool) -> str:
+    try:
+        client.get(job_path(named))
+    except NoSuchJob:
+        if is_asked_for:
+            raise
+        return f"the daemon knows no {named}"
+    except AitbcError as error:
+        return error.detail
+    return f"{named} is another user's, and of such ones the daemon tells no checksum"
 
 
 def _verify_zip(client: Client, ref: str | None, path: str) -> Json:

@@ -210,7 +210,10 @@ def test_results_shared_with_a_user_are_his_to_download_and_verify_and_no_more(
     other("download", job, "--output", "folder")
     other("download", job, "--output", "zip", "--format", "zip")
     assert b"all as sealed" in other("verify", job).stdout
-    assert b"all as sealed" in other("verify", job, "--path", "folder").stdout
+    for args in ((job, "--path", "folder"), ("--path", f"folder/{job}")):
+        done = other("verify", *args)
+        assert b"all as sealed" in done.stdout
+        assert f"{job} is another user's" in done.stderr.decode()
     for verb in ("get", "logs", "cancel", "share", "delete", "retry", "keep"):
         other(verb, job, code=3)
     root("share", job, "--revoke")
