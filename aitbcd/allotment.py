@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
 from operator import attrgetter
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from aitbcd.devices import LINKS, Gpu, GpuState
 from aitbcd.units import format_size
@@ -63,8 +64,7 @@ class Place(NamedTuple):
     room: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Stock:
+class Stock(Struct, frozen=True):
     """What there is to give at one moment."""
 
     #: By UUID, what has anything left.

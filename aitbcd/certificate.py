@@ -11,8 +11,9 @@ import os
 import ssl
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from aitbcd.errors import SettingsError
 
@@ -24,8 +25,7 @@ _SOON_S = 7 * 86400
 _STEPS_MAX = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(Struct, frozen=True):
     context: ssl.SSLContext
     #: As they stand in a Host header: lower case, IPv6 addresses in brackets; ``*.example.org``.
     names: tuple[str, ...]

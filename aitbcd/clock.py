@@ -13,7 +13,8 @@ import os
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # linux/timerfd.h
@@ -34,8 +35,7 @@ def steady_us() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
+class Clock(Struct, frozen=True):
     """Two clocks that should go alike."""
 
     now: Callable[[], int] = now_us

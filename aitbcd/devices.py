@@ -7,9 +7,10 @@ integer microseconds since the epoch; sizes are bytes. None stands for what the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 
 class GpuState(str, Enum):
@@ -48,8 +49,7 @@ class Near(NamedTuple):
 ANYWHERE = Near()
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(Struct, frozen=True):
     """A process that has memory or a context on a GPU."""
 
     pid: int
@@ -75,8 +75,7 @@ class Process:
         return not self.is_foreign and self.job_id is None
 
 
-@dataclass(frozen=True, slots=True)
-class MigInstance:
+class MigInstance(Struct, frozen=True):
     """What makes a device a part of a GPU."""
 
     #: UUID of the GPU that it is a part of.
@@ -85,8 +84,7 @@ class MigInstance:
     compute_instance: int
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
+class Gpu(Struct, frozen=True):
     """One GPU, or one MIG device."""
 
     #: As NVML counts now; of a MIG device its GPU's.
@@ -161,8 +159,7 @@ def unaccounted(gpu: Gpu, bystander_max: int) -> int | None:
     return max(0, used)
 
 
-@dataclass(frozen=True, slots=True)
-class Inventory:
+class Inventory(Struct, frozen=True):
     """All GPUs at one moment."""
 
     #: When this was seen.

@@ -7,7 +7,7 @@ the time of the newest event, before which it cannot be. Times are microseconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from aitbcd.wire import Json, rfc3339
 
@@ -18,8 +18,7 @@ JUMP_MAX_US = 86_400 * _SECOND_US
 BEHIND_MAX_US = 60 * _SECOND_US
 
 
-@dataclass(frozen=True, slots=True)
-class Anchor:
+class Anchor(Struct, frozen=True):
     """A moment at which the clock was believed."""
 
     #: ``steady`` starts anew with each boot.
@@ -31,8 +30,7 @@ class Anchor:
     excused: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Struct, frozen=True):
     """Why nothing expires at present, and since when by that same clock."""
 
     reason: str

@@ -20,12 +20,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from aitbcd import output
 from aitbcd.errors import StartupError
@@ -107,8 +107,7 @@ class Found(Enum):
     LOST = "lost"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     found: Found
     #: With EXITED.
     facts: Facts | None = None

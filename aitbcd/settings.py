@@ -11,10 +11,12 @@ import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from msgspec import Struct, field
+from msgspec.structs import force_setattr
 
 from aitbcd.errors import SettingsError
 from aitbcd.units import parse_duration, parse_size
@@ -30,8 +32,7 @@ LIMIT_MAX = 1_000_000_000
 PLAINTEXT = "i-know"
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(Struct, frozen=True):
     #: HOST:PORT for HTTP beside the Unix socket; "" turns it off. Port 0 takes a free one, which
     #: the start message names.
     tcp: str = "127.0.0.1:8000"
@@ -58,8 +59,7 @@ class Server:
         return (self.tls_cert, self.tls_key) if self.tls_cert else ()
 
 
-@dataclass(frozen=True, slots=True)
-class Slots:
+class Slots(Struct, frozen=True):
     #: Cores to share among jobs; None is all that the machine lets us use.
     cpus: int | None = None
     #: Bytes of memory to share among jobs; None is the machine's.
@@ -68,8 +68,7 @@ class Slots:
     patience_s: float = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Jobs:
+class Jobs(Struct, frozen=True):
     #: Seconds between SIGTERM and SIGKILL when a job is canceled or out of time.
     cancel_grace_s: float = 10.0
     #: Bytes that each of a job's two logs keeps: its first and its last part.
@@ -78,8 +77,7 @@ class Jobs:
     processes: int = 16384
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(Struct, frozen=True):
     #: Bytes of the state directory's file system below whose being free no job starts; None is
     #: 1 GiB, or 2 % of a small file system.
     reserve: int | None = None
@@ -87,8 +85,7 @@ class Storage:
     quota: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """What one user may have at a time; None is no limit."""
 
     #: Jobs that run.
@@ -99,8 +96,7 @@ class Limits:
     pending: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """How long results are kept; ``[plans.NAME]``."""
 
     #: Seconds from a job's end.
@@ -113,8 +109,7 @@ class Plan:
     pending: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Struct, frozen=True):
     """What is settled for a user or a group; ``[users.NAME]``, ``[groups.NAME]``."""
 
     plan: str | None = None
@@ -124,8 +119,7 @@ class Member:
     pending: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Pricing:
+class Pricing(Struct, frozen=True):
     """Prices in millionths of the currency."""
 
     cpu_hour: int = 0
@@ -143,8 +137,7 @@ PLANS: Mapping[str, Plan] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Gpus:
+class Gpus(Struct, frozen=True):
     #: Seconds that the driver has for an answer; six times as many for the first one.
     deadline_s: float = 10.0
     #: Seconds after which a driver that fails is asked again; longer each time.
@@ -169,8 +162,7 @@ class Gpus:
     sample_s: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Launcher:
+class Launcher(Struct, frozen=True):
     """How jobs are started; a launcher that is a service of root's reads this by itself too."""
 
     #: Where it is a service of root's: groups whose members are served and have their jobs run as
@@ -182,8 +174,7 @@ class Launcher:
     no_new_privs: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     server: Server = field(default_factory=Server)
     slots: Slots = field(default_factory=Slots)
     limits: Limits = field(default_factory=Limits)
@@ -202,14 +193,14 @@ class Settings:
         The one change there ever is to what is frozen for all others: they hold it, or a table of
         it, and see each value as it is when they need it.
         """
-        for table in fields(self):
-            mine, new = getattr(self, table.name), getattr(other, table.name)
+        for table in self.__struct_fields__:
+            mine, new = getattr(self, table), getattr(other, table)
             if isinstance(mine, Mapping):
-                object.__setattr__(self, table.name, new)
+                force_setattr(self, table, new)
                 continue
-            for key in fields(mine):
-                if (table.name, key.name) not in _FIXED:
-                    object.__setattr__(mine, key.name, getattr(new, key.name))
+            for key in mine.__struct_fields__:
+                if (table, key) not in _FIXED:
+                    force_setattr(mine, key, getattr(new, key))
 
 
 #: Keys whose new value counts when the daemon starts again, as they stand in the file.
@@ -228,8 +219,7 @@ FROM_THE_START = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
+class _Key(Struct, frozen=True):
     """One key of the file: the field it fills, how it is read, what it may be."""
 
     field: str
@@ -237,8 +227,7 @@ class _Key:
     allowed: str
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """One table of the file: what it makes and its keys."""
 
     made: type[Any]

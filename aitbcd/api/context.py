@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from msgspec import Struct
 from starlette.requests import HTTPConnection, Request
 
 from aitbcd.api.keyring import Keyring
@@ -173,8 +174,7 @@ class Api:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(Struct, frozen=True):
     """Who asks, and what his API key settles, where he has one."""
 
     owner: Owner

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -70,8 +71,7 @@ class Asked:
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What is answered when all went well."""
 
     about: str
@@ -84,8 +84,7 @@ class Answer:
 Handler = Callable[[Request, Asked], Awaitable[Response]]
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Struct, frozen=True):
     method: str
     #: As starlette writes it; names in braces are described in ``openapi.PATHS``.
     path: str

@@ -19,8 +19,9 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from aitbcd.errors import Forbidden, Unauthorized
 from aitbcd.model import Owner
@@ -48,8 +49,7 @@ _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """The other end of a connection. ``uid`` is None for somebody nobody vouches for."""
 
     uid: int | None

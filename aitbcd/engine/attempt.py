@@ -14,9 +14,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from aitbcd import causes, launch, model, outcome, output, users
@@ -62,8 +62,7 @@ _TOO_LONG = frozenset({errno.EOWNERDEAD, errno.ETIMEDOUT})
 _SEAL_TRIES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(Struct, frozen=True):
     """What an attempt works with, and whom it tells."""
 
     store: Store

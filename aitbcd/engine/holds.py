@@ -9,16 +9,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Struct, frozen=True):
     """What an attempt has, or has still to give back."""
 
     number: int
@@ -29,8 +28,7 @@ class Kept:
     before: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(Struct, frozen=True):
     boot_id: str
     holds: tuple[Kept, ...]
 

@@ -11,8 +11,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec.structs import replace
 
 from aitbcd.allotment import Held, Stock
 from aitbcd.devices import ANYWHERE, Gpu, GpuState, Inventory, Near, Process, unaccounted

@@ -7,10 +7,11 @@ happened; a wish counts until it is taken back.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from aitbcd.devices import Gpu, GpuState, MigInstance
 from aitbcd.errors import StateError, StorageFull
@@ -21,8 +22,7 @@ XIDS_MAX = 16
 TOLD_MAX = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(Struct, frozen=True):
     """Somebody's wish."""
 
     reason: str
@@ -30,14 +30,12 @@ class Drain:
     at: int
 
 
-@dataclass(frozen=True, slots=True)
-class Xid:
+class Xid(Struct, frozen=True):
     at: int
     xid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Struct, frozen=True):
     """A GPU, or a MIG device, that was there when all could be seen."""
 
     index: int
@@ -59,8 +57,7 @@ class Device:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """What is on disk; everything by UUID."""
 
     format: int = FORMAT

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from aitbcd.devices import MigInstance
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessFacts:
+class ProcessFacts(Struct, frozen=True):
     pid: int
     #: It has a compute context (also through MPS); false: it only draws.
     is_compute: bool
@@ -26,8 +25,7 @@ class ProcessFacts:
     cgroups: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceFacts:
+class DeviceFacts(Struct, frozen=True):
     index: int
     uuid: str
     name: str
@@ -56,16 +54,14 @@ class DeviceFacts:
     processes: tuple[ProcessFacts, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Unreachable:
+class Unreachable(Struct, frozen=True):
     """A GPU that NVML counts and does not open."""
 
     index: int
     failure: int
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """The answer to one question."""
 
     driver_version: str
@@ -74,16 +70,14 @@ class Report:
     unreachable: tuple[Unreachable, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Struct, frozen=True):
     """An XID error: the driver's word for something that went wrong on a GPU."""
 
     uuid: str
     xid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """NVML cannot be used; the probe ends after it."""
 
     #: nvmlReturn_t.
@@ -92,8 +86,7 @@ class Failure:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True):
     """A line of the probe: one of these."""
 
     report: Report | None = None

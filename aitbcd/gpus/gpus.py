@@ -14,7 +14,8 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from aitbcd import users
 from aitbcd.clock import now_us

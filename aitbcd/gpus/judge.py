@@ -7,7 +7,9 @@ whose a process was that is dead and listed all the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from aitbcd.devices import Gpu, GpuState, Process, unaccounted
 from aitbcd.gpus import advice
@@ -24,16 +26,14 @@ _SERVERS = ("nvidia-cuda-mps-server", "nvidia-cuda-mps-control")
 Identify = Callable[[ProcessFacts, tuple[str, ...]], tuple[str | None, str | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     #: Microseconds that a GPU has to be without foreign processes before it is free again.
     foreign_grace: int
     #: Bytes that a process may hold that only draws.
     display_memory: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Trace:
+class _Trace(Struct, frozen=True):
     """The last foreign use of a GPU."""
 
     reason: str

@@ -19,12 +19,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import pynvml as nvml
+from msgspec.structs import replace
 
 from aitbcd.devices import MigInstance
 from aitbcd.gpus import processes

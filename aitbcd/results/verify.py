@@ -11,9 +11,10 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
+
+from msgspec import Struct
 
 from aitbcd import manifest
 from aitbcd.results import beneath
@@ -33,8 +34,7 @@ class Abandoned(Exception):
     """Whoever wanted to know has left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What ``verify`` found."""
 
     files: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from aitbcd.errors import NoSuchJob, WrongState
 from aitbcd.model import Key, Owner, Share
@@ -13,8 +13,7 @@ from aitbcd.store.sql import QUERIES
 from aitbcd.store.writer import Transaction
 
 
-@dataclass(frozen=True, slots=True)
-class NewKey:
+class NewKey(Struct, frozen=True):
     owner: Owner
     name: str
     #: sha256 of the secret.
@@ -25,8 +24,7 @@ class NewKey:
     at: int
 
 
-@dataclass(frozen=True, slots=True)
-class NewShare:
+class NewShare(Struct, frozen=True):
     number: int
     owner: Owner
     #: sha256 of a link's secret, or None.

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
+
+from msgspec import Struct
 
 from aitbcd import lifecycle
 from aitbcd.errors import IllegalTransition, NoSuchJob, OverLimit, WrongState
@@ -92,8 +93,7 @@ class Move(Value, frozen=True):
     gpu_share: int = WHOLE
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Struct, frozen=True):
     """Something that happened to a job which changes no status."""
 
     number: int
@@ -107,8 +107,7 @@ class Note:
     facts: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(Struct, frozen=True):
     """Who submits jobs, and when."""
 
     owner: Owner
@@ -121,8 +120,7 @@ class Submission:
     pending_max: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """What ``submit_many`` made: (number, job_id) in order, and the seqs of their events.
 
     However many jobs it had, it is small: the daemon's memory does not follow the queue.

@@ -11,10 +11,11 @@ import re
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from types import NoneType
 from typing import Any, NamedTuple
+
+from msgspec import Struct
 
 from aitbcd.model import ACTIVE, FINAL, Job, JobState, Value
 from aitbcd.store import cursors, rows
@@ -61,8 +62,7 @@ class JobFilter(Value, frozen=True):
     limit: int = 50
 
 
-@dataclass(frozen=True, slots=True)
-class JobPage:
+class JobPage(Struct, frozen=True):
     """Jobs in order, and what ``after`` is for those that follow; None at the end."""
 
     jobs: list[Job]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
+
+from msgspec import Struct
 
 from aitbcd.model import Front, Job, Lane, Priority
 from aitbcd.store import cursors, rows
@@ -18,8 +19,7 @@ _NEXT_USER = QUERIES["next_user_of_queue"]
 _NEXT_WISH = QUERIES["next_wish_of_lane"]
 
 
-@dataclass(frozen=True, slots=True)
-class QueuePage:
+class QueuePage(Struct, frozen=True):
     """Jobs in order, and what ``after`` is for those that follow; None at the end."""
 
     jobs: list[Job]

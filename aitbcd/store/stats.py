@@ -6,10 +6,11 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from datetime import date, datetime, time, timedelta, tzinfo
 from enum import Enum
 from typing import Any
+
+from msgspec import Struct, field
 
 from aitbcd.model import Value
 from aitbcd.store import lanes
@@ -30,8 +31,7 @@ class By(str, Enum):
     DAY = "day"
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(Struct, frozen=True):
     """Figures of many jobs: of those submitted, and of those that ended, in a time."""
 
     submitted: int = 0
@@ -72,11 +72,10 @@ class Totals:
         return Totals(*(getattr(self, n) + times * getattr(other, n) for n in FIGURES))
 
 
-assert tuple(each.name for each in fields(Totals)) == FIGURES
+assert Totals.__struct_fields__ == FIGURES
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """A user's, a name's or a day's part."""
 
     #: A user, a name or a date; None for jobs without a name.
@@ -88,8 +87,7 @@ class Group:
     is_rest: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(Struct, frozen=True):
     total: Totals
     groups: list[Group]
     #: How many of all failed by a cause.

@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from aitbcd.errors import AmbiguousJob, InvalidValue, NoSuchJob, WrongState
@@ -59,8 +59,7 @@ _SELECT_JOB = QUERIES["select_job"]
 _SELECT_EVENT = QUERIES["select_event"]
 
 
-@dataclass(frozen=True, slots=True)
-class SharePage:
+class SharePage(Struct, frozen=True):
     """Shares, and what ``after`` is for those that follow; None at the end."""
 
     shares: list[Share]

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from aitbcd.allotment import Held, Stock, Wish, describe, lacking, settle, unsettled
 from aitbcd.devices import LINKS, Gpu, GpuState, MigInstance
