@@ -34,6 +34,13 @@ _ENABLE = "systemctl enable --quiet aitbcd.service aitbcd-launcher.service"
 _DEADLINE_S = 5 * DEADLINE_S
 #: What is large among what tests need, and not needed by a daemon.
 _LEFT_OUT = ("*mypy*", "torch*", "nvidia*", "triton*", "pip*", "setuptools*", "*schema*", "ruff*")
+#: Units that nothing here needs, and that take their part of a boot.
+_MASKED = (
+    "serial-getty@ttyS0.service", "getty@tty1.service", "e2scrub_reap.service",
+    "modprobe@.service", "systemd-modules-load.service", "systemd-random-seed.service",
+    "systemd-update-utmp.service", "dev-hugepages.mount", "dev-mqueue.mount",
+    "sys-kernel-debug.mount", "sys-kernel-tracing.mount",
+)  # fmt: skip
 _AGENT = """import json, subprocess, tty
 with open("/dev/ttyS1", "r+b", buffering=0) as port:
     tty.setraw(port)
@@ -159,8 +166,8 @@ class VirtualMachine(Machine):
         wants.mkdir(exist_ok=True)
         (wants / "agent.service").symlink_to("../agent.service")
         # Without udev the port is waited for; nobody misses the others.
-        for name in ("serial-getty@ttyS0", "getty@tty1", "e2scrub_reap"):
-            (units / f"{name}.service").symlink_to("/dev/null")
+        for name in _MASKED:
+            (units / name).symlink_to("/dev/null")
         line = f"systemd-sysusers 2>/dev/null && {_ENABLE} && {self._prepare}"
         subprocess.run(["chroot", self.root, "/bin/sh", "-c", line], check=True)
         command = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d"]

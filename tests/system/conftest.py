@@ -111,19 +111,22 @@ class Cli:
 
     def ended(self, job: str) -> dict[str, Any]:
         """Wait for a job's end and return its status."""
-        self.start("watch", job, stdout=subprocess.DEVNULL).communicate(timeout=DEADLINE_S)
-        status = self.status(job)
-        assert status["status"] in ("completed", "failed", "canceled")
-        return status
+        self._reached(job, "completed", "failed", "canceled")
+        return self.status(job)
 
     def until(self, job: str, wanted: str) -> dict[str, Any]:
         """Wait until a job is in this state."""
+        return self._reached(job, wanted)
 
-        def reached() -> dict[str, Any] | None:
-            status = self.status(job)
-            return status if status["status"] == wanted else None
+    def _reached(self, job: str, *wanted: str) -> dict[str, Any]:
+        """Wait for it; the daemon itself is asked, since each command takes its time to begin."""
+        job_id = job if job.startswith("job_") else self.status(job)["job_id"]
 
-        return wait_for(f"{job} is {wanted}", reached, log=self.daemon.log)
+        def look() -> dict[str, Any] | None:
+            found = json.loads(self.daemon.ask(f"/v1/jobs/{job_id}") or "{}")
+            return found if found.get("status") in wanted else None
+
+        return wait_for(f"{job} is {' or '.join(wanted)}", look, log=self.daemon.log)
 
     def job_ids(self) -> list[str]:
         return [job["job_id"] for job in self.json("list", "--limit", "1000")["jobs"]]
