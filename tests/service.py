@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -94,15 +95,25 @@ class Service:
         *,
         before: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
+        prelude: str = "",
     ) -> None:
-        """Prepare it; ``before`` makes a command another user's (``give_to`` him its folders)."""
+        """Prepare it.
+
+        Args:
+            before: makes a command another user's (``give_to`` him its folders).
+            prelude: Python that runs in the daemon before it begins: what it would wait a minute
+                for, a test need not.
+        """
         self._pass_fds = pass_fds
+        self._prelude = prelude
         self.folder = folder
         self._before = before
         self.state = folder / "state"
         self.log = folder / "daemon.log"
         # Not below ``folder``: its name can be longer than a socket's may be.
         self._runtime = Path(tempfile.mkdtemp(prefix="aitbcd-"))
+        # Also where it is never started, or cannot be.
+        self._forget = weakref.finalize(self, shutil.rmtree, self._runtime, ignore_errors=True)
         self.socket = self._runtime / "aitbcd.sock"
         self.config = folder / "aitbcd.toml"
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +145,7 @@ class Service:
         become_subreaper()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._before, PROGRAMS / "aitbcd"],
+                [*self._before, *self._command],
                 env=os.environ | self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -142,6 +153,14 @@ class Service:
                 pass_fds=self._pass_fds,
             )
         wait_for("the daemon answers", self._answers, log=self.log)
+
+    @property
+    def _command(self) -> list[str | Path]:
+        if not self._prelude:
+            return [PROGRAMS / "aitbcd"]
+        # -P: the installed program, not the one in the folder that this runs in.
+        program = f"{self._prelude}\nfrom aitbcd.__main__ import main\nmain()"
+        return [sys.executable, "-P", "-c", program]
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -177,7 +196,19 @@ class Service:
         if self.process is not None and self.process.poll() is None:
             self.stop()
         end_ours(str(self.state))
-        shutil.rmtree(self._runtime, ignore_errors=True)
+        self._forget()
+
+    def ask(self, path: str) -> bytes:
+        """Return the body of the answer to a GET; b"" where nobody answers."""
+        try:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(DEADLINE_S)
+                sock.connect(str(self.socket))
+                sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+                data = b"".join(iter(lambda: sock.recv(65536), b""))
+        except OSError:
+            return b""
+        return data.partition(b"\r\n\r\n")[2]
 
     def run(
         self, *command: str | Path, environ: Mapping[str, str] | None = None

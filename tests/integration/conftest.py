@@ -97,9 +97,9 @@ class Box:
 
 
 @contextmanager
-def serving(folder: Path, config: str = CONFIG) -> Iterator[Box]:
+def serving(folder: Path, config: str = CONFIG, *, prelude: str = "") -> Iterator[Box]:
     """Run a daemon of one's own."""
-    with Service(folder, config) as service:
+    with Service(folder, config, prelude=prelude) as service:
         box = Box(service)
         with box.http:
             yield box

@@ -481,7 +481,19 @@ def test_a_thousand_idle_clients_cost_nothing_and_all_are_told(usual: Box) -> No
     all_gone(box, before + 50)
 
 
-def test_a_client_that_does_not_read_is_told_to_resume(box: Box) -> None:
+#: The daemon soon gives up on who does not read; that time has passed when it pings.
+HASTY = """
+from aitbcd.api import socket, updates
+updates._SLOW_S, socket.PING_S = 1.0, 4.0
+"""
+
+
+def test_a_client_that_does_not_read_is_told_to_resume(tmp_path: Path) -> None:
+    with serving(tmp_path / "daemon", prelude=HASTY) as box:
+        _be_told_to_resume(box)
+
+
+def _be_told_to_resume(box: Box) -> None:
     # More than the kernel keeps for a client.
     ids = box.http.post(
         "/v1/jobs:batch", json={"jobs": [{"argv": ["true"], "name": "x"}] * 600}
@@ -490,7 +502,6 @@ def test_a_client_that_does_not_read_is_told_to_resume(box: Box) -> None:
     before = open_files(box)
     with following(box, "?since=0", max_queue=1, ping_interval=None) as ws:
         wait_for("much waits for it", lambda: unread(ws.socket) > 16 << 10)
-        # The daemon pings after twice the time that it waits for who does not read.
         with shaken(box) as other:
             assert other.recv(1) == PING
         got = drained(ws)
