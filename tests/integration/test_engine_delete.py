@@ -80,7 +80,7 @@ async def test_deleting_what_somebody_reads_is_answered_and_goes_on(folder: Path
 
 @scenario
 async def test_others_are_answered_while_a_large_package_goes(folder: Path) -> None:
-    make = "import os\nfor n in range(100_000): open(str(n), 'w').close()"
+    make = "import os\nfor n in range(30_000): open(str(n), 'w').close()"
     async with engine_in(folder) as rig:
         job = await rig.run("sh", "-c", f'cd $AITBC_ARTIFACTS_DIR && {sys.executable} -c "{make}"')
         other = await rig.run("true")
@@ -202,12 +202,12 @@ def test_why_results_do_not_go_is_told_once(
 @scenario
 async def test_who_stops_the_removal_of_his_results_stops_nobody_elses(folder: Path) -> None:
     let_others_reach(folder)
-    make = "cd $AITBC_ARTIFACTS_DIR && seq 20000 | xargs touch"
+    make = "cd $AITBC_ARTIFACTS_DIR && seq 10000 | xargs touch"
     with new_user("s") as stopping, new_user("o") as other:
         async with engine_in(folder) as rig:
             his = [
                 await rig.run("sh", "-c", make, owner=Owner(stopping.uid, stopping.name))
-                for _ in range(6)
+                for _ in range(4)
             ]
             others = await rig.run("true", owner=Owner(other.uid, other.name))
             deleting = [asyncio.create_task(rig.engine.delete(job)) for job in his]

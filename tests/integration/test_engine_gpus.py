@@ -53,6 +53,8 @@ SHOW = ("sh", "-c", 'echo "$CUDA_VISIBLE_DEVICES|$AITBC_GPUS|$CUDA_DEVICE_ORDER"
 def found_by_the_loader(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in driver.environ.items():
         monkeypatch.setenv(name, value)
+    # What changes on GPUs that nobody has is soon seen.
+    monkeypatch.setattr(queue, "_UNHELD_S", 0.1)
 
 
 def rig_in(folder: Path, config: str = "") -> AbstractAsyncContextManager[Rig]:
@@ -755,14 +757,8 @@ def test_a_share_does_not_come_to_a_stranger_beside_another_share(
     ids=["reset", "remapped", "divided"],
 )
 def test_a_job_starts_on_a_gpu_that_was_mended_though_nobody_asks(
-    driver: Driver,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    before: list[str],
-    after: list[str],
-    words: str,
+    driver: Driver, tmp_path: Path, before: list[str], after: list[str], words: str
 ) -> None:
-    monkeypatch.setattr(queue, "_UNHELD_S", 0.1)
     driver.write(*before)
 
     async def scenario() -> None:
@@ -777,9 +773,8 @@ def test_a_job_starts_on_a_gpu_that_was_mended_though_nobody_asks(
 
 @pytest.mark.parametrize("given", [0, 1])
 def test_a_job_starts_on_a_gpu_that_a_job_left_to_which_it_was_not_given(
-    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int
+    driver: Driver, tmp_path: Path, given: int
 ) -> None:
-    monkeypatch.setattr(queue, "_UNHELD_S", 0.1)
     driver.write(gpu(0), gpu(1))
     mark = tmp_path / "pid"
     line = f"echo $$ > {mark}.new; mv {mark}.new {mark}; exec sleep 1000"
@@ -1070,7 +1065,7 @@ def test_what_escaped_from_a_job_is_ended_before_its_gpu_is_free(
     line = f'setsid -f sh -c "{worker}"; while [ ! -e {mark} ]; do sleep 0.01; done; exit 3'
 
     async def scenario() -> None:
-        async with rig_in(tmp_path) as rig:
+        async with rig_in(tmp_path, '[jobs]\ncancel_grace = "0.2s"\n') as rig:
             job = await rig.ended(await rig.submit("sh", "-c", line, gpus=1))
             assert (job.ending and job.ending.reason) is Reason.EXIT
             pid = int(mark.read_text())

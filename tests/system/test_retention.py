@@ -18,7 +18,10 @@ import pytest
 from tests.service import PLAIN_CONFIG, Service, wait_for
 
 #: A price of a millionth for each microsecond of a core, so that charges are times.
-CONFIG = PLAIN_CONFIG + "[slots]\ncpus = 4\n[storage]\nreserve = 0\n[pricing]\ncpu_hour = 3600\n"
+CONFIG = (
+    PLAIN_CONFIG + "[slots]\ncpus = 4\n[storage]\nreserve = 0\n[pricing]\ncpu_hour = 3600\n"
+    '[jobs]\ncancel_grace = "1s"\n'
+)
 SHORT = CONFIG + '[plans.free]\nretention = "1s"\n'
 WAIT = "until test -e {}; do sleep 0.02; done; exit 3"
 
