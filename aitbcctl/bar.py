@@ -13,6 +13,9 @@ from rich.text import Text
 from aitbcctl.client import Json
 from aitbcctl.render import duration, elapsed, moment, plain
 
+#: Of what a job waits for; status shows all of it.
+_WAITING_MAX = 40
+
 
 class Bar:
     """Shows one job: name, state, bar, percent, time so far, time left."""
@@ -40,7 +43,9 @@ class Bar:
 
     def show(self, status: Json) -> None:
         """Draw what this status says."""
-        waiting = plain(status.get("waiting") or "")[:40]
+        waiting = plain(status.get("waiting") or "")
+        if len(waiting) > _WAITING_MAX:
+            waiting = waiting[: _WAITING_MAX - 1] + "…"
         self._progress.update(
             self._task,
             completed=status["progress"],

@@ -276,6 +276,18 @@ class TestWatch:
         shown.expect(f"{job} completed after")
         assert shown.end() == 0
 
+    def test_what_a_job_waits_for_is_seen_to_be_cut(
+        self, own_cli: Cli, gate: Gate, screen: Callable[..., Screen]
+    ) -> None:
+        own_cli.shell(gate.wait, "--cpus", str(os.sysconf("SC_NPROCESSORS_ONLN")))
+        job = own_cli.submit("--", "true")
+        whole = own_cli.status(job)["waiting"]
+        shown = screen(own_cli, "watch", job, columns=100)
+        shown.expect(f"{job} {whole[:39]}…")
+        gate.open()
+        shown.expect(f"{job} completed")
+        assert shown.end() == 0
+
     def test_it_survives_a_kill_of_the_daemon(self, own_cli: Cli, gate: Gate) -> None:
         job = own_cli.shell(f"{gate.wait}; exit 6")
         own_cli.until(job, "running")
