@@ -98,8 +98,10 @@ class StateFolder:
 
 
 def _unusable(state: Path, problem: OSError) -> StartupError:
+    is_file = isinstance(problem, (FileExistsError, NotADirectoryError))
+    why = "something on its path is no directory" if is_file else problem.strerror
     return StartupError(
-        f"the state directory {state} cannot be used: {problem.strerror}",
+        f"the state directory {state} cannot be used: {why}",
         hint="make it writable, or choose another folder with --state-dir (or AITBCD_STATE_DIR)",
     )
 

@@ -157,7 +157,10 @@ def test_a_state_directory_that_cannot_be_written_is_named(short: Path, ada: Use
 def test_a_file_in_place_of_the_state_directory_is_said(short: Path) -> None:
     config(short)
     (short / "state").write_text("")
-    assert "cannot be used: File exists" in refused(*in_folder(short))
+    why = "cannot be used: something on its path is no directory"
+    assert f"{short}/state {why}" in refused(*in_folder(short))
+    below = short / "state" / "below"
+    assert f"{below} {why}" in refused("--state-dir", below, "--runtime-dir", short)
 
 
 def test_a_newer_store_is_left_alone_and_both_versions_are_said(tmp_path: Path) -> None:
