@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from aitbcctl import render, tables
-from aitbcd.engine import queue
+from aitbcd.engine import pool, queue
 from aitbcd.model import Cause, Event, EventKind, Job, JobState, Reason
 from aitbcd.store import Wanted
 from tests.driver import GIB, GPU_IS_LOST, Driver, gpu, process, program, uuid_of
@@ -33,8 +33,10 @@ OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 3.00 GiB."
 def found_by_the_loader(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in driver.environ.items():
         monkeypatch.setenv(name, value)
-    # What changes on GPUs that nobody has is soon seen.
+    # What changes on GPUs that nobody has, or that a job has left, is soon seen.
     monkeypatch.setattr(queue, "_UNHELD_S", 0.1)
+    monkeypatch.setattr(pool, "_LOOK_FIRST_S", 0.02)
+    monkeypatch.setattr(pool, "_LOOK_MOST_S", 0.2)
 
 
 def rig_in(folder: Path) -> AbstractAsyncContextManager[Rig]:

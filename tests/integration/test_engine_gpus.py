@@ -17,7 +17,7 @@ import pytest
 
 from aitbcd.backlog import WINDOW
 from aitbcd.devices import Gpu, GpuState
-from aitbcd.engine import queue
+from aitbcd.engine import pool, queue
 from aitbcd.errors import NotSatisfiable, OverLimit
 from aitbcd.gpus import driver as installed
 from aitbcd.model import EventKind, Job, JobState, Owner, Reason
@@ -53,8 +53,10 @@ SHOW = ("sh", "-c", 'echo "$CUDA_VISIBLE_DEVICES|$AITBC_GPUS|$CUDA_DEVICE_ORDER"
 def found_by_the_loader(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in driver.environ.items():
         monkeypatch.setenv(name, value)
-    # What changes on GPUs that nobody has is soon seen.
+    # What changes on GPUs that nobody has, or that a job has left, is soon seen.
     monkeypatch.setattr(queue, "_UNHELD_S", 0.1)
+    monkeypatch.setattr(pool, "_LOOK_FIRST_S", 0.02)
+    monkeypatch.setattr(pool, "_LOOK_MOST_S", 0.2)
 
 
 def rig_in(folder: Path, config: str = "") -> AbstractAsyncContextManager[Rig]:
