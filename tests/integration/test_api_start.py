@@ -318,8 +318,9 @@ def test_the_socket_is_bound_again_when_its_path_is_gone(tmp_path: Path, what: s
 
 def test_without_watches_the_socket_is_looked_at_now_and_then(tmp_path: Path) -> None:
     """The kernel's limit is one for all programs of a user: an editor can use it up."""
-    service = Service(tmp_path, CONFIG, before=["unshare", "--map-root-user", "sh", "-c", NO_WATCH])
-    with service:
+    often = "from aitbcd.api import socket; socket._REBIND_PAUSE_S = 0.2"
+    no_watch = ["unshare", "--map-root-user", "sh", "-c", NO_WATCH]
+    with Service(tmp_path, CONFIG, before=no_watch, prelude=often) as service:
         inode = service.socket.stat().st_ino
         for _ in range(3):
             serves(service)

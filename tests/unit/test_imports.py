@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,7 @@ def imports(source: Path) -> Iterator[str]:
                 yield full if base.startswith("aitbc") and is_module(full) else base
 
 
+@cache
 def arrows(package: str) -> list[tuple[str, str]]:
     return [(module_of(source), name) for source in sources(package) for name in imports(source)]
 
