@@ -47,7 +47,7 @@ def command(limit: int, after: str | None, shape: str | None, as_json: bool, **a
       aitbcctl list --status running
       aitbcctl list --from 2026-01-01 --to 2026-01-31
       aitbcctl list --days 7 --status failed --name 'sweep-*' --json
-      aitbcctl list --status pending --format ids | xargs -r aitbcctl cancel --force
+      aitbcctl list --status pending --format ids | xargs -r aitbcctl cancel -y
     """
     if as_json and shape not in (None, "json"):
         raise Usage(f"--json and --format {shape} are two things")
