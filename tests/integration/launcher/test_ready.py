@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from aitbcd.launcher import folder as run_folder
-from aitbcd.launcher import package
+from aitbcd.launcher import package, seal
 from aitbcd.launcher.identity import Identity, do_as
 from tests.launcher import Daemon, Stage, Supervised, Who, myself, wait_gone
 from tests.service import DEADLINE_S, wait_for
@@ -196,6 +197,41 @@ def test_it_is_no_trace_of_a_start_that_was_killed_before_it_began(
         made.close()
     assert daemon.run(spec).facts["exit_code"] == 0
     assert not stage.run_folder(spec).exists()
+
+
+def test_a_power_cut_takes_no_sealed_package_from_a_disk_without_a_journal(
+    stage: Stage,
+) -> None:
+    disk, after = stage.folder / "disk", stage.folder / "after"
+    with disk_without_journal(disk, stage.state), opened(stage.run) as run_fd:
+        made = run_folder.build(run_fd, ".new.1")
+        # So many that the next one's name is in a block behind the one of the run folder.
+        for number in range(200):
+            (stage.results / f"{number:0200d}").touch()
+        ready = package.prepare(made.fd)
+        os.sync()
+        spec = stage.spec("true")
+        with opened(stage.results) as results_fd:
+            package.create(results_fd, spec["job"], None, ready).close()
+            seal.seal(results_fd, stage.order(spec), made.fd)
+        shutil.copyfile(disk, after)
+        made.close()
+    subprocess.run(["e2fsck", "-fy", after], check=False, capture_output=True)
+    with mounted_as(stage.state, "-o", "loop", str(after)):
+        assert (stage.sealed(spec) / "output.json").exists()
+
+
+@contextmanager
+def disk_without_journal(disk: Path, where: Path) -> Iterator[None]:
+    if not shutil.which("mkfs.ext4"):
+        pytest.skip("needs mkfs.ext4 and e2fsck")
+    disk.touch()
+    os.truncate(disk, 16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", disk], check=True)
+    with mounted_as(where, "-o", "loop", str(disk)):
+        for folder in ("run", "results"):
+            (where / folder).mkdir()
+        yield
 
 
 @pytest.mark.parametrize("how", ["-t tmpfs none", "--bind ."])
