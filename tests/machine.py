@@ -256,11 +256,12 @@ def until(machine: Machine, job: str, *wanted: str, user: str = "ada") -> dict[s
     path = f"http://localhost/v1/jobs/{job}"
 
     def reached() -> dict[str, Any] | None:
-        said = machine(f"{_CURL} {path}", check=False)
+        said = machine(f"{_CURL} {path}", user=user, check=False)
         if not said.startswith("{"):
             return None  # the daemon is not there
-        if json.loads(said)["status"] in wanted:
-            return status(machine, job, user)
+        found: dict[str, Any] = json.loads(said)
+        if found["status"] in wanted:
+            return found
         if FINAL.issuperset(wanted):
             # The stream ends with the job.
             machine(f"{_CURL} --output /dev/null '{path}/events?follow=true'", check=False)
