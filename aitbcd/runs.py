@@ -261,6 +261,8 @@ class Supervised:
     def done(self) -> None:
         """Let the supervisor go: the end of this attempt is recorded."""
         self._send({"op": "done"})
+        if self.channel:
+            self.channel.dismissed = self.key
         self.forget()
 
     def hang_up(self) -> None:
@@ -290,6 +292,8 @@ class _Channel:
         #: The launcher's number of its supervisor; None for an adopted one.
         self.worker = worker
         self.attempts: set[Supervised] = set()
+        #: What its supervisor was last told to be done with: it may be killed before it hears it.
+        self.dismissed: Key | None = None
         self.packets = _Packets(sock, runs.on_report, self._on_end)
 
     def add(self, attempt: Supervised) -> None:
@@ -304,6 +308,8 @@ class _Channel:
             attempt.take(None)
         self.attempts.clear()
         self._runs.forget_channel(self)
+        if self.dismissed:
+            self._runs.on_dismissed(*self.dismissed)
 
 
 class Runs:
@@ -336,6 +342,8 @@ class Runs:
         self._channels: dict[int, _Channel] = {}
         self._supervised: dict[Key, Supervised] = {}
         self._reopening: asyncio.Task[None] | None = None
+        #: Called with an attempt whose end is recorded and whose run folder was left.
+        self.on_left: Callable[[str, int], object] = lambda job_id, attempt: None
         self._removing = asyncio.Semaphore(_REMOVE_AT_ONCE)
 
     # -- the launcher -----------------------------------------------------------------------
@@ -433,6 +441,9 @@ class Runs:
             0o600,
         )
         program = Path(__file__).with_name("launcher")
+        if self._process:
+            # Its end was told a moment before it could be reaped.
+            self._process.poll()
         try:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - a vfork, no waiting
                 [*_PYTHON, str(program), str(self._paths.state), "--ready-fd", str(writing)],
@@ -559,6 +570,11 @@ class Runs:
     def forget_channel(self, channel: _Channel) -> None:
         if channel.worker is not None and self._channels.get(channel.worker) is channel:
             del self._channels[channel.worker]
+
+    def on_dismissed(self, job_id: str, attempt: int) -> None:
+        """See whether a supervisor that is gone has left what it was to be done with."""
+        if (self._paths.run / protocol.folder_name(job_id, attempt)).exists():
+            self.on_left(job_id, attempt)
 
     def on_report(self, message: Message, fds: list[int]) -> None:
         """Take a supervisor's word to whoever waits for this attempt."""

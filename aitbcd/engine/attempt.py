@@ -60,6 +60,8 @@ _ANSWER_S, _KILL_S = 10.0, 15.0
 _TOO_LONG = frozenset({errno.EOWNERDEAD, errno.ETIMEDOUT})
 #: How often a sealing that fails for another reason than space is tried.
 _SEAL_TRIES = 4
+#: Launchers that may go away over the removal of one run folder.
+_CLEAR_TRIES = 3
 
 
 class Parts(Struct, frozen=True):
@@ -772,15 +774,19 @@ class Attempt:
 
 async def clear(runs: Runs, job_id: str, attempt: int) -> None:
     """Remove the run folder of an attempt whose end is recorded, or dismiss its supervisor."""
-    try:
-        while not await runs.remove(job_id, attempt):
-            handle = await runs.adopt(job_id, attempt)
-            if handle:
-                handle.done()
-                return
-    except LauncherGone:
-        # The next start of the daemon sees it again.
-        _log.warning("a run folder was left: job=%s attempt=%d", job_id, attempt)
+    for _ in range(_CLEAR_TRIES):
+        try:
+            while not await runs.remove(job_id, attempt):
+                handle = await runs.adopt(job_id, attempt)
+                if handle:
+                    handle.done()
+                    return
+        except LauncherGone:
+            # The next question waits for another one.
+            continue
+        return
+    # The next start of the daemon sees it again.
+    _log.warning("a run folder was left: job=%s attempt=%d", job_id, attempt)
 
 
 _FINAL_TRIGGERS = {

@@ -107,6 +107,7 @@ class Engine:
         )
         self._sampling = Sampling(gpus, settings.gpus, paths.samples, spawn=self._spawn)
         self._evidence = Evidence(gpus, store, feed, self._spawn)
+        runs.on_left = lambda job_id, attempt: self._spawn(clear(runs, job_id, attempt))
         self._active: dict[int, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._queue = Queue(
