@@ -17,7 +17,7 @@ from aitbcd.launcher.identity import of_spec
 from aitbcd.launcher.jobgroup import JobGroup
 from aitbcd.launcher.linux import machine_oom_kills
 from aitbcd.launcher.logs import LogLimit
-from aitbcd.launcher.package import STDERR, STDOUT, Package, Ready
+from aitbcd.launcher.package import STDERR, STDOUT, Package
 from aitbcd.launcher.protocol import Facts, folder_name
 
 #: Between two rounds of killing what is still there: first, and at most.
@@ -69,11 +69,11 @@ class Attempt:
 
     # -- start ------------------------------------------------------------------------------
 
-    def begin(self, results_fd: int, ready: Ready | None) -> None:
+    def begin(self, results_fd: int) -> None:
         """Make the package and start the program; ``facts`` says it when that failed."""
         spec, who = self.spec, of_spec(self.spec)
         try:
-            made = package.create(results_fd, spec["job"], who, ready)
+            made = package.create(results_fd, spec["job"], who)
             self._package = made
             run_folder.mark_started(self.folder.fd, spec)
         except OSError as error:

@@ -93,7 +93,7 @@ def build(run_fd: int, temporary: str) -> Folder:
         os.mkdir(temporary, 0o750, dir_fd=run_fd)
     except FileExistsError:
         # Of a supervisor that had this pid before.
-        package.discard(run_fd, temporary)
+        discard(run_fd, temporary)
         os.mkdir(temporary, 0o750, dir_fd=run_fd)
     fd = lock = -1
     try:
@@ -281,7 +281,6 @@ def remove(run_fd: int, folder: Folder, name: str) -> None:
 
 
 def remove_content(fd: int) -> None:
-    package.discard_ready(fd)
     for name in (EXIT_RESERVED, EXIT, LEFT_OUT, SOCKET, CANCELED, STARTED_RESERVED, STARTED, LOCK):
         unlink(fd, name)
 
@@ -297,4 +296,19 @@ def clear_temporary(run_fd: int) -> None:
     """Remove what a killed launcher had under construction or kept spare."""
     for name in os.listdir(run_fd):
         if name.startswith(TEMPORARY):
-            package.discard(run_fd, name)
+            discard(run_fd, name)
+
+
+def discard(run_fd: int, name: str) -> None:
+    """Remove a temporary folder and all that is in it, if it is there."""
+    fd = -1
+    try:
+        fd = os.open(name, _DIRECTORY, dir_fd=run_fd)
+        package.empty_directory(fd)
+        os.rmdir(name, dir_fd=run_fd)
+    except FileNotFoundError:
+        # The supervisor that kept it removes it too.
+        pass
+    finally:
+        if fd >= 0:
+            os.close(fd)

@@ -325,7 +325,7 @@ class Launcher:
             self._hand_over(worker, spec, folder, channel)
         except BaseException:
             if folder:
-                package.discard(self._run_fd, spare)
+                run_folder.discard(self._run_fd, spare)
             raise
         finally:
             if folder:
@@ -444,7 +444,7 @@ class Launcher:
         if worker.control.fileno() >= 0:
             self._handlers.pop(worker.control.fileno(), None)
             worker.control.close()
-        package.discard(self._run_fd, run_folder.spare_name(worker.pid))
+        run_folder.discard(self._run_fd, run_folder.spare_name(worker.pid))
         if worker.is_dismissed:
             return
         group = self._group(worker.attempt) if worker.attempt else None
@@ -489,7 +489,7 @@ class Launcher:
             folder.close()
             run_folder.publish(self._run_fd, temporary, name)
         except Taken as taken:
-            package.discard(self._run_fd, temporary)
+            run_folder.discard(self._run_fd, temporary)
             return taken.why == "canceled"
         except OSError:
             # A full disk: without the mark its task sees that it is canceled all the same.

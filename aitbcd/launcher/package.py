@@ -1,22 +1,18 @@
 """The result package while it is built: ``results/.job_<ID>/``.
 
-Made empty for each attempt, or kept ready for the next one in its run folder: making inodes is what
-a short job would wait for longest. Where the supervisor is root the package belongs to the job's
-user: everything is made below a folder that only root can enter, and given away last.
+Made empty for each attempt. Where the supervisor is root the package belongs to the job's user:
+everything is made below a folder that only root can enter, and given away last.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import stat
-import struct
 from typing import Any, NamedTuple
 
 from aitbcd.launcher.identity import Identity, do_as
 from aitbcd.launcher.linux import set_mode
-from aitbcd.launcher.protocol import gone_name, package_name
+from aitbcd.launcher.protocol import close_all, gone_name, package_name
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Appending, so that two writers do not overwrite each other and a hole can be cut out behind.
@@ -24,22 +20,11 @@ _LOG = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_C
 #: Names of the package that are ours.
 LOGS, ARTIFACTS, RESULT, PROGRESS = "logs", "artifacts", "result.txt", "progress"
 STDOUT, STDERR = "stdout.log", "stderr.log"
-_ALL = ("", LOGS, ARTIFACTS, f"{LOGS}/{STDOUT}", f"{LOGS}/{STDERR}")
-#: What a package that is kept ready is called in its run folder.
-_READY = "package"
 #: Beside the logs: what the daemon saw of the job's GPUs.
 SAMPLES = "gpu.csv"
 
-#: What making a folder says where something lies, and renaming one where it cannot be replaced.
-_IS_THERE = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 #: What removing says of another user's things, of a mount point, and of a folder that holds those.
 _NOT_OURS = frozenset({errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOTEMPTY, errno.EEXIST})
-#: How often a folder of ours is emptied that somebody else empties or fills meanwhile.
-_DISCARD_TRIES = 10
-#: What a new file has of its directory beside its group: an access list and a security label.
-_LABELS = ("system.posix_acl_default", "security.selinux")
-#: linux/fs.h: asks for the attributes of a file (chattr(1)), and those that a directory hands on.
-_GET_ATTRIBUTES, _HANDED_ON = 0x80086601, 0x6281C4CF
 #: Seconds that emptying a previous attempt's package as its user may take.
 _REMOVAL_S = 120.0
 
@@ -53,123 +38,26 @@ class Package(NamedTuple):
         os.close(self.stderr)
 
 
-class Ready(NamedTuple):
-    """An empty package that lies in a run folder until an attempt begins with it."""
-
-    folder_fd: int
-    package: Package
-
-
-def prepare(folder_fd: int) -> Ready:
-    """Make an empty package in a run folder, for no job yet.
-
-    Raises:
-        OSError: the disk refused; nothing is left.
-    """
-    try:
-        return Ready(folder_fd, _build(folder_fd, _READY))
-    except OSError:
-        discard_ready(folder_fd)
-        raise
-
-
-def discard_ready(folder_fd: int) -> None:
-    """Remove the package that a run folder may hold."""
-    discard(folder_fd, _READY)
-
-
-def is_alike(run_fd: int, results_fd: int) -> bool:
-    """Tell whether what is made in the one and moved to the other is as if it was made there."""
-    return _can_move(run_fd, results_fd) and _handed_on(run_fd) == _handed_on(results_fd)
-
-
-def _can_move(source: int, target: int) -> bool:
-    """Tell whether the two directories are on one mount, and there of one device."""
-    if os.fstat(source).st_dev != os.fstat(target).st_dev:
-        return False
-    try:
-        # Nobody can rename this: what the kernel looks at first is the mount.
-        os.rename(".", ".", src_dir_fd=source, dst_dir_fd=target)
-    except OSError as error:
-        return error.errno != errno.EXDEV
-    return False
-
-
-def _handed_on(fd: int) -> tuple[object, ...]:
-    """Return what a new file may have of its directory.
-
-    Its group also where the file system is mounted with ``grpid``, which nobody can ask for.
-    """
-    found = os.fstat(fd)
-    group = found.st_gid, found.st_mode & stat.S_ISGID
-    return *group, _attributes(fd), *(_label(fd, name) for name in _LABELS)
-
-
-def _attributes(fd: int) -> int:
-    try:
-        found = fcntl.ioctl(fd, _GET_ATTRIBUTES, bytes(8))
-    except OSError:
-        # A file system that has none.
-        return 0
-    # The kernel writes an int, whatever the number of the request says.
-    (attributes,) = struct.unpack_from("I", found)
-    return int(attributes) & _HANDED_ON
-
-
-def _label(fd: int, name: str) -> bytes:
-    try:
-        return os.getxattr(fd, name)
-    except OSError:
-        # It has none, or its file system knows none.
-        return b""
-
-
-def create(
-    results_fd: int, job_id: str, who: Identity | None, ready: Ready | None = None
-) -> Package:
-    """Make a job's empty package and open its logs; what is ready is used up.
+def create(results_fd: int, job_id: str, who: Identity | None) -> Package:
+    """Make an empty package and open its logs.
 
     Raises:
         OSError: the disk refused; a later attempt starts over.
     """
     name = package_name(job_id, is_sealed=False)
-    if ready is not None and _place(results_fd, name, ready):
-        made = ready.package
-    else:
-        made = _make(results_fd, job_id, who)
-    if who is not None:
-        try:
-            _give_all(results_fd, name, made, who)
-        except OSError:
-            made.close()
-            raise
-    return made
-
-
-def _place(results_fd: int, name: str, ready: Ready) -> bool:
-    """Move it to where it belongs; where that cannot be, it is as if there was none."""
     try:
-        for each in _ALL:
-            # When the supervisor last had nothing to do is no time of the job's.
-            os.utime(f"{_READY}/{each}", dir_fd=ready.folder_fd)
-        os.rename(_READY, name, src_dir_fd=ready.folder_fd, dst_dir_fd=results_fd)
-    except OSError:
-        ready.package.close()
-        discard_ready(ready.folder_fd)
-        return False
-    return True
-
-
-def _make(results_fd: int, job_id: str, who: Identity | None) -> Package:
-    name = package_name(job_id, is_sealed=False)
-    try:
-        return _build(results_fd, name)
+        os.mkdir(name, 0o700, dir_fd=results_fd)
     except FileExistsError:
         # Given away last: what is still ours was never used, and nobody else can enter it.
         is_unfinished = owner(results_fd, name) == os.getuid()
         remove(results_fd, name, None if is_unfinished else who)
         _put_away(results_fd, job_id)
-    return _build(results_fd, name)
+        os.mkdir(name, 0o700, dir_fd=results_fd)
+    top = os.open(name, DIRECTORY, dir_fd=results_fd)
+    try:
+        return _fill(top, who)
+    finally:
+        os.close(top)
 
 
 def _put_away(results_fd: int, job_id: str) -> None:
@@ -186,34 +74,37 @@ def _put_away(results_fd: int, job_id: str) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            if error.errno not in _IS_THERE:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
         count += 1
         target = f"{gone}/{count}"
 
 
-def _build(folder: int, name: str) -> Package:
-    os.mkdir(name, 0o700, dir_fd=folder)
-    os.mkdir(f"{name}/{LOGS}", 0o700, dir_fd=folder)
-    os.mkdir(f"{name}/{ARTIFACTS}", 0o700, dir_fd=folder)
-    stdout = os.open(f"{name}/{LOGS}/{STDOUT}", _LOG, 0o640, dir_fd=folder)
+def _fill(top: int, who: Identity | None) -> Package:
+    os.mkdir(LOGS, 0o700, dir_fd=top)
+    os.mkdir(ARTIFACTS, 0o700, dir_fd=top)
+    opened: list[int] = []
     try:
-        stderr = os.open(f"{name}/{LOGS}/{STDERR}", _LOG, 0o640, dir_fd=folder)
+        names = (f"{LOGS}/{STDOUT}", f"{LOGS}/{STDERR}")
+        opened.extend(os.open(name, _LOG, 0o640, dir_fd=top) for name in names)
+        if who is not None:
+            _give_all(top, opened, who)
     except OSError:
-        os.close(stdout)
+        close_all(opened)
         raise
-    return Package(stdout, stderr)
+    return Package(*opened)
 
 
-def _give_all(results_fd: int, name: str, package: Package, who: Identity) -> None:
-    os.fchown(package.stdout, who.uid, os.getgid())
-    os.fchown(package.stderr, who.uid, os.getgid())
-    for directory in (f"{name}/{LOGS}", f"{name}/{ARTIFACTS}", name):
-        fd = os.open(directory, DIRECTORY, dir_fd=results_fd)
+def _give_all(top: int, files: list[int], who: Identity) -> None:
+    for file in files:
+        os.fchown(file, who.uid, os.getgid())
+    for directory in (LOGS, ARTIFACTS):
+        fd = os.open(directory, DIRECTORY, dir_fd=top)
         try:
             _give(fd, who)
         finally:
             os.close(fd)
+    _give(top, who)
 
 
 def _give(fd: int, who: Identity) -> None:
@@ -241,27 +132,6 @@ def remove(results_fd: int, name: str, who: Identity | None) -> None:
         try_rmdir(results_fd, name)
     except FileNotFoundError:
         pass
-
-
-def discard(folder: int, name: str) -> None:
-    """Remove a folder of ours and all that is in it, if it is there.
-
-    A supervisor that has just lost its launcher may be removing it too, or still making something
-    in it. What is there at last, the next launcher clears.
-    """
-    for _ in range(_DISCARD_TRIES):
-        try:
-            fd = os.open(name, DIRECTORY, dir_fd=folder)
-        except FileNotFoundError:
-            return
-        try:
-            empty_directory(fd)
-            os.rmdir(name, dir_fd=folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
-                raise
-        finally:
-            os.close(fd)
 
 
 def empty(results_fd: int, name: str) -> dict[str, Any]:
@@ -352,7 +222,7 @@ def _move(source: int, name: bytes, target: int, moved: int) -> int:
             os.rename(name, b"%d" % moved, src_dir_fd=source, dst_dir_fd=target)
             return moved
         except OSError as error:
-            if error.errno not in _IS_THERE:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
 
 

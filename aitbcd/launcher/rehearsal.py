@@ -37,7 +37,7 @@ def rehearse(run_fd: int, groups: str | None) -> None:
         # A full disk, say: supervisors then warm up on their own.
         pass
     finally:
-        package.discard(run_fd, _STAGE)
+        folder.discard(run_fd, _STAGE)
         os.close(stage)
 
 

@@ -136,10 +136,6 @@ def seal(
             # A power cut took it before anything of it was on the disk: it is sealed empty. Or we
             # were killed when it had just been set apart.
             report = build_anew()
-    if run_folder_fd is not None:
-        # It was made there. A disk without a journal that still knew it by that name after a power
-        # cut would have it twice, and its check takes one of both away, perhaps ours.
-        os.fsync(run_folder_fd)
     os.rename(building, sealed, src_dir_fd=results_fd, dst_dir_fd=results_fd)
     os.fsync(results_fd)
     return report

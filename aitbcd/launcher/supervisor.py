@@ -17,12 +17,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from aitbcd.launcher import errand, logs, package, processes, protocol, seal, signals
+from aitbcd.launcher import errand, logs, processes, protocol, seal, signals
 from aitbcd.launcher import folder as run_folder
 from aitbcd.launcher.attempt import Attempt
 from aitbcd.launcher.errand import Errand
 from aitbcd.launcher.linux import become_subreaper
-from aitbcd.launcher.package import Ready
 from aitbcd.launcher.protocol import SOCKET, Message
 
 #: A job that is over sooner is reported once, with its end.
@@ -51,9 +50,6 @@ class Supervisor:
         self._wakeup: tuple[int, int] = (-1, -1)
         #: Kept from one attempt to the next; its name is the attempt's, or the spare one.
         self._folder: run_folder.Folder | None = None
-        #: The next attempt's package, made while there is nothing to do.
-        self._ready: Ready | None = None
-        self._can_prepare = package.is_alike(run_fd, results_fd)
         self._control: socket.socket | None = control
         self._run_fd = run_fd
         self._results_fd = results_fd
@@ -110,9 +106,6 @@ class Supervisor:
 
     def _leave(self) -> None:
         """Remove the folder that was kept for a next attempt."""
-        if self._ready:
-            self._ready.package.close()
-            self._ready = None
         if self._folder:
             try:
                 run_folder.remove(self._run_fd, self._folder, self._spare)
@@ -209,8 +202,7 @@ class Supervisor:
         self._was_reported = False
         if self._daemon is None:
             self._listen()
-        ready, self._ready = self._ready, None
-        attempt.begin(self._results_fd, ready)
+        attempt.begin(self._results_fd)
         if attempt.started_at is not None:
             self._announce_at = time.monotonic() + _ANNOUNCE_S
             # Its SIGCHLD may have come before its pid was known.
@@ -326,16 +318,6 @@ class Supervisor:
             return
         run_folder.recycle(self._run_fd, attempt.folder, name, self._spare)
         self._become_free()
-        self._prepare(attempt.folder)
-
-    def _prepare(self, folder: run_folder.Folder) -> None:
-        """Make now what the next attempt would have to wait for."""
-        if self._can_prepare:
-            try:
-                self._ready = package.prepare(folder.fd)
-            except OSError:
-                # It tries again when it has to, and tells of it.
-                pass
 
     def _become_free(self) -> None:
         assert self._control is not None

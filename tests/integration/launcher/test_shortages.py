@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from aitbcd.launcher import protocol
+from aitbcd.launcher import package, protocol
+from aitbcd.launcher.identity import Identity, do_as
 from tests.launcher import MIB, Daemon, Stage, Who, proc_status, wait_gone
-from tests.service import children, wait_for
+from tests.service import DEADLINE_S, children, wait_for
 
 # linux/ptrace.h, asm-generic/unistd.h
 PTRACE_SEIZE, PIDFD_GETFD = 0x4206, 438
@@ -109,12 +110,8 @@ def test_what_the_disk_kept_from_starting_is_not_blamed_on_the_job(stage: Stage)
     with mounted(stage, "tmpfs", "size=8m,nr_inodes=90"):
         assert stage.launch(), stage.said()
         daemon = stage.connect()
-        # Then it cannot keep a package ready either.
-        earlier = daemon.start(stage.spec("true"))
-        earlier.exited()
-        earlier.seal()
+        daemon.run(stage.spec("true"))
         use_up_inodes(stage.results)
-        earlier.done()
         spec = stage.spec("true")
         attempt = daemon.start(spec)
         facts = attempt.exited()
@@ -127,6 +124,38 @@ def test_what_the_disk_kept_from_starting_is_not_blamed_on_the_job(stage: Stage)
         next_ones = [daemon.start(stage.spec("true")) for _ in range(4)]
         assert attempt.supervisor in [each.supervisor for each in next_ones]
         assert [each.exited()["exit_code"] for each in next_ones] == [0] * 4
+
+
+def test_a_package_that_could_not_be_made_keeps_no_file_open(stage: Stage) -> None:
+    with mounted(stage, "tmpfs", "size=8m,nr_inodes=30"):
+        results = os.open(stage.results, os.O_RDONLY)
+        before = os.listdir("/proc/self/fd")
+        try:
+            # Of the five that it needs, the last one.
+            while os.statvfs(stage.state).f_ffree > 4:
+                (stage.results / str(os.statvfs(stage.state).f_ffree)).touch()
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                package.create(results, "job_1", None)
+            assert os.listdir("/proc/self/fd") == before
+            assert (stage.building("job_1") / "logs/stdout.log").exists()
+        finally:
+            os.close(results)
+
+
+def test_a_package_that_cannot_be_given_away_keeps_no_file_open(stage: Stage, other: Who) -> None:
+    stage.results.chmod(0o777)
+    results = os.open(stage.results, os.O_RDONLY)
+
+    def leaked() -> dict[str, int]:
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(PermissionError):
+            package.create(results, "job_1", Identity(other.uid + 1, other.gid, "nobody"))
+        return {"files": len(os.listdir("/proc/self/fd")) - len(before)}
+
+    try:
+        assert do_as(Identity(*other), leaked, DEADLINE_S) == {"files": 0}
+    finally:
+        os.close(results)
 
 
 @pytest.mark.parametrize("line", ["exit 5", "read _ < gate; exit 5"])
