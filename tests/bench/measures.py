@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import select
 import sqlite3
 import statistics
 import subprocess
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from tests.bench import gpus, history, planning, proc
 from tests.bench.client import Connection, jobs_in, wait_until
-from tests.service import PROGRAMS, Service, children, descendants, environ_of, wait_for
+from tests.service import DEADLINE_S, PROGRAMS, Service, children, descendants, environ_of, wait_for
 
 MIB = 1024 * 1024
 NO_OP = b'{"argv":["/bin/true"]}\n'
@@ -213,9 +214,17 @@ def submit_latency(
     body = json.dumps({"argv": [str(program), *([str(fifo)] if fifo else [])]}).encode()
     started = time.monotonic_ns()
     job = connection.ask("POST", "/v1/jobs", body)["job_id"]
-    said = fifo.read_text() if fifo else None
+    said = read_fifo(fifo) if fifo else None
     wait_until(service.socket, job, "completed")
     return (int(said or connection.read_log(job)) - started) / 1e6
+
+
+def read_fifo(path: Path) -> bytes:
+    """Return what a program says there; fail when it says nothing."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as fifo:
+        if not select.select([fifo], [], [], DEADLINE_S)[0]:
+            raise RuntimeError(f"nobody wrote to {path}")
+        return fifo.read()
 
 
 def latency(bench: Bench) -> list[Row]:
