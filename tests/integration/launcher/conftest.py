@@ -36,7 +36,10 @@ def other() -> Iterator[Who]:
     name = f"aitbcd-l{os.getpid()}"
     further = f"{name}-x"
     subprocess.run(["groupadd", further], check=True)
-    command = ["useradd", "--create-home", "--shell", "/bin/sh", "--groups", further, name]
+    # The kernel counts a uid's processes, also those of users of that number in a machine that
+    # another test has booted: theirs begin at 1000.
+    uid = ["--key", "UID_MIN=20000", "--key", "GID_MIN=20000"]
+    command = ["useradd", *uid, "--create-home", "--shell", "/bin/sh", "--groups", further, name]
     subprocess.run(command, check=True)
     entry = pwd.getpwnam(name)
     yield Who(entry.pw_uid, entry.pw_gid, name)
