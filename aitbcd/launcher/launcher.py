@@ -137,15 +137,17 @@ class Launcher:
         self._listener.listen(16)
         self._clear_groups()
         self._add(self._listener.fileno(), self._on_connect)
-
-    def run(self) -> None:
-        be_called(b"aitbcd-launcher")
         signals.listen()
         signals.at_stop(self._stop)
         if self._rules:
             signals.at_reload(self._rules.reload)
+
+    def run(self) -> None:
+        be_called(b"aitbcd-launcher")
         with signals.held():
             rehearse(self._run_fd, self._cgroups.jobs)
+        wakeups, _ = signals.open_wakeups()
+        self._add(wakeups, lambda: signals.take(wakeups))
         # What is there now is shared with every supervisor; a collection would copy it.
         gc.collect()
         gc.disable()
@@ -393,6 +395,7 @@ class Launcher:
         """Let go of all that is the launcher's, then live as a supervisor."""
         code = 70
         try:
+            signal.set_wakeup_fd(-1)
             be_called(b"aitbcd-supervisor")
             cgroups.enter(*self._cgroups.supervisors)
             # Our lock, and the other ends of others' sockets. Their objects live on in our

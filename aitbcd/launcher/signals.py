@@ -33,6 +33,22 @@ def listen() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def open_wakeups() -> tuple[int, int]:
+    """Return a pipe whose first end is readable when this process has caught a signal.
+
+    One that comes just before a wait begins would not end it: its handler runs when the wait is
+    over (signal.set_wakeup_fd). A fork has to forget it, or open its own.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    return reading, writing
+
+
+def take(wakeups: int) -> None:
+    """Read what signals have written, whose handlers have run by then."""
+    os.read(wakeups, 4096)
+
+
 def at_stop(action: Callable[[], None]) -> None:
     """Do this from now on when this process is asked to end."""
     _actions[_STOP] = os.getpid(), action

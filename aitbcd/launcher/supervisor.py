@@ -118,14 +118,13 @@ class Supervisor:
         return self._control is not None or self._attempt is not None
 
     def _listen_to_signals(self) -> None:
-        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._wakeup = (reading, writing)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        self._wakeup = signals.open_wakeups()
         signals.at_stop(self._on_shutdown)
+        reading = self._wakeup[0]
         self._add(reading, lambda: self._on_wakeup(reading))
 
     def _on_wakeup(self, fd: int) -> None:
-        os.read(fd, 4096)
+        signals.take(fd)
         if self._attempt:
             self._attempt.reap()
 

@@ -426,7 +426,7 @@ def test_a_sealing_that_is_killed_is_told_and_can_be_repeated(stage: Stage, daem
 
 
 def test_too_few_descriptors_refuse_a_start_and_do_no_harm(stage: Stage) -> None:
-    before = ("sh", "-c", 'ulimit -n 24; exec "$@"', "sh")
+    before = ("sh", "-c", 'ulimit -n 26; exec "$@"', "sh")
     assert stage.launch(before=before), stage.said()
     daemon = stage.connect()
     attempts = []

@@ -21,7 +21,7 @@ import pytest
 from aitbcd.launcher import package, protocol
 from aitbcd.launcher.identity import Identity
 from aitbcd.launcher.protocol import Message
-from tests.launcher import Daemon, Stage, Who, myself
+from tests.launcher import Daemon, Stage, Who, myself, proc_status
 from tests.service import wait_for
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can have others' jobs run")
@@ -45,9 +45,23 @@ def config(stage: Stage, other: Who) -> Path:
     return file
 
 
-def launch(stage: Stage, service: Who, config: Path) -> bool:
+#: Has a signal caught while the main thread neither runs nor has its wait ended by it, as when it
+#: comes just before the wait begins.
+CAUGHT_ELSEWHERE = """
+import signal, threading, time
+from aitbcd.launcher import signals
+threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+listen = signals.listen
+def listen_elsewhere():
+    listen()
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
+signals.listen = listen_elsewhere
+"""
+
+
+def launch(stage: Stage, service: Who, config: Path, prelude: str | None = None) -> bool:
     os.chown(stage.state, service.uid, service.gid)
-    listens = stage.launch("--lasting", "--config", config)
+    listens = stage.launch("--lasting", "--config", config, prelude=prelude)
     if not listens:
         stage.wait()
     return listens
@@ -460,6 +474,18 @@ def test_a_wrong_table_starts_nothing_and_changes_nothing_later(
     stage.process.send_signal(signal.SIGHUP)
     wait_for("it is said", lambda: words in stage.said()[before:], log=stage.log)
     assert daemon.run(stage.spec("/bin/true", who=other)).facts["exit_code"] == 0
+
+
+def test_a_signal_is_heard_that_comes_just_before_it_waits(
+    stage: Stage, service: Who, config: Path
+) -> None:
+    assert launch(stage, service, config, CAUGHT_ELSEWHERE), stage.said()
+    stage.connect().hello()
+    config.write_text("launcher = 3\n")
+    status = Path(f"/proc/{stage.pid}/status")
+    wait_for("it waits", lambda: proc_status(status.read_text())["State"].startswith("S"))
+    os.kill(stage.pid, signal.SIGHUP)
+    wait_for("it is said", lambda: "launcher is 3" in stage.said(), log=stage.log)
 
 
 def test_new_privileges_are_forbidden_by_its_own_table(
