@@ -34,6 +34,7 @@ from aitbcd.launcher.linux import (
     become_subreaper,
     close_all_but,
     highest_descriptor,
+    use_batch_scheduling,
 )
 from aitbcd.launcher.protocol import CANCELED, LAUNCHER_LOCK, LAUNCHER_SOCKET, Message
 from aitbcd.launcher.rehearsal import rehearse
@@ -144,6 +145,7 @@ class Launcher:
 
     def run(self) -> None:
         be_called(b"aitbcd-launcher")
+        use_batch_scheduling()
         with signals.held():
             rehearse(self._run_fd, self._cgroups.jobs)
         wakeups, _ = signals.open_wakeups()

@@ -26,7 +26,9 @@ from aitbcd.launcher.linux import (
     fork_into,
     leave_session_keyring,
     log_in,
+    normal_scheduling,
     prefer_memory_of,
+    use_normal_scheduling,
 )
 
 #: Seconds for a user's own file systems to answer before the program runs.
@@ -89,6 +91,7 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
                     file_actions=streams,
                     setsid=True,
                     setsigmask=(),
+                    **normal_scheduling,
                 )
             except OSError as error:
                 _explain(program, error)
@@ -188,6 +191,7 @@ def _become_program(
         if near_cores(limits):
             # Where those run, unless they are not bound.
             prefer_memory_of(limits.get("near_nodes", []))
+        use_normal_scheduling()
         signal.set_wakeup_fd(-1)
         os.setsid()
         if who is not None:

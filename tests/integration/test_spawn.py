@@ -50,6 +50,7 @@ print(json.dumps({
     "env": dict(os.environ),
     "limits": [resource.getrlimit(number) for number in range(16)],
     "nice": os.getpriority(os.PRIO_PROCESS, 0),
+    "scheduling": [os.sched_getscheduler(pid) for pid in (0, os.getppid())],
     "leads": [os.getpid() == int(fields[2]), os.getpid() == int(fields[3])],
     "terminal": fields[4],
     "pid": os.getpid(),
@@ -299,6 +300,8 @@ def test_a_job_has_what_it_asked_for_and_nothing_else(box: Box) -> None:
     )
     check_plain(box, found)
     assert found["umask"] == "0137"
+    # Its supervisor waits for its turn, and the job does not.
+    assert found["scheduling"] == [os.SCHED_OTHER, os.SCHED_BATCH]
     assert found["cwd"] == f"{box.folder}/there"
     rest = {name: value for name, value in found["env"].items() if name not in OURS}
     # LC_CTYPE is Python's own, where there is no locale (PEP 538).
@@ -379,6 +382,13 @@ def test_nothing_of_how_the_daemon_was_started_reaches_a_job(box: Box) -> None:
     box.wait(job, "running")
     assert box.cancel(job, force=True)["status"] == "canceling"
     assert box.wait_end(job)["status"] == "canceled"
+
+
+def test_a_job_is_scheduled_as_the_daemon_is_where_that_was_chosen(box: Box) -> None:
+    box.service.stop()
+    wait_for("the launcher ends", lambda: not box._launchers())
+    start_oddly(box, lambda: os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)))
+    assert look(box)["scheduling"] == [os.SCHED_IDLE, os.SCHED_IDLE]
 
 
 # -- the next job of the same supervisor -----------------------------------------------------------
@@ -488,6 +498,7 @@ def test_another_users_job_is_his_in_every_respect(box: Box, user: pwd.struct_pa
         echo "Login: $(cat /proc/self/loginuid)"
         echo "Fds: $(ls /proc/self/fd | tr '\\n' ' ')"
         echo "In: $(readlink /proc/$$/fd/0)"
+        echo "Policy: $(cut -d' ' -f41 /proc/$$/stat)"
         echo "Leads: $$ $(cut -d' ' -f5,6 /proc/$$/stat)"
         touch made "$AITBC_ARTIFACTS_DIR/made"
         echo 42 > "$AITBC_RESULT"
@@ -518,6 +529,7 @@ def test_another_users_job_is_his_in_every_respect(box: Box, user: pwd.struct_pa
         # The last one is what ls itself reads.
         assert found["Fds"] == ["0", "1", "2", "3"]
         assert found["In"] == ["/dev/null"]
+        assert found["Policy"] == [str(os.SCHED_OTHER)]
         assert len(set(found["Leads"])) == 1
         assert "Kills" not in found
         package = box.service.state / "results" / job
