@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from aitbcd.errors import AitbcError, StorageFull, Unavailable
@@ -35,8 +35,10 @@ T = TypeVar("T")
 Change = Callable[["Transaction", Any], T]
 Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
-#: Seconds from one commit to the next, unless somebody waits for it.
+#: Seconds from one commit to the next, unless somebody waits for it; and the shortest that the
+#: event loop can wait.
 _PAUSE_S = 0.004
+_TICK_S = 0.001
 #: What a refused change leaves standing: the statement was undone, the transaction goes on.
 _REFUSALS = (
     sqlite3.IntegrityError,
@@ -184,9 +186,13 @@ class Writer:
         self._loop = loop
         #: What is to be done; None is the end.
         self._asked: deque[_Asked | None] = deque()
-        #: Wakes the thread, True at once. It need not be woken twice for what can wait.
-        self._wakes: SimpleQueue[bool] = SimpleQueue()
+        #: Wakes the thread, which need not be woken twice. It never waits for a time: up to Python
+        #: 3.12, ``SimpleQueue.get`` with a timeout can wait for ever (gone with 3.13's rewrite).
+        self._wakes: SimpleQueue[None] = SimpleQueue()
         self._is_woken = False
+        #: Ends the pause, after which what could wait is committed.
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_committing = False
         #: When the last commit was done (monotonic).
         self._committed_at = 0.0
         self._ended = loop.create_future()
@@ -221,9 +227,25 @@ class Writer:
         return future
 
     def _wake(self, *, can_wait: bool) -> None:
-        if not can_wait or not self._is_woken:
-            self._is_woken = True
-            self._wakes.put(not can_wait)
+        if self._is_woken:
+            return
+        if can_wait and (left := self._pause_left_s()) > 0:
+            if self._timer is None:
+                self._timer = self._loop.call_later(max(left, _TICK_S), self._on_pause_over)
+            return
+        self._is_woken = True
+        self._wakes.put(None)
+
+    def _pause_left_s(self) -> float:
+        if self._is_committing:
+            return _PAUSE_S
+        return self._committed_at + _PAUSE_S - time.monotonic()
+
+    def _on_pause_over(self) -> None:
+        self._timer = None
+        # What somebody waited for may have taken it along.
+        if self._asked:
+            self._wake(can_wait=True)
 
     async def close(self) -> None:
         """Finish what is queued, close the connection, end the thread."""
@@ -253,7 +275,14 @@ class Writer:
 
         A function of its own, so that nothing of what was answered is kept while it waits.
         """
-        self._wait()
+        self._wakes.get()
+        self._is_committing = True
+        try:
+            return self._commit_asked(transaction)
+        finally:
+            self._is_committing = False
+
+    def _commit_asked(self, transaction: Transaction) -> bool:
         group: list[_Asked] = []
         for one in self._take_asked():
             if group and (one is None or one.is_alone or group[-1].is_alone):
@@ -265,15 +294,6 @@ class Writer:
         if group:
             self._answer(self._commit(transaction, group))
         return True
-
-    def _wait(self) -> None:
-        """Wait until there is something to do, and for company where it can wait."""
-        is_urgent = self._wakes.get()
-        while not is_urgent and (left := self._committed_at + _PAUSE_S - time.monotonic()) > 0:
-            try:
-                is_urgent = self._wakes.get(timeout=left)
-            except Empty:
-                return
 
     def _take_asked(self) -> list[_Asked | None]:
         # Not after: what comes in between would not wake us. A wake too many finds nothing to do.
