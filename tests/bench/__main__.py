@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("measures", nargs="*", help=f"of {', '.join(MEASURES)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="tiny counts: does it work at all?")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.add_argument("--folder", type=Path, help="measure on this disk (default: $TMPDIR)")
+    parser.add_argument("--folder", type=Path, help="measure here, and delete nothing")
     options = parser.parse_args(arguments)
     for name in options.measures:
         if name not in MEASURES:
@@ -58,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             rows += MEASURES[name](bench)
     finally:
-        # Only now: deleting between the measures would slow down the later ones.
-        shutil.rmtree(folder, ignore_errors=True)
+        # Only now, and not where it is measured again: it slows down what comes for minutes.
+        if options.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,20 +17,34 @@ from tests.bench.measures import MEASURES, Row
 pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).resolve().parents[2]
+QUICKLY = (sys.executable, "-m", "tests.bench", "--quick", "--json")
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_measure_runs_with_tiny_counts_and_leaves_nothing(measure: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.bench", "--quick", "--json", "--folder", str(tmp_path)]
-    done = subprocess.run(
-        [*command, measure], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def test_measure_runs_with_tiny_counts_and_leaves_nothing(measure: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="aitbcd-test-") as folder:
+        # One of the measures is as another user.
+        os.chmod(folder, 0o755)
+        done = subprocess.run(
+            [*QUICKLY, measure],
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        left = os.listdir(folder)
     assert done.returncode == 0, done.stderr
     rows = [Row(**row) for row in json.loads(done.stdout)]
     assert rows
     assert all(row.what and row.figure for row in rows)
     assert [row.what for row in rows if row.goal and not row.baseline] == []
-    assert list(tmp_path.iterdir()) == []
+    assert left == []
+
+
+def test_what_was_measured_in_a_folder_stays_there(tmp_path: Path) -> None:
+    subprocess.run([*QUICKLY, "--folder", str(tmp_path), "drain"], cwd=ROOT, check=True)
+    assert len(list(tmp_path.glob("aitbcd-bench-*/01-drain/state/results/job_*"))) == 20
 
 
 def test_unknown_measure_is_refused_with_those_there_are() -> None:
