@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.bench import gpus, history, planning, proc
 from tests.bench.client import Connection, jobs_in, wait_until
@@ -320,28 +321,44 @@ def block(service: Service, connection: Connection, cpus: int) -> None:
     wait_until(service.socket, job, "running")
 
 
+class Taken(NamedTuple):
+    """What it cost to take a batch: seconds and bytes."""
+
+    seconds: float
+    plain_seconds: float
+    idle: int
+    grown: int
+    peak: int
+
+
+def take_batch(bench: Bench, count: int) -> Taken:
+    lines = NO_OP * count
+    with (
+        bench.service(1, name=f"batch-{count}") as service,
+        Connection(service.socket) as connection,
+    ):
+        plain = bulk_insert(service.folder / "plain.db", count)
+        block(service, connection, 1)
+        idle = proc.pss(service.pid)
+        proc.forget_peak(service.pid)
+        before = proc.rss(service.pid)
+        started = time.perf_counter()
+        answer = connection.submit_lines(lines)
+        seconds = time.perf_counter() - started
+        peak = proc.peak_rss(service.pid) - before
+        grown = proc.pss(service.pid) - idle
+        jobs = jobs_in(answer)
+        if len(jobs) != count:
+            raise RuntimeError(f"{len(jobs)} of {count} jobs were acknowledged")
+    return Taken(seconds, plain, idle, grown, peak)
+
+
 def batches(bench: Bench) -> list[Row]:
     rows = []
     goals = {10_000: 0.2, 100_000: 2.0}
     for count in bench.counts.batches:
-        plain = bulk_insert(bench.folder / f"plain-{count}.db", count)
-        lines = NO_OP * count
-        with (
-            bench.service(1, name=f"batch-{count}") as service,
-            Connection(service.socket) as connection,
-        ):
-            block(service, connection, 1)
-            idle = proc.pss(service.pid)
-            proc.forget_peak(service.pid)
-            before = proc.rss(service.pid)
-            started = time.perf_counter()
-            answer = connection.submit_lines(lines)
-            seconds = time.perf_counter() - started
-            peak = proc.peak_rss(service.pid) - before
-            grown = proc.pss(service.pid) - idle
-            jobs = jobs_in(answer)
-            if len(jobs) != count:
-                raise RuntimeError(f"{len(jobs)} of {count} jobs were acknowledged")
+        rounds = [take_batch(bench, count) for _ in range(bench.counts.rounds)]
+        seconds, plain, idle, grown, peak = map(statistics.median, zip(*rounds, strict=True))
         goal = goals.get(count)
         rows += [
             Row(
@@ -361,7 +378,7 @@ def batches(bench: Bench) -> list[Row]:
                 grown < 10 * MIB if goal else None,
             ),
             Row(
-                f"  peak of it while taking {len(lines) / MIB:.1f} MiB",
+                f"  peak of it while taking {len(NO_OP) * count / MIB:.1f} MiB",
                 f"{peak / MIB:+.1f} MiB",
                 "",
                 "",
