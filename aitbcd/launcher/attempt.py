@@ -24,9 +24,9 @@ from aitbcd.launcher.protocol import Facts, folder_name
 _KILL_AGAIN_S, _KILL_AGAIN_MOST_S = 0.01, 0.2
 #: How long after its first SIGKILL we call a process unkillable (it hangs in the kernel).
 _PATIENCE_S = 15.0
-#: No job has a container sooner: docker and its three helpers start one after the other, each a
-#: new program. So the shortest, of which there are most, need not look for one.
-_CONTAINER_US = 10_000
+#: Ticks of the clock (10 ms) within which no job has a container: docker and its three helpers
+#: start one after the other. So the shortest jobs, of which there are most, look for none.
+_CONTAINER_TICKS = 1
 #: Children that are reaped before we look at the clock again: a job can make them faster.
 _REAP_AT_ONCE = 256
 #: What becoming another user adds to a child of ours, and the counters of the kernel may differ by.
@@ -246,8 +246,8 @@ class Attempt:
             "max_rss": self._max_rss if self._max_rss > self._least_rss else 0,
             "machine_oom_kills": self._oom_kills_since(),
             "undead": (undead or [])[:20],
-            "containers": elapsed_us >= _CONTAINER_US
-            and self.pid is not None
+            "containers": self.pid is not None
+            and processes.ticks_now() - self._started_ticks > _CONTAINER_TICKS
             and containers.is_any_since(self._started_ticks, self.spec["uid"]),
             "kept_whole": self._close_files(),
         }

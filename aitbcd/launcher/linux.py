@@ -46,8 +46,8 @@ _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctype
 _SYNC_FILE_RANGE_WRITE = 2
 
 _NO_PRIORITY = os.sched_param(0)
-#: What ``os.posix_spawn`` is to be told, so that the program does not run in batches as we do.
-normal_scheduling: dict[str, Any] = {}
+#: It is we who have chosen that.
+_is_batch = False
 
 
 def hold(name: str | bytes, folder: int) -> int:
@@ -197,20 +197,30 @@ def use_batch_scheduling() -> None:
     Who wakes us is mostly about to wake the next of us: so many jobs a second cost a fifth fewer
     switches. Whom an administrator has given another policy keeps it.
     """
-    if os.sched_getscheduler(0) != os.SCHED_OTHER:
-        return
+    global _is_batch
     try:
-        os.sched_setscheduler(0, os.SCHED_BATCH, _NO_PRIORITY)
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, _NO_PRIORITY)
+            _is_batch = True
     except OSError:
-        # A container may forbid the call.
-        return
-    normal_scheduling["scheduler"] = (os.SCHED_OTHER, _NO_PRIORITY)
+        # A container may forbid the calls, and musl has none.
+        pass
 
 
-def use_normal_scheduling() -> None:
-    """Take back ``use_batch_scheduling``, for what is not ours."""
-    if normal_scheduling:
-        os.sched_setscheduler(0, *normal_scheduling["scheduler"])
+def scheduling_of_jobs() -> dict[str, Any]:
+    """Return what to tell ``os.posix_spawn``, so that a program is scheduled as we were once.
+
+    Who was given another policy since passes it on: not everybody may leave each one (SCHED_IDLE).
+    """
+    if _is_batch and os.sched_getscheduler(0) == os.SCHED_BATCH:
+        return {"scheduler": (os.SCHED_OTHER, _NO_PRIORITY)}
+    return {}
+
+
+def use_scheduling_of_jobs() -> None:
+    """Be scheduled as a program is to be, for good."""
+    for policy in scheduling_of_jobs().values():
+        os.sched_setscheduler(0, *policy)
 
 
 def prefer_memory_of(nodes: list[int]) -> None:

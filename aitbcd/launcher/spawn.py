@@ -26,9 +26,9 @@ from aitbcd.launcher.linux import (
     fork_into,
     leave_session_keyring,
     log_in,
-    normal_scheduling,
     prefer_memory_of,
-    use_normal_scheduling,
+    scheduling_of_jobs,
+    use_scheduling_of_jobs,
 )
 
 #: Seconds for a user's own file systems to answer before the program runs.
@@ -81,7 +81,7 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
         else:
             stdin = _open_stdin(spec)
             streams.append((os.POSIX_SPAWN_DUP2, stdin, 0))
-        environment = spec["env"]
+        environment, scheduling = spec["env"], scheduling_of_jobs()
         for program in _programs(spec):
             try:
                 return os.posix_spawn(
@@ -91,7 +91,7 @@ def _spawn(spec: dict[str, Any], stdout: int, stderr: int) -> int:
                     file_actions=streams,
                     setsid=True,
                     setsigmask=(),
-                    **normal_scheduling,
+                    **scheduling,
                 )
             except OSError as error:
                 _explain(program, error)
@@ -191,7 +191,7 @@ def _become_program(
         if near_cores(limits):
             # Where those run, unless they are not bound.
             prefer_memory_of(limits.get("near_nodes", []))
-        use_normal_scheduling()
+        use_scheduling_of_jobs()
         signal.set_wakeup_fd(-1)
         os.setsid()
         if who is not None:

@@ -391,6 +391,14 @@ def test_a_job_is_scheduled_as_the_daemon_is_where_that_was_chosen(box: Box) -> 
     assert look(box)["scheduling"] == [os.SCHED_IDLE, os.SCHED_IDLE]
 
 
+def test_jobs_start_when_somebody_has_changed_how_their_supervisor_is_scheduled(box: Box) -> None:
+    """Who has no rights cannot leave SCHED_IDLE, so it is not tried."""
+    changes = "import os; os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0))"
+    assert box.wait_end(box.submit(*PYTHON, changes))["status"] == "completed"
+    wait_free(box)
+    assert look(box)["scheduling"] == [os.SCHED_IDLE, os.SCHED_IDLE]
+
+
 # -- the next job of the same supervisor -----------------------------------------------------------
 
 #: Does to itself and to what it shares with its supervisor what it can, and leaves children.
