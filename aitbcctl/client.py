@@ -17,7 +17,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aitbcctl.http1 import NotHttp, ResponseParser, Truncated
@@ -174,10 +174,14 @@ class Response:
 class Client:
     """Speaks to the daemon that the environment names, or that is found on this machine."""
 
-    __slots__ = ("_api_key", "_environ", "_url")
+    __slots__ = ("_api_key", "_environ", "_on_gone", "_url")
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], on_gone: Callable[[str, str], None] | None = None
+    ) -> None:
+        """``on_gone`` is called, once, with the socket of a daemon that is gone, and ours."""
         self._environ = environ
+        self._on_gone = on_gone
         has_socket = bool(environ.get("AITBC_SOCKET"))
         self._url = None if has_socket else environ.get("AITBC_URL") or None
         self._api_key = environ.get("AITBC_API_KEY") if self._url else None
@@ -277,7 +281,11 @@ class Client:
         if self._url:
             _check_key(self._api_key or "")
             return _connect_tcp(self._url, self._environ.get("AITBC_CA_FILE") or None)
-        return _connect_unix(paths.client_sockets(self._environ, os.getuid()))
+        sock, path, gone = _connect_unix(paths.client_sockets(self._environ, os.getuid()))
+        if gone and self._on_gone:
+            tell, self._on_gone = self._on_gone, None
+            tell(gone, path)
+        return sock, path, "localhost"
 
 
 def quote(part: str | bytes, safe: bytes = b"") -> str:
@@ -356,8 +364,11 @@ def _no_daemon_of_ours(where: str, why: str) -> Unreachable:
     )
 
 
-def _connect_unix(candidates: list[str]) -> tuple[socket.socket, str, str]:
-    """Connect to the first socket that answers; of several failures tell the most telling."""
+def _connect_unix(candidates: list[str]) -> tuple[socket.socket, str, str | None]:
+    """Connect to the first socket that answers; of several failures tell the most telling.
+
+    Return also which it is, and one before it that a daemon has left behind.
+    """
     refusals: list[tuple[str, OSError]] = []
     for path in candidates:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -370,7 +381,8 @@ def _connect_unix(candidates: list[str]) -> tuple[socket.socket, str, str]:
             sock.close()
             refusals.append((path, error))
             continue
-        return sock, path, "localhost"
+        gone = (path for path, error in refusals if error.errno == errno.ECONNREFUSED)
+        return sock, path, next(gone, None)
     raise _unreachable(refusals)
 
 

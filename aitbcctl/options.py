@@ -11,6 +11,7 @@ import click
 
 from aitbcctl.client import Client, Json
 from aitbcctl.refusals import Usage
+from aitbcctl.terminal import tell_of_gone
 from aitbcd.errors import AitbcError, NoSuchJob
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def jobs(ctx: click.Context, param: click.Parameter, begun: str) -> list[Complet
 
     try:
         states = _USEFUL.get(ctx.info_name or "")
-        with client().open(
+        with Client(os.environ).open(
             "GET", f"/v1/jobs?limit={_OFFERED}" + (f"&status={states}" if states else ""),
             timeout_s=2.0,
         ) as response:  # fmt: skip
@@ -113,7 +114,7 @@ def models(ctx: click.Context, param: click.Parameter, begun: str) -> list[Compl
 def _gpus() -> list[Json]:
     """Return the machine's GPUs, none where that cannot be told at once."""
     try:
-        with client().open("GET", "/v1/gpus", timeout_s=2.0) as response:
+        with Client(os.environ).open("GET", "/v1/gpus", timeout_s=2.0) as response:
             found: list[Json] = json.loads(response.read())["gpus"]
             return found
     except (AitbcError, ValueError, KeyError):
@@ -281,4 +282,4 @@ def all_pages(client: Client, path: str, field: str) -> list[Json]:
 
 def client() -> Client:
     """Return a client for the daemon that this environment names."""
-    return Client(os.environ)
+    return Client(os.environ, tell_of_gone)

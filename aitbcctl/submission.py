@@ -17,7 +17,7 @@ from typing import Any
 from aitbcctl import environment, files
 from aitbcctl.client import Client, Json
 from aitbcctl.refusals import Usage
-from aitbcctl.terminal import complain, flush, leave, put, put_json, say
+from aitbcctl.terminal import complain, flush, leave, put, put_json, say, tell_of_gone
 from aitbcd.errors import AitbcError
 
 #: The daemon's limit for a batch with defaults, which is one JSON document.
@@ -108,7 +108,7 @@ def run(
     _check_usage(argv, batch, job_file, follow, as_json, asked.get("line"))
     given = None if job_file is None else _given(job_file, argv, asked.get("line"))
     description = describe(argv, given, **asked)
-    client = Client(os.environ)
+    client = Client(os.environ, tell_of_gone)
     if not (wait or follow):
         if batch is not None:
             return _submit_batch(client, batch, description, as_json)

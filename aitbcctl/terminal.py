@@ -50,6 +50,14 @@ def say(text: str) -> None:
         raise BrokenOutput from None
 
 
+def tell_of_gone(gone: str, path: str) -> None:
+    """Say that this is about another queue than whoever has started a daemon may expect."""
+    say(
+        f"aitbcctl: nobody listens on {gone}: your own daemon is gone; this is the one at {path}\n"
+        "  start yours again: aitbcd; or remove that socket"
+    )
+
+
 def leave(text: str) -> NoReturn:
     """Say, below the ``^C`` that the terminal shows, what becomes of the job, and go."""
     say(f"\n{text}")

@@ -82,6 +82,32 @@ def test_a_daemon_of_somebody_else_is_his_to_start_again(other: Cli) -> None:
     assert "\n  start it again (" in said
 
 
+def test_whose_own_daemon_is_gone_is_told_that_it_is_about_another(
+    other: Cli, open_daemon: Service
+) -> None:
+    gone, found = (other.folder / name / "aitbcd.sock" for name in ("run/aitbcd", "state/runtime"))
+    for path in (gone, found):
+        path.parent.mkdir(parents=True)
+        for folder in (path.parent, path.parent.parent):
+            shutil.chown(folder, other.folder.owner())
+    # As root's would be found behind it.
+    found.symlink_to(open_daemon.socket)
+    environ = {
+        "AITBC_SOCKET": "",
+        "AITBCD_RUNTIME_DIR": "",
+        "AITBCD_STATE_DIR": str(found.parent.parent),
+        "XDG_RUNTIME_DIR": str(gone.parent.parent),
+    }
+    assert other("submit", "--", "true", environ=environ).stderr == b""
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(gone))
+    gone.chmod(0o666)
+    for verb in (("submit", "--", "true"), ("submit", "--wait", "--", "true"), ("list",)):
+        said = other(*verb, environ=environ).stderr.decode()
+        assert said.count(f"nobody listens on {gone}") == 1
+        assert said.count(f"this is the one at {found}") == 1
+
+
 def test_the_doctor_looks_at_the_configuration_of_the_daemon_that_answers(other: Cli) -> None:
     """One's own is for one's own daemon, and says nothing of root's."""
     own = other.folder / ".config/aitbcd/aitbcd.toml"
