@@ -47,7 +47,7 @@ class Attempt:
         self.spec = spec
         self.folder = folder
         self.facts: Facts | None = None
-        #: When the program's exec had succeeded, and its pid; None before.
+        #: When the program was started, and its pid; None until its exec has succeeded.
         self.started_at: int | None = None
         self.pid: int | None = None
         self.logs: LogLimit | None = None
@@ -86,6 +86,8 @@ class Attempt:
             name = folder_name(spec["job"], spec["attempt"])
             self._group = JobGroup.create(f"{self._groups}/{name}", spec.get("limits", {}))
         self._started_ticks = processes.ticks_now()
+        # Not once it runs: on a busy machine we get the processor back later than it does.
+        started_at, self._started_mono = _now_us(), time.monotonic()
         try:
             self.pid = spawn.start(spec, made.stdout, made.stderr, who, self._group)
         except spawn.CannotStart as refusal:
@@ -99,8 +101,8 @@ class Attempt:
         # The kernel counts what a process had before its exec as its own: ours (exec_mmap() and
         # wait4(2), ru_maxrss). So what is not more than that is not known.
         self._least_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + _RSS_ERROR
-        self.started_at = _now_us()
-        now = self._started_mono = time.monotonic()
+        self.started_at = started_at
+        now = time.monotonic()
         if spec["timeout_s"] is not None:
             self._time_out_at = now + spec["timeout_s"]
         self.logs = LogLimit({STDOUT: made.stdout, STDERR: made.stderr}, spec["log_limit"], now)
