@@ -78,7 +78,13 @@ class _Answers(Generic[T]):
         future: Future[T] = Future()
         self._asked[uid] = future
         # A daemon thread: one that the database never answers must not hold up our end.
-        threading.Thread(target=self._wait, args=(uid, future), daemon=True).start()
+        thread = threading.Thread(target=self._wait, args=(uid, future), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # This user has too many processes for now, or there is no memory for one more.
+            del self._asked[uid]
+            future.set_exception(OSError(str(error)))
         return future
 
     def _wait(self, uid: int, future: Future[T]) -> None:

@@ -24,6 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -127,7 +128,9 @@ class Transaction:
         self.forget()
         # A failed COMMIT or a full disk may have ended the transaction already.
         if self.connection.in_transaction:
-            self.execute("ROLLBACK")
+            # Should it fail, the next BEGIN does, and comes here again.
+            with suppress(sqlite3.Error):
+                self.execute("ROLLBACK")
 
     @property
     def written(self) -> int:
@@ -319,9 +322,11 @@ class Writer:
             self._finish(transaction)
             transaction.execute("COMMIT")
             self._committed_at = time.monotonic()
-        except (sqlite3.Error, MemoryError) as error:
+        except Exception as error:
+            # Also what nobody has thought of: the thread must live to answer the next ones.
             transaction.roll_back()
-            failure = storage_error(self._path, error)
+            is_storage = isinstance(error, (sqlite3.Error, MemoryError))
+            failure = storage_error(self._path, error) if is_storage else error
             return [(asked.future, None, failure) for asked in group]
         self.pending, self.number = transaction.pending, transaction.number
         return outcomes

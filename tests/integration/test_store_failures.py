@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from aitbcd.errors import StartupError, StorageFull, Unavailable
 from aitbcd.model import JobSpec
 from aitbcd.store import Store, migrate
+from aitbcd.store.writer import Transaction, Writer
 from tests.integration.stores import (
     ANN,
     NOW,
@@ -42,6 +43,7 @@ import asyncio, sys
 from msgspec.structs import replace
 from pathlib import Path
 from aitbcd.store import Store, migrate
+from aitbcd.store.writer import Transaction, Writer
 from tests.integration.stores import ANN, NOW, TRUE, in_pieces, whole_way
 
 def say(*words):
@@ -158,6 +160,7 @@ import asyncio, sys
 from msgspec.structs import replace
 from pathlib import Path
 from aitbcd.store import Store, migrate
+from aitbcd.store.writer import Transaction, Writer
 from tests.integration.stores import ANN, NOW, TRUE, in_pieces, whole_way
 
 async def main():
@@ -390,3 +393,34 @@ def test_a_read_only_file_system_is_said(disk: Disk) -> None:
     with pytest.raises(StartupError, match="cannot be written") as refused:
         asyncio.run(Store.open(disk.folder / "queue.db", now=NOW))
     assert "--state-dir" in (refused.value.hint or "")
+
+
+def test_what_nobody_has_thought_of_fails_its_group_and_no_other(tmp_path: Path) -> None:
+    def connect() -> Transaction:
+        connection = sqlite3.connect(tmp_path / "db", isolation_level=None)
+        connection.execute("CREATE TABLE numbers(number)")
+        return Transaction(connection, "SELECT 0, 0")
+
+    def refuse_twos(transaction: Transaction) -> None:
+        if transaction.execute("SELECT count(*) FROM numbers").fetchone() == (2,):
+            raise OverflowError("two are too many")
+
+    def insert(transaction: Transaction, number: int) -> int:
+        transaction.execute("INSERT INTO numbers VALUES (?)", (number,))
+        return number
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        writer = Writer(tmp_path / "db", connect, refuse_twos, loop)
+        await writer.start()
+        async with asyncio.timeout(DEADLINE_S):
+            assert await writer.submit(insert, 1) == 1
+            with pytest.raises(OverflowError):
+                await writer.submit(insert, 2)
+            both = writer.submit(insert, 3), writer.submit(insert, 4)
+            assert [await one for one in both] == [3, 4]
+            await writer.close()
+        with closing(sqlite3.connect(tmp_path / "db")) as database:
+            assert database.execute("SELECT * FROM numbers").fetchall() == [(1,), (3,), (4,)]
+
+    asyncio.run(scenario())

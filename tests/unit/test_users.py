@@ -110,6 +110,23 @@ def test_a_database_that_never_answered_is_said_to_be_away(directory: Directory)
     asyncio.run(scenario())
 
 
+def test_a_question_for_which_there_is_no_thread_is_asked_again(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        with monkeypatch.context() as patch:
+            # As where this user has too many processes.
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(Unavailable, match="who uid 0 is"):
+                await users.find(0)
+        assert await users.find(0) is not None
+
+    asyncio.run(scenario())
+
+
 def test_the_last_answer_counts_while_there_is_no_newer_one(directory: Directory) -> None:
     async def scenario() -> None:
         known = await users.find(0)
