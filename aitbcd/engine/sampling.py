@@ -76,6 +76,8 @@ class Sampling:
         self._spawn = spawn
         self._courses: dict[Key, _Course] = {}
         self._is_ticking = False
+        #: Why there is no sample at present, as it was logged.
+        self._told: str | None = None
 
     def clear(self, kept: Collection[tuple[str, int]]) -> None:
         """Remove what is of no attempt (job id and number) any more."""
@@ -208,13 +210,24 @@ class Sampling:
                 now = time.monotonic()
                 due = (math.floor(now / interval_s + 0.1) + 1) * interval_s
                 await asyncio.sleep(due - now)
-                await self._sample()
-                if time.monotonic() - written_at >= _WRITE_S:
-                    written_at = time.monotonic()
-                    await self._write()
-                self._begin_to_write()
+                try:
+                    await self._sample()
+                    if time.monotonic() - written_at >= _WRITE_S:
+                        written_at = time.monotonic()
+                        await self._write()
+                    self._begin_to_write()
+                except Exception as problem:
+                    self._tell(problem)
+                else:
+                    self._told = None
         finally:
             self._is_ticking = False
+
+    def _tell(self, problem: Exception) -> None:
+        """Log, once as long as it stays the same, that a sample is missing."""
+        if self._told != (told := repr(problem)):
+            self._told = told
+            _log.error("the GPUs of jobs could not be sampled", exc_info=problem)
 
     async def _sample(self) -> None:
         uuids = {uuid for course in self._sampled for uuid in course.job.gpu_uuids}

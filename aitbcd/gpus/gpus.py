@@ -290,8 +290,10 @@ class Gpus:
                 self._fail(self._absence, is_tried_again=False)
             else:
                 report = await self._report()
-                self._names = await _names_of(_uids_in(report.devices))
+                names = await _names_of(_uids_in(report.devices))
                 await self._learn_of(report.devices)
+                # Only now: a review meanwhile needs the names of what was seen before.
+                self._names = names
                 self._succeed(report, now_us())
         except TimeoutError:
             self._give_up()
@@ -300,6 +302,12 @@ class Gpus:
             self._fail(_why(ended))
         except OSError as problem:
             self._fail(f"the NVIDIA driver could not be asked: {problem.strerror}")
+        except Exception as problem:
+            # No thread is to be had for a moment, say. This must not have been the last look.
+            why = f"the GPUs could not be looked at: {problem!r}"
+            if why != self.inventory.problem:
+                _log.exception("gpus: a look failed")
+            self._fail(why)
         finally:
             self._looked_at = time.monotonic()
             if self._is_stirred:
@@ -409,11 +417,12 @@ class Gpus:
     def _fail(self, problem: str, *, is_tried_again: bool = True) -> None:
         self._seen = None
         self._has_seen_all |= self._is_recalled
+        if is_tried_again:
+            # Before others are told, so that it is tried again whatever they make of it.
+            self._retry()
         gpus = self._judge.unreachable(problem)
         is_partial = not self._has_seen_all
         self._publish(Inventory(now_us(), problem, gpus=gpus, is_partial=is_partial))
-        if is_tried_again:
-            self._retry()
 
     def _give_up(self) -> None:
         """The driver hangs: end the probe, and ask again when that is gone."""

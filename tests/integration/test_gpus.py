@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -63,8 +63,9 @@ async def opened(
     settings: Settings = QUICK,
     job_of: Callable[[ProcessFacts, Collection[str]], str | None] = lambda process, held: None,
     boot_id: str = "this boot",
+    learn: Callable[[Iterable[ProcessFacts]], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Gpus]:
-    gpus = Gpus(settings, Drains(folder / "gpus.json", boot_id), job_of)
+    gpus = Gpus(settings, Drains(folder / "gpus.json", boot_id), job_of, learn)
     gpus.open()
     try:
         yield gpus
@@ -316,6 +317,36 @@ def test_a_probe_that_is_killed_is_replaced(driver: Driver, tmp_path: Path) -> N
             os.kill(probe, signal.SIGKILL)
             await until(gpus, "signal 9", lambda seen: "signal 9" in str(seen.problem))
             await heard(gpus, "it answers", lambda seen: seen.gpus and is_well(seen))
+
+    run(test())
+
+
+def test_a_look_that_fails_by_itself_is_repeated(
+    driver: Driver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.write(gpu(0))
+    said = "can't start new thread"
+    is_possible = True
+
+    async def learn(processes: Iterable[ProcessFacts]) -> None:
+        if not is_possible:
+            raise RuntimeError(said)
+
+    async def test() -> None:
+        nonlocal is_possible
+        async with opened(tmp_path, learn=learn) as gpus:
+            await until(gpus, "it is there", lambda seen: seen.gpus and is_well(seen))
+            is_possible = False
+            inventory = await gpus.look(max_age_s=-1)
+            assert said in (inventory.problem or "")
+            assert states(inventory) == ["lost"]
+            # It fails again when nobody asks.
+            async with asyncio.timeout(DEADLINE_S):
+                while gpus.inventory is inventory:
+                    await asyncio.sleep(0.01)
+            is_possible = True
+            await heard(gpus, "it is seen", lambda seen: seen.gpus and is_well(seen))
+        assert caplog.text.count("a look failed") == 1
 
     run(test())
 
@@ -687,6 +718,38 @@ def test_a_foreign_process_is_named_and_its_gpu_taken(driver: Driver, tmp_path: 
             # Nobody asks: it is free by itself after the grace.
             await gpus.look(max_age_s=-1)
             await heard(gpus, "free", is_well)
+
+    run(test())
+
+
+def test_a_gpu_is_given_while_it_is_looked_whose_its_processes_are(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.write(gpu(0, used=GIB, process=[process(os.getpid(), GIB)]))
+    is_known, is_asked = asyncio.Event(), asyncio.Event()
+    is_known.set()
+
+    async def learn(processes: Iterable[ProcessFacts]) -> None:
+        is_asked.set()
+        await is_known.wait()
+
+    async def test() -> None:
+        async with opened(tmp_path, learn=learn) as gpus:
+            await until(gpus, "foreign", lambda seen: states(seen) == ["foreign"])
+            # Its user has no process there any more.
+            driver.write(gpu(0))
+            is_known.clear()
+            is_asked.clear()
+            looking = asyncio.create_task(gpus.look(max_age_s=-1))
+            async with asyncio.timeout(DEADLINE_S):
+                await is_asked.wait()
+            gpus.oversee(lambda uuid: ("job_00000001",), lambda uuid: None)
+            gpus.review()
+            (one,) = first(gpus.inventory).processes
+            assert one.user == pwd.getpwuid(os.getuid()).pw_name
+            assert first(gpus.inventory).jobs == ("job_00000001",)
+            is_known.set()
+            assert first(await looking).processes == ()
 
     run(test())
 

@@ -198,6 +198,37 @@ async def _is_at_rest() -> bool:
     return proc.switches(probe()) == before
 
 
+def test_sampling_goes_on_after_a_sample_that_failed(
+    driver: Driver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.write(gpu(0))
+    failures = 0
+    is_failing = False
+
+    def fail(_: Gpu) -> None:
+        nonlocal failures
+        if is_failing:
+            failures += 1
+            raise RuntimeError("can't start new thread")
+
+    async def has_failed_twice() -> bool:
+        return failures >= 2
+
+    async def scenario() -> None:
+        nonlocal is_failing
+        async with rig_in(tmp_path) as rig:
+            rig.gpus.on_seen(fail)
+            job = await rig.submit(*SLEEP, gpus=1)
+            await rows_more(rig, job, 1)
+            is_failing = True
+            await until("samples fail", has_failed_twice)
+            is_failing = False
+            await rows_more(rig, job, 2)
+        assert caplog.text.count("could not be sampled") == 1
+
+    go(scenario())
+
+
 # Who is there
 
 
