@@ -387,11 +387,16 @@ class Attempt:
             return False
         except Exception:
             # The next look finds it as a new daemon would.
-            handle.hang_up()
+            if self._handle:
+                self._handle.hang_up()
             raise
         finally:
+            self._forget_handle()
+
+    def _forget_handle(self) -> None:
+        if self._handle:
+            self._handle.forget()
             self._handle = None
-            handle.forget()
 
     def _note_started(self, at: int | None, pid: int | None = None) -> None:
         """Take note of a start that is to be recorded, at the latest with its end."""
@@ -522,11 +527,11 @@ class Attempt:
             return
         samples = await self._parts.sampling.table(self.job)
         try:
-            status, ending = await self._seal(decided, handle, kept_whole, samples)
+            status, ending = await self._seal(decided, kept_whole, samples)
         finally:
             if samples is not None:
                 os.close(samples)
-        await self._record(status, ending, handle)
+        await self._record(status, ending, self._handle)
 
     async def _requeue(self, ending: Ending, handle: Supervised | None) -> None:
         move = self._next(Trigger.REQUEUE, ending=ending)
@@ -548,11 +553,13 @@ class Attempt:
     async def _seal(
         self,
         decided: Outcome,
-        handle: Supervised | None,
         kept_whole: list[str],
         samples: int | None,
     ) -> tuple[JobState, Ending]:
-        """Have the package sealed, however long the disk is full; return what it says."""
+        """Have the package sealed, however long the disk is full; return what it says.
+
+        By its supervisor, where it has one: ``_handle`` may then be another than before.
+        """
         user = await self._get_user()
         spec = await self._get_spec()
         pause_s, look_s, tries, kills = AGAIN_FIRST_S, AGAIN_FIRST_S / 10, 0, 0
@@ -564,12 +571,13 @@ class Attempt:
             if self._drop:
                 order["drop"] = self._drop
             try:
-                report = await (handle or self._parts.runs).seal(order, samples)
+                report = await (self._handle or self._parts.runs).seal(order, samples)
             except LauncherGone:
                 # A supervisor that was killed, or a sealer that is at it: whoever takes the lock.
-                handle = self._handle = None
+                self._forget_handle()
                 await asyncio.sleep(look_s)
                 look_s = min(2 * look_s, AGAIN_MOST_S)
+                await self._adopt_sealing()
                 continue
             except SealFailed as failure:
                 if failure.errno == errno.EOWNERDEAD and kills < _SEAL_TRIES:
@@ -598,6 +606,13 @@ class Attempt:
                 result_bytes=report["bytes"],
                 result_files=report["files"],
             )
+
+    async def _adopt_sealing(self) -> None:
+        """Go on with a supervisor that lives, and has only lost its connection to us."""
+        self._handle = await self._parts.runs.adopt(self.job.job_id, self.job.attempt)
+        if self._handle and self._drop:
+            # It may not have heard of it.
+            self._handle.stop_seal()
 
     async def _get_user(self) -> users.User:
         """Return the job's user; his uid alone when he was removed while it ran."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aitbcd.launcher import protocol
 from tests.service import children, wait_for
 from tests.system.test_recovery import Box, is_gone, kill, stop
 
@@ -117,6 +120,44 @@ def test_a_sealing_that_is_killed_again_and_again_keeps_the_logs(box: Box) -> No
     assert "ended from outside" in ended["message"]
     assert [entry["path"] for entry in output(box, job)["left_out"]] == ["artifacts"]
     assert (box.service.state / "results" / job / "logs/stdout.log").read_text() == "said\n"
+
+
+def take_connection(box: Box, job: str) -> socket.socket:
+    """Connect to a supervisor in its daemon's place, as it has one connection at a time."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    folder = os.open(box.folder_of(job), os.O_RDONLY)
+    try:
+        sock.connect(protocol.address(folder, protocol.SOCKET))
+    finally:
+        os.close(folder)
+    # It has accepted it, and let go of the other.
+    assert protocol.receive(sock) is not None
+    return sock
+
+
+@pytest.mark.parametrize("is_given_up", [False, True])
+def test_a_supervisor_that_loses_its_connection_while_it_stores_is_found_again(
+    box: Box, is_given_up: bool
+) -> None:
+    job = storing(box, ENDLESS.replace("300G", "1G"))
+    at_it = wait_for("a child seals", lambda: sealers(box))
+    for pid in at_it:
+        stop(pid)
+    # It listens only once it has been left by a daemon.
+    box.restart()
+    wait_for("it is found", lambda: box.status(job)["waiting"] == "stores its results")
+    with take_connection(box, job):
+        if is_given_up:
+            box.cancel(job, force=True)
+    for pid in at_it:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    ended = box.wait_end(job)
+    assert (ended["status"], ended["results"]) == ("completed", "kept")
+    assert [entry["path"] for entry in output(box, job)["left_out"]] == ["artifacts"] * is_given_up
+    box.verify(job)
+    wait_for("its run folder goes", lambda: not box.folder_of(job).exists())
+    assert box.wait_end(box.submit("true"))["status"] == "completed"
 
 
 def wait_told(box: Box, job: str, *words: str) -> None:
