@@ -168,9 +168,14 @@ class _Packets:
             protocol.send_packet(self._sock, packet, list(fds))
         except BlockingIOError:
             return False
-        except OSError:
+        except ConnectionError:
             # The end-of-file is on its way.
             pass
+        except OSError as error:
+            # For want of a descriptor or memory: whoever waits for an answer is to look again.
+            _log.error("a connection is given up: %s", error)
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
         return True
 
     def _write(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -16,7 +17,8 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -41,6 +43,17 @@ def wait_for(what: str, condition: Callable[[], T | None], *, log: Path | None =
             raise AssertionError(f"not within {DEADLINE_S:.0f} s: {what}\n{said}")
         time.sleep(0.005)
     return answer
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let nothing more be opened, though what is open goes on."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def become_subreaper() -> None:

@@ -206,7 +206,8 @@ def send_packet(sock: socket.socket, packet: bytes, fds: list[int] | None = None
 
     Raises:
         BlockingIOError: a non-blocking socket is full; nothing was sent.
-        OSError: the other side is gone.
+        ConnectionError: the other side is gone.
+        OSError: there is no descriptor or memory for it; nothing was sent.
     """
     fds = fds or []
     if len(packet) <= PACKET_BYTES:
