@@ -343,8 +343,8 @@ class Supervisor:
         try:
             protocol.send(self._daemon, message | about)
         except OSError:
-            # Its end-of-file is next in the queue.
-            pass
+            # Gone, or it cannot be told: its end-of-file comes next, and a daemon looks again.
+            self._daemon.shutdown(socket.SHUT_RDWR)
 
     # -- the next daemon ----------------------------------------------------------------------
 
