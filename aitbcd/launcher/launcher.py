@@ -106,6 +106,9 @@ class Launcher:
         self._generation = 0
         self._workers: dict[int, Worker] = {}
         self._tasks: dict[int, Task] = {}
+        #: Children of ours that have outlived all that was done to end them, and what descended
+        #: from them then: what root has made of itself, or what hangs in the kernel.
+        self._survivors: frozenset[tuple[int, int]] = frozenset()
         #: The one that was given an attempt last is last.
         self._idle: list[Worker] = []
         #: The fewest that were idle since it was last looked whether there are too many, and when
@@ -478,11 +481,19 @@ class Launcher:
                 self._on_death(worker)
 
     def _end_orphans(self) -> None:
+        """End all our children but the ones we forked.
+
+        Who has outlived it once is killed again each time, or reaped, but waited for no more:
+        nothing is started meanwhile.
+        """
         known = frozenset(self._workers) | frozenset(self._tasks)
+        left: list[processes.Process] = []
         for _ in range(_SWEEPS):
-            if not processes.end_all(lambda: _reap_all_but(known), but=known):
-                return
+            left = processes.end_all(lambda: _reap_all_but(known), but=known)
+            if not processes.without(left, self._survivors):
+                break
             select.select([], [], [], _SWEEP_PAUSE_S)
+        self._survivors = frozenset(each.identity for each in left)
 
     def _tombstone(self, message: Message) -> bool:
         """Mark an attempt that is not placed as canceled, so that it never starts."""

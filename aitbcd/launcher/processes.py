@@ -69,7 +69,10 @@ def of_pids(pids: list[int]) -> list[Process]:
 
 
 def descendants(root: int, *, but: frozenset[int] = frozenset()) -> list[Process]:
-    """Return all that descends from ``root``, without ``but`` and what descends from those."""
+    """Return all that descends from ``root``, without ``but`` and what descends from those.
+
+    Each comes after its parent.
+    """
     children: dict[int, list[Process]] = {}
     for process in all_processes():
         children.setdefault(process.ppid, []).append(process)
@@ -81,6 +84,15 @@ def descendants(root: int, *, but: frozenset[int] = frozenset()) -> list[Process
                 found.append(child)
                 waiting.append(child.pid)
     return found
+
+
+def without(found: list[Process], those: frozenset[tuple[int, int]]) -> list[Process]:
+    """Return of descendants all but these, by their identity, and what descends from them."""
+    out: set[int] = set()
+    for process in found:
+        if process.identity in those or process.ppid in out:
+            out.add(process.pid)
+    return [process for process in found if process.pid not in out]
 
 
 def is_zombie(pid: int) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -149,6 +152,90 @@ def test_a_killed_supervisor_takes_all_that_it_had_started_along(
     spared.cancel(0)
     spared.exited()
     spared.finish()
+
+
+#: Becomes root's as with sudo(8), makes a child whenever it is told to, and has one of its user's,
+#: who may end that one alone.
+LIKE_SUDO = """
+./become --reuid=0 --regid=0 --clear-groups sh -c '
+    ./become --reuid={uid} --regid={gid} --clear-groups sleep 1000 & echo $!
+    exec 3<> gate
+    echo $$
+    while read _ <&3; do sleep 1000 & done
+' &
+wait
+"""
+#: The voluntary context switches that all rounds for a child that cannot be killed take at least.
+ALL_ROUNDS = 40
+
+
+@pytest.fixture
+def home(other: Who) -> Iterator[Path]:
+    """A folder of the other user's alone, with a program that makes root of him."""
+    with tempfile.TemporaryDirectory(prefix="aitbcd-home-", dir="/var/tmp") as name:
+        made = Path(name)
+        os.chown(made, other.uid, other.gid)
+        if os.statvfs(made).f_flag & os.ST_NOSUID:
+            pytest.skip(f"no program makes root of anybody in {made}")
+        setpriv = shutil.which("setpriv")
+        assert setpriv
+        shutil.copy(setpriv, made / "become")
+        (made / "become").chmod(0o4755)
+        os.mkfifo(made / "gate")
+        yield made
+
+
+def test_who_cannot_be_killed_is_waited_for_only_once(stage: Stage, other: Who, home: Path) -> None:
+    daemon = stage.launch_as(other)
+    line = LIKE_SUDO.format(uid=other.uid, gid=other.gid)
+    spec = stage.shell(line, who=other, cwd=str(home))
+    attempt = daemon.start(spec)
+    said = wait_for("both are there", lambda: two_of(stage, spec), log=stage.log)
+    his, survivor = map(int, said)
+    others = set(stage.supervisors()) - {attempt.supervisor}
+    os.kill(attempt.supervisor, signal.SIGKILL)
+    attempt.wait_lost()
+    assert daemon.ask("sweep", **about(spec))["left"] == []
+    assert set(children(stage.pid)) == {survivor} | others
+    wait_gone(his)
+
+    waits = waits_of(stage.pid)
+    for made in range(1, 4):
+        (home / "gate").write_text("\n")
+        wait_for("it has a further child", lambda: below(survivor) == made)  # noqa: B023
+        assert daemon.ask("sweep", **about(spec))["left"] == []
+    assert waits_of(stage.pid) - waits < ALL_ROUNDS
+
+    # It spares nobody else.
+    further = family(stage, FAMILY, who=other)
+    attempt = daemon.start(further)
+    pids = pids_of(stage, further)
+    os.kill(attempt.supervisor, signal.SIGKILL)
+    attempt.wait_lost()
+    assert daemon.ask("sweep", **about(further))["left"] == []
+    assert not [pid for pid in pids if is_alive(pid)]
+    assert is_alive(survivor)
+
+    os.kill(survivor, signal.SIGKILL)
+    wait_gone(survivor)
+    daemon.ask("sweep", **about(spec))
+    assert survivor not in children(stage.pid)
+
+
+def two_of(stage: Stage, spec: dict[str, object]) -> list[str] | None:
+    path = stage.building(str(spec["job"])) / "logs" / "stdout.log"
+    words = path.read_text().split() if path.exists() else []
+    return words if len(words) == 2 else None
+
+
+def below(pid: int) -> int:
+    """Return how many children of a process run."""
+    return sum(is_alive(child) for child in children(pid))
+
+
+def waits_of(pid: int) -> int:
+    """Return how often a process has given the processor away of itself (proc(5))."""
+    return int(proc_status(Path(f"/proc/{pid}/status").read_text())["voluntary_ctxt_switches"])
 
 
 def about(spec: dict[str, object]) -> dict[str, object]:
