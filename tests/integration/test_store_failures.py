@@ -43,7 +43,6 @@ import asyncio, sys
 from msgspec.structs import replace
 from pathlib import Path
 from aitbcd.store import Store, migrate
-from aitbcd.store.writer import Transaction, Writer
 from tests.integration.stores import ANN, NOW, TRUE, in_pieces, whole_way
 
 def say(*words):
@@ -160,7 +159,6 @@ import asyncio, sys
 from msgspec.structs import replace
 from pathlib import Path
 from aitbcd.store import Store, migrate
-from aitbcd.store.writer import Transaction, Writer
 from tests.integration.stores import ANN, NOW, TRUE, in_pieces, whole_way
 
 async def main():
