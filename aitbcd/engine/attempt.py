@@ -256,7 +256,7 @@ class Attempt:
             never_ran = is_new and not os.path.lexists(self._folder(is_sealed=True))
             while True:
                 try:
-                    if await self._step(never_ran=never_ran):
+                    if await self._look(never_ran=never_ran):
                         return
                 except LauncherGone:
                     pass
@@ -297,6 +297,18 @@ class Attempt:
             return False
         return True
 
+    async def _look(self, *, never_ran: bool) -> bool:
+        """Take a step, and let go of the supervisor that it had; True as for ``_step``."""
+        try:
+            return await self._step(never_ran=never_ran)
+        except Exception:
+            # The next look finds it as a new daemon would.
+            if self._handle:
+                self._handle.hang_up()
+            raise
+        finally:
+            self._forget_handle()
+
     async def _step(self, *, never_ran: bool) -> bool:
         """Do what follows from what the attempt is now; True when its end is recorded."""
         job = self.job
@@ -322,7 +334,7 @@ class Attempt:
                 self._parts.evidence.open_again(job)
                 return handle is not None and await self._supervise(handle)
             case Found.EXITED if finding.facts:
-                await self._conclude(finding.facts, None)
+                await self._conclude(finding.facts)
             case _:
                 await self._lose_swept()
         return True
@@ -371,27 +383,19 @@ class Attempt:
         """Listen to a supervisor until the attempt is over; False when it fell silent."""
         self._handle = handle
         self._is_placed = True
-        try:
-            await self._parts.sampling.begin(self.job)
-            if self.status is JobState.CANCELING:
-                self._due_at = time.monotonic() + self._grace_s + _KILL_S + _ANSWER_S
-                handle.cancel(self._grace_s)
-            while (report := await handle.report()) is not None:
-                if self.status is not JobState.CANCELING:
-                    self._due_at = None
-                if report["op"] == "running":
-                    await self._on_running(report)
-                elif report["op"] == "exited":
-                    await self._conclude(report["facts"], handle)
-                    return True
-            return False
-        except Exception:
-            # The next look finds it as a new daemon would.
-            if self._handle:
-                self._handle.hang_up()
-            raise
-        finally:
-            self._forget_handle()
+        await self._parts.sampling.begin(self.job)
+        if self.status is JobState.CANCELING:
+            self._due_at = time.monotonic() + self._grace_s + _KILL_S + _ANSWER_S
+            handle.cancel(self._grace_s)
+        while (report := await handle.report()) is not None:
+            if self.status is not JobState.CANCELING:
+                self._due_at = None
+            if report["op"] == "running":
+                await self._on_running(report)
+            elif report["op"] == "exited":
+                await self._conclude(report["facts"])
+                return True
+        return False
 
     def _forget_handle(self) -> None:
         if self._handle:
@@ -413,7 +417,7 @@ class Attempt:
 
     # -- ends ---------------------------------------------------------------------------------
 
-    async def _conclude(self, facts: Facts, handle: Supervised | None) -> None:
+    async def _conclude(self, facts: Facts) -> None:
         """Decide what an attempt's end means, have it sealed, and record it."""
         if facts.get("containers"):
             facts = facts | {"undead": [*facts.get("undead", []), *await self._sweep()]}
@@ -422,7 +426,7 @@ class Attempt:
         retries_left = await self._retries_left()
         await self._settled()
         if facts.get("storage"):
-            await self._put_back(facts["cannot_start"] or "storage failed", handle)
+            await self._put_back(facts["cannot_start"] or "storage failed")
             return
         self._note_started(facts.get("started_at"), facts.get("pid"))
         decided = outcome.judge(facts, self.status, retries_left=retries_left)
@@ -435,7 +439,7 @@ class Attempt:
             said = reported.percentage(self._folder(is_sealed=False))
             decided = decided._replace(ending=replace(decided.ending, progress=said))
         used_us = self._used_us(decided.ending.finished_at)
-        await self._end(decided, handle, facts.get("kept_whole", []), used_us)
+        await self._end(decided, facts.get("kept_whole", []), used_us)
 
     async def _explained(self, decided: Outcome, facts: Facts, seen: Seen) -> Outcome:
         """Return it with what stood behind it, where that can be told."""
@@ -497,7 +501,7 @@ class Attempt:
         self._note_decided(decided)
         decided = await self._with_wish(decided)
         used_us = self._used_us(until or decided.ending.finished_at)
-        await self._end(decided, None, [], used_us)
+        await self._end(decided, [], used_us)
 
     def _used_us(self, until: int) -> int:
         """Return how long the attempt used the machine, to be charged for."""
@@ -513,9 +517,7 @@ class Attempt:
         models, share = self._gpu_models, self._gpu_share
         return self._parts.terms.charge_micro(self.job, models, share, used_us)
 
-    async def _end(
-        self, decided: Outcome, handle: Supervised | None, kept_whole: list[str], used_us: int
-    ) -> None:
+    async def _end(self, decided: Outcome, kept_whole: list[str], used_us: int) -> None:
         ending = replace(
             decided.ending,
             charge_micro=self._charge_micro(used_us),
@@ -523,7 +525,7 @@ class Attempt:
         )
         decided = decided._replace(ending=ending)
         if decided.trigger is Trigger.REQUEUE:
-            await self._requeue(decided.ending, handle)
+            await self._requeue(decided.ending)
             return
         samples = await self._parts.sampling.table(self.job)
         try:
@@ -531,24 +533,24 @@ class Attempt:
         finally:
             if samples is not None:
                 os.close(samples)
-        await self._record(status, ending, self._handle)
+        await self._record(status, ending)
 
-    async def _requeue(self, ending: Ending, handle: Supervised | None) -> None:
+    async def _requeue(self, ending: Ending) -> None:
         move = self._next(Trigger.REQUEUE, ending=ending)
         await self._commit(*self._unsaid(), move)
         self._has_returned.set()
-        await self._dismiss(handle)
+        await self._dismiss()
 
-    async def _put_back(self, obstacle: str, handle: Supervised | None = None) -> None:
+    async def _put_back(self, obstacle: str) -> None:
         """Return a job that the disk kept from starting; it is not to blame."""
         await self._settled()
         if self.status is JobState.CANCELING:
-            await self._record_unrun(handle)
+            await self._record_unrun()
             return
         self._returns = True
         ending = Ending(now_us(), Reason.STORAGE, message=obstacle)
         self._parts.on_obstacle(f"waits for the disk: {obstacle}")
-        await self._requeue(ending, handle)
+        await self._requeue(ending)
 
     async def _seal(
         self,
@@ -658,12 +660,12 @@ class Attempt:
         charge_micro = self._charge_micro(self._used_us(until))
         gpu_use = await self._parts.sampling.finish(self.job, self._gpu_share)
         ending = replace(ending, finished_at=at, charge_micro=charge_micro, gpu_use=gpu_use)
-        await self._record(status, ending, None)
+        await self._record(status, ending)
 
     def _folder(self, *, is_sealed: bool) -> str:
         return f"{self._parts.results}/{package_name(self.job.job_id, is_sealed=is_sealed)}"
 
-    async def _record(self, status: JobState, ending: Ending, handle: Supervised | None) -> None:
+    async def _record(self, status: JobState, ending: Ending) -> None:
         """Commit the final status of a sealed attempt; then its run folder goes."""
         await self._settled()
         self.is_over = True
@@ -680,15 +682,15 @@ class Attempt:
             status, ending = JobState.CANCELED, replace(ending, reason=Reason.CANCELED)
         trigger = _FINAL_TRIGGERS[status]
         await self._finish(trigger, ending, *moves, expected=current)
-        await self._dismiss(handle)
+        await self._dismiss()
 
-    async def _record_unrun(self, handle: Supervised | None = None) -> None:
+    async def _record_unrun(self) -> None:
         await self._settled()
         message = f"{await self._canceled()} before it started"
         ending = Ending(now_us(), Reason.CANCELED, message=message)
         self.is_over = True
         await self._finish(Trigger.CANCELED, ending)
-        await self._dismiss(handle)
+        await self._dismiss()
 
     async def _fail_unrun(self, message: str) -> None:
         ending = Ending(now_us(), Reason.CANNOT_START, message=message)
@@ -709,10 +711,10 @@ class Attempt:
         await self._commit(*before, last)
         self._parts.on_ended(self.job, ending, expires_at)
 
-    async def _dismiss(self, handle: Supervised | None) -> None:
+    async def _dismiss(self) -> None:
         """Let the run folder go: its end is in the store."""
-        if handle and handle.is_there:
-            handle.done()
+        if self._handle and self._handle.is_there:
+            self._handle.done()
         else:
             await clear(self._parts.runs, self.job.job_id, self.job.attempt)
 
